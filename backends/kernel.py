@@ -1,0 +1,203 @@
+"""The contract between lowering and kernel generators.
+
+A *problem* says what must be computed, free of data and of tile parameters: equal problems share one piece of machine code.
+*Constants* are the layer's numbers. A *generator* declares which problems it can compute on which target (`legal`), its
+tile search space (`tiles`), how constants are laid out for it (`pack`) and the code itself (`emit`).
+
+Kernel ABI (ARCHITECTURE section 6):
+
+    int32_t kernel(const void *inputs..., const void *constants..., void *outputs..., int32_t lo, int32_t hi, void *scratch)
+
+`[lo, hi)` is a range of the parallel axis, whose length is `parallel_extent`. Threads partition outputs only. Each thread passes
+its own 64-byte aligned `scratch` of `scratch_bytes`. Buffers are 64-byte aligned and readable for 64 bytes past their end.
+No kernel calls anything: objects have no undefined symbol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.ir.protocols import Target
+
+Tile = Mapping[str, int]
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Buf:
+    """A tensor as a kernel sees it.
+
+    Attributes:
+        shape: logical shape, all integers.
+        dtype: numpy name of the stored element ("float32", "uint8", "int8", "int32", "int64", "bool").
+        layout: physical order of the logical axes; None is row-major. (0, 2, 3, 1) stores NCHW as NHWC.
+        zero_point: of quantized elements, in units of `dtype` (an int8 code c stored as uint8 is c + 128, and so is its zero
+            point); 0 for plain elements.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    layout: tuple[int, ...] | None = None
+    zero_point: int = 0
+
+    @property
+    def physical_shape(self) -> tuple[int, ...]:
+        """Shape in memory order."""
+        return self.shape if self.layout is None else tuple(self.shape[a] for a in self.layout)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, without tail padding."""
+        return self.size * np.dtype(self.dtype).itemsize
+
+    def strides(self) -> tuple[int, ...]:
+        """Element stride of each logical axis."""
+        order = self.layout or tuple(range(len(self.shape)))
+        strides = [0] * len(self.shape)
+        step = 1
+        for axis in reversed(order):
+            strides[axis] = step
+            step *= self.shape[axis]
+        return tuple(strides)
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """2-D convolution or GEMM over NHWC buffers with a fused epilogue.
+
+    A GEMM of [M, K] x [N, K] is the 1x1 convolution with h = 1, w = M, c = K, oc = N. Weights are logical [oc, c / groups, kh, kw].
+
+    Attributes:
+        dtype: element type of x: "float32", or "int8"/"uint8" codes (`Target.activation_dtype`).
+        out_dtype: "float32"; the activation code type (requantized); or "int32" (raw accumulators).
+        clamp: whether the epilogue clamps to `ConvConstants.lo/hi`. Quantized results always saturate to `out_dtype`, so clamp is
+            False when lo/hi are its limits.
+        relu: float only: max(x, 0), the commonest clamp, without constants.
+        wide_weights: quantized only: some weight code is -128, which rules out pairing two int8 products in int16.
+    """
+
+    batch: int
+    h: int
+    w: int
+    c: int
+    oc: int
+    kh: int = 1
+    kw: int = 1
+    stride_h: int = 1
+    stride_w: int = 1
+    dilation_h: int = 1
+    dilation_w: int = 1
+    pad_top: int = 0
+    pad_left: int = 0
+    pad_bottom: int = 0
+    pad_right: int = 0
+    groups: int = 1
+    dtype: str = "float32"
+    out_dtype: str = "float32"
+    clamp: bool = False
+    relu: bool = False
+    wide_weights: bool = False
+
+    @property
+    def oh(self) -> int:
+        """Output height."""
+        return (self.h + self.pad_top + self.pad_bottom - self.dilation_h * (self.kh - 1) - 1) // self.stride_h + 1
+
+    @property
+    def ow(self) -> int:
+        """Output width."""
+        return (self.w + self.pad_left + self.pad_right - self.dilation_w * (self.kw - 1) - 1) // self.stride_w + 1
+
+    @property
+    def padded(self) -> bool:
+        """True when any border is padded."""
+        return any((self.pad_top, self.pad_left, self.pad_bottom, self.pad_right))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        return self.batch * self.oh * self.ow * self.oc * self.kh * self.kw * self.c // self.groups
+
+
+@dataclass(frozen=True)
+class ConvConstants:
+    """The numbers of one convolution, in logical layout.
+
+    Attributes:
+        weights: [oc, c / groups, kh, kw] float32 or int8.
+        bias: [oc] float32 or int32.
+        multiplier, shift: [oc] int64 dyadic requantization out = clamp(zp + ((acc*m + 2^(n-1)) >> n)), n in 1..62; None unless requantized.
+        x_zero_point, y_zero_point: in units of the stored dtypes.
+        lo, hi: clamp of the result, in units of the stored output dtype (floats for float32).
+    """
+
+    weights: Array
+    bias: Array
+    multiplier: Array | None = None
+    shift: Array | None = None
+    x_zero_point: int = 0
+    y_zero_point: int = 0
+    lo: float = -np.inf
+    hi: float = np.inf
+
+
+@dataclass(frozen=True)
+class NodeProblem:
+    """Any other operator: what its IR node says, with the physical view of every operand.
+
+    Attributes:
+        op: name in the op table.
+        attrs: the op's frozen attribute dataclass.
+        inputs: operands in order, constants included (they are ordinary read-only buffers).
+        outputs: results in order.
+        scales: per-tensor scales of inputs then outputs where quantized, 1.0 elsewhere (float islands need them).
+    """
+
+    op: str
+    attrs: Any
+    inputs: tuple[Buf, ...]
+    outputs: tuple[Buf, ...]
+    scales: tuple[float, ...] = ()
+
+
+Problem = ConvProblem | NodeProblem
+
+
+class Generator(Protocol):
+    """One way to compute a class of problems on a class of targets."""
+
+    name: str
+
+    def legal(self, problem: Problem, target: Target) -> str | None:
+        """None when this generator can compute `problem` on `target`, else the reason why not."""
+        ...
+
+    def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
+        """Tile parameters worth trying, the statically best first. Never empty for a legal problem."""
+        ...
+
+    def pack(self, problem: Problem, tile: Tile, target: Target, constants: ConvConstants | None) -> list[Array]:
+        """Constant buffers in the kernel's layout, in ABI order; empty when the kernel takes none of its own."""
+        ...
+
+    def parallel_extent(self, problem: Problem, tile: Tile) -> int:
+        """Length of the parallel axis; 1 when the kernel is serial."""
+        ...
+
+    def scratch_bytes(self, problem: Problem, tile: Tile) -> int:
+        """Scratch one thread needs; 0 for none."""
+        ...
+
+    def emit(self, problem: Problem, tile: Tile, target: Target, symbol: str) -> Any:
+        """The kernel as a TVM PrimFunc named `symbol`, built with `bevel.backends.tvm.Builder`."""
+        ...

@@ -1,0 +1,118 @@
+"""What lowering produces and the runtime consumes: a flat list of kernel calls over one arena.
+
+`Schedule` holds everything the artifact writer needs; nothing in it refers back to the graph. The runtime turns `steps` into
+generated C, writes `weights` to weights.bin and links the objects compiled from `kernels`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bevel.backends.kernel import Problem, Tile
+from bevel.ir.protocols import Target
+
+
+@dataclass(frozen=True)
+class Place:
+    """A byte offset in "arena" or "weights"; both bases are 64-byte aligned."""
+
+    space: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One piece of machine code, shared by every step with an equal problem and tile.
+
+    Attributes:
+        symbol: C name, `bevel_k_<digest>`.
+        generator: name of the generator, "generic..." for derived loop kernels.
+    """
+
+    symbol: str
+    generator: str
+    problem: Problem
+    tile: Tile
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call.
+
+    Attributes:
+        layer: original (ONNX) name of the node this step computes, for profiles and errors.
+        op: IR operator, fused parts joined by "+" ("IntConv+Requantize").
+        symbol: kernel to call.
+        args: buffers in ABI order: inputs, constants, outputs.
+        extent: parallel extent; the runtime splits [0, extent) over threads.
+        scratch_bytes: per thread.
+        macs, bytes: work and traffic, for reports.
+        bits: precision spelling ("fp32", "w8a8").
+    """
+
+    layer: str
+    op: str
+    symbol: str
+    args: tuple[Place, ...]
+    extent: int = 1
+    scratch_bytes: int = 0
+    macs: int = 0
+    bytes: int = 0
+    bits: str = "fp32"
+
+
+@dataclass(frozen=True)
+class IoTensor:
+    """An input or output of the artifact.
+
+    Attributes:
+        name: ONNX name.
+        shape: logical shape; memory is row-major in this order.
+        dtype: numpy name of the stored element.
+        scale, zero_point: of quantized tensors (zero_point in units of dtype); scale 0.0 means not quantized.
+        place: where it lives in the arena while the model is open.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    place: Place
+    scale: float = 0.0
+    zero_point: int = 0
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """An arena tensor's offset, size and the steps it lives over, for the report's memory timeline."""
+
+    name: str
+    offset: int
+    nbytes: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A compiled graph before linking.
+
+    Attributes:
+        arena_bytes: static activations, without per-thread scratch.
+        scratch_bytes: the largest per-thread scratch of any step (64-byte rounded); the arena is extended by threads x this.
+        weights: contents of weights.bin after its header, every constant 64-byte aligned, 64 bytes of tail padding.
+        graph_hash: hash of the graph compiled.
+        level: "float" or "integer".
+    """
+
+    name: str
+    target: Target
+    steps: tuple[Step, ...]
+    kernels: tuple[Kernel, ...]
+    inputs: tuple[IoTensor, ...]
+    outputs: tuple[IoTensor, ...]
+    arena_bytes: int
+    scratch_bytes: int
+    weights: bytes
+    graph_hash: str
+    level: str
+    lifetimes: tuple[Lifetime, ...] = field(default=())

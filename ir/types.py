@@ -1,0 +1,265 @@
+"""Tensor types: element types, quantized types, symbolic dimensions.
+
+A quantized tensor is a *type*, not a pair of operators: `Quant` carries the storage integer, scale and zero point, and
+real = scale * (code - zero_point). All types are frozen and hashable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """A symbolic dimension with inclusive bounds, for example `Dim("batch", 1, 8)`.
+
+    `hi` is None while unbounded; code generation needs a bound.
+    """
+
+    name: str
+    lo: int = 1
+    hi: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}({self.lo}..{'' if self.hi is None else self.hi})"
+
+
+Shape = tuple[int | Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Float:
+    """IEEE binary floating point of 16 or 32 bits."""
+
+    bits: int = 32
+
+    def __post_init__(self) -> None:
+        if self.bits not in (16, 32, 64):
+            raise ValueError(f"Float of {self.bits} bits: expected 16, 32 or 64")
+
+    def __str__(self) -> str:
+        return f"f{self.bits}"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy dtype that stores one element."""
+        return np.dtype(f"float{self.bits}")
+
+
+@dataclass(frozen=True, slots=True)
+class Bool:
+    """A truth value, stored as one byte."""
+
+    def __str__(self) -> str:
+        return "bool"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy dtype that stores one element."""
+        return np.dtype(np.bool_)
+
+
+@dataclass(frozen=True, slots=True)
+class Int:
+    """A two's complement or unsigned integer of 1 to 64 bits; numpy stores it in the next wider native integer."""
+
+    bits: int = 32
+    signed: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 64:
+            raise ValueError(f"Int of {self.bits} bits: expected 1..64")
+
+    def __str__(self) -> str:
+        return f"{'i' if self.signed else 'u'}{self.bits}"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy dtype that stores one element."""
+        native = next(b for b in (8, 16, 32, 64) if b >= self.bits)
+        return np.dtype(f"{'int' if self.signed else 'uint'}{native}")
+
+    @property
+    def min(self) -> int:
+        """The lowest representable code."""
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def max(self) -> int:
+        """The highest representable code."""
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Quant:
+    """Affine quantized element: real = scale * (code - zero_point).
+
+    Attributes:
+        storage: the integer type of the codes.
+        scale: one positive float, or one for each index along `axis` (or for each block of it).
+        zero_point: one code, or one for each index along `axis`.
+        axis: the channel axis of per-channel scales, None for per-tensor.
+        block: number of consecutive elements along `axis` sharing a scale, None for one scale per index.
+    """
+
+    storage: Int
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...] = (0,)
+    axis: int | None = None
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.scale or any(not (s > 0 and np.isfinite(s)) for s in self.scale):
+            raise ValueError("Quant: every scale must be finite and positive")
+        if self.axis is None and len(self.scale) != 1:
+            raise ValueError(f"Quant: {len(self.scale)} scales without an axis")
+        if len(self.zero_point) not in (1, len(self.scale)):
+            raise ValueError(f"Quant: {len(self.zero_point)} zero points for {len(self.scale)} scales")
+        if any(not self.storage.min <= z <= self.storage.max for z in self.zero_point):
+            raise ValueError(f"Quant: zero point outside {self.storage}")
+
+    def __str__(self) -> str:
+        scale = ",".join(repr(s) for s in self.scale)
+        zp = ",".join(str(z) for z in self.zero_point)
+        axis = "" if self.axis is None else f", axis={self.axis}"
+        block = "" if self.block is None else f", block={self.block}"
+        return f"q<{self.storage}, scale=[{scale}], zp=[{zp}]{axis}{block}>"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy dtype that stores one code."""
+        return self.storage.dtype
+
+    @property
+    def per_tensor(self) -> bool:
+        """True when one scale and zero point hold for the whole tensor."""
+        return self.axis is None
+
+    def _along_axis(self, values: tuple[float, ...] | tuple[int, ...], rank: int) -> npt.NDArray[Any]:
+        array = np.asarray(values)
+        if self.axis is None or array.size == 1:
+            return array.reshape(())
+        return array.reshape([-1 if i == self.axis else 1 for i in range(rank)])
+
+    def quantize(self, real: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return codes of `real`: clamp(zp + rint_half_even(x / s)) with IEEE float32 division."""
+        scale = self._along_axis(self.scale, real.ndim).astype(np.float32)
+        zero = self._along_axis(self.zero_point, real.ndim).astype(np.float64)
+        codes = np.rint(real.astype(np.float32) / scale).astype(np.float64) + zero
+        return np.clip(codes, self.storage.min, self.storage.max).astype(self.dtype)
+
+    def dequantize(self, codes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return float32 scale * (code - zero_point)."""
+        scale = self._along_axis(self.scale, codes.ndim).astype(np.float32)
+        zero = self._along_axis(self.zero_point, codes.ndim).astype(np.int64)
+        return np.asarray((codes.astype(np.int64) - zero).astype(np.float32) * scale, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Codebook:
+    """Non-uniform weights: each code indexes a table of real values (k-means, NF4, power-law)."""
+
+    codes: Int
+    table: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.table) > 1 << self.codes.bits:
+            raise ValueError(f"Codebook: {len(self.table)} entries do not fit {self.codes.bits}-bit codes")
+
+    def __str__(self) -> str:
+        return f"codebook<{self.codes}, [{','.join(repr(v) for v in self.table)}]>"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy dtype that stores one code."""
+        return self.codes.dtype
+
+
+Elem = Float | Bool | Int | Quant | Codebook
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """Shape, element type and physical layout of a value.
+
+    Attributes:
+        shape: logical dimensions, in the order the operator definition gives (NCHW for convolutions).
+        elem: element type.
+        layout: physical order of the logical axes, None for row-major. (0, 2, 3, 1) stores an NCHW tensor as NHWC.
+            Graphs leave it None; backends assign it.
+    """
+
+    shape: Shape
+    elem: Elem
+    layout: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        layout = "" if self.layout is None else "@" + "".join(str(a) for a in self.layout)
+        return f"{self.elem}[{','.join(str(d) for d in self.shape)}]{layout}"
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy dtype of the stored elements."""
+        return self.elem.dtype
+
+    @property
+    def is_static(self) -> bool:
+        """True when no dimension is symbolic."""
+        return all(isinstance(d, int) for d in self.shape)
+
+    @property
+    def static_shape(self) -> tuple[int, ...]:
+        """The shape as integers.
+
+        Raises:
+            ValueError: a dimension is symbolic.
+        """
+        if not self.is_static:
+            raise ValueError(f"{self} has symbolic dimensions")
+        return tuple(d for d in self.shape if isinstance(d, int))
+
+    @property
+    def size(self) -> int:
+        """Number of elements of a static shape."""
+        return int(np.prod(self.static_shape, dtype=np.int64))
+
+    def with_elem(self, elem: Elem) -> TensorType:
+        """The same shape with another element type."""
+        return replace(self, elem=elem)
+
+    def with_shape(self, shape: Shape) -> TensorType:
+        """The same element type with another shape."""
+        return replace(self, shape=tuple(shape))
+
+
+F32 = Float(32)
+I8 = Int(8)
+U8 = Int(8, signed=False)
+I32 = Int(32)
+I64 = Int(64)
+BOOL = Bool()
+
+
+def elem_of_dtype(dtype: npt.DTypeLike) -> Elem:
+    """The plain element type that numpy dtype stores.
+
+    Raises:
+        ValueError: complex, object or string dtypes.
+    """
+    dt = np.dtype(dtype)
+    if dt.kind == "f" and dt.itemsize in (2, 4, 8):
+        return Float(dt.itemsize * 8)
+    if dt.kind in "iu":
+        return Int(dt.itemsize * 8, dt.kind == "i")
+    if dt.kind == "b":
+        return BOOL
+    raise ValueError(f"dtype {dt} has no element type: expected float16/32/64, an integer or bool")
