@@ -111,12 +111,16 @@ class ConvProblem:
     @property
     def oh(self) -> int:
         """Output height."""
-        return (self.h + self.pad_top + self.pad_bottom - self.dilation_h * (self.kh - 1) - 1) // self.stride_h + 1
+        return (
+            self.h + self.pad_top + self.pad_bottom - self.dilation_h * (self.kh - 1) - 1
+        ) // self.stride_h + 1
 
     @property
     def ow(self) -> int:
         """Output width."""
-        return (self.w + self.pad_left + self.pad_right - self.dilation_w * (self.kw - 1) - 1) // self.stride_w + 1
+        return (
+            self.w + self.pad_left + self.pad_right - self.dilation_w * (self.kw - 1) - 1
+        ) // self.stride_w + 1
 
     @property
     def padded(self) -> bool:
@@ -186,7 +190,9 @@ class Generator(Protocol):
         """Tile parameters worth trying, the statically best first. Never empty for a legal problem."""
         ...
 
-    def pack(self, problem: Problem, tile: Tile, target: Target, constants: ConvConstants | None) -> list[Array]:
+    def pack(
+        self, problem: Problem, tile: Tile, target: Target, constants: ConvConstants | None
+    ) -> list[Array]:
         """Constant buffers in the kernel's layout, in ABI order; empty when the kernel takes none of its own."""
         ...
 
