@@ -1,0 +1,1 @@
+"""ARM kernel generators."""
