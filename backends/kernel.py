@@ -111,16 +111,12 @@ class ConvProblem:
     @property
     def oh(self) -> int:
         """Output height."""
-        return (
-            self.h + self.pad_top + self.pad_bottom - self.dilation_h * (self.kh - 1) - 1
-        ) // self.stride_h + 1
+        return (self.h + self.pad_top + self.pad_bottom - self.dilation_h * (self.kh - 1) - 1) // self.stride_h + 1
 
     @property
     def ow(self) -> int:
         """Output width."""
-        return (
-            self.w + self.pad_left + self.pad_right - self.dilation_w * (self.kw - 1) - 1
-        ) // self.stride_w + 1
+        return (self.w + self.pad_left + self.pad_right - self.dilation_w * (self.kw - 1) - 1) // self.stride_w + 1
 
     @property
     def padded(self) -> bool:
@@ -165,6 +161,7 @@ class NodeProblem:
         inputs: operands in order, constants included (they are ordinary read-only buffers).
         outputs: results in order.
         scales: per-tensor scales of inputs then outputs where quantized, 1.0 elsewhere (float islands need them).
+        epilogue: unary elementwise float ops applied to the result in order, as (op, attrs): (("Relu", NoAttrs()),).
     """
 
     op: str
@@ -172,6 +169,7 @@ class NodeProblem:
     inputs: tuple[Buf, ...]
     outputs: tuple[Buf, ...]
     scales: tuple[float, ...] = ()
+    epilogue: tuple[tuple[str, Any], ...] = ()
 
 
 Problem = ConvProblem | NodeProblem
@@ -190,9 +188,7 @@ class Generator(Protocol):
         """Tile parameters worth trying, the statically best first. Never empty for a legal problem."""
         ...
 
-    def pack(
-        self, problem: Problem, tile: Tile, target: Target, constants: ConvConstants | None
-    ) -> list[Array]:
+    def pack(self, problem: Problem, tile: Tile, target: Target, constants: ConvConstants | None) -> list[Array]:
         """Constant buffers in the kernel's layout, in ABI order; empty when the kernel takes none of its own."""
         ...
 

@@ -1,0 +1,1 @@
+"""The intermediate representation: types, graph, op table, interpreter, verifier, text form. Imports numpy and nothing of ours but the errors."""

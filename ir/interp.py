@@ -1,0 +1,115 @@
+"""The numpy interpreter: the semantics of every graph.
+
+`run` maps input arrays to output arrays. At FLOAT level arrays hold reals. At ANNOTATED level they hold reals too, and every
+value whose type is quantized passes through quantize and dequantize (fake quantization). At INTEGER level arrays hold what the
+types say: codes, accumulators, and reals inside declared float islands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.errors import UsageError
+from bevel.ir.graph import Graph, Level, Node, Value
+from bevel.ir.ops import Call, lookup
+from bevel.ir.types import Dim, Quant
+
+Array = npt.NDArray[Any]
+Observer = Callable[[Value, Array], None]
+
+
+def check_input(value: Value, array: Array) -> Array:
+    """`array` if it fits graph input `value`.
+
+    Raises:
+        UsageError: another rank, extent or dtype, or NaN or infinity; names the input, what was found and expected.
+    """
+    shape = value.type.shape
+    fits = array.ndim == len(shape) and all(isinstance(d, Dim) or d == n for d, n in zip(shape, array.shape, strict=True))
+    if not fits:
+        expected = ", ".join(str(d) for d in shape)
+        raise UsageError(f"input {value.name!r}: shape {list(array.shape)} given, expected [{expected}]")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UsageError(f"input {value.name!r}: holds NaN or infinity")
+    return array
+
+
+def boundary_codes(value: Value, array: Array) -> Array:
+    """`array` as the codes of a quantized graph input: floats are quantized, codes pass unchanged."""
+    elem = value.type.elem
+    if isinstance(elem, Quant) and array.dtype.kind == "f":
+        return elem.quantize(array)
+    if array.dtype != value.type.dtype:
+        raise UsageError(f"input {value.name!r}: dtype {array.dtype} given, expected {value.type.dtype} or float32")
+    return array
+
+
+def _as_real(value: Value, array: Array) -> Array:
+    """Reals of an ANNOTATED-level array: fake quantization where the type is quantized."""
+    elem = value.type.elem
+    if isinstance(elem, Quant):
+        return elem.dequantize(elem.quantize(array) if array.dtype.kind == "f" else array)
+    return array
+
+
+def run(
+    graph: Graph,
+    inputs: Mapping[str, Array],
+    *,
+    observe: Observer | None = None,
+    extra_outputs: tuple[str, ...] = (),
+) -> dict[str, Array]:
+    """Execute `graph`.
+
+    Args:
+        graph: verified graph of any level.
+        inputs: one array for each graph input. Where the input's type is quantized, float arrays are quantized at the boundary
+            with IEEE float32 division and half-even rounding; integer arrays are taken as codes.
+        observe: called with every node result as it is computed (calibration, debugging).
+        extra_outputs: names of further values to return.
+
+    Returns:
+        Output arrays by name, `extra_outputs` included. At INTEGER level quantized outputs are codes, else reals.
+
+    Raises:
+        UsageError: a missing, superfluous or ill-shaped input.
+    """
+    expected = {v.name for v in graph.inputs}
+    if set(inputs) != expected:
+        raise UsageError(f"inputs {sorted(inputs)} given, {graph.name!r} expects {sorted(expected)}")
+    integer = graph.level is Level.INTEGER
+    env: dict[Value, Array] = {}
+    for value in graph.inputs:
+        array = check_input(value, np.asarray(inputs[value.name]))
+        codes = boundary_codes(value, array)
+        env[value] = codes if integer else _as_real(value, codes)
+    for value in graph.constants:
+        env[value] = value.array if integer else _as_real(value, value.array)
+    wanted = {*graph.outputs, *(graph.value(name) for name in extra_outputs)}
+    pending = {v: len(v.users) for v in graph.values()}
+    for node in graph.nodes:
+        _execute(node, env, integer=integer, observe=observe)
+        for value in dict.fromkeys(node.inputs):
+            pending[value] -= 1
+            if not pending[value] and value not in wanted and not value.is_constant:
+                del env[value]
+    return {v.name: env[v] for v in wanted}
+
+
+def _execute(node: Node, env: dict[Value, Array], *, integer: bool, observe: Observer | None) -> None:
+    call = Call(node.attrs, tuple(v.type for v in node.inputs), tuple(v.type for v in node.outputs))
+    results = lookup(node.op).reference(call, *(env[v] for v in node.inputs))
+    for value, array in zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=True):
+        if observe is not None:
+            observe(value, array)
+        env[value] = array if integer else _as_real(value, array)
+
+
+def to_real(value: Value, array: Array) -> Array:
+    """Reals of an output array: codes of a quantized type are dequantized."""
+    elem = value.type.elem
+    return elem.dequantize(array) if isinstance(elem, Quant) and array.dtype.kind != "f" else array

@@ -1,0 +1,22 @@
+"""The op table: importing this package registers every operator."""
+
+from bevel.ir.ops import convolution, elementwise, integer, movement, normalize, pool
+from bevel.ir.ops.op import Call, Cost, NoAttrs, Op, PruneRule, QuantRule, Trait, lookup, table
+
+__all__ = [
+    "Call",
+    "Cost",
+    "NoAttrs",
+    "Op",
+    "PruneRule",
+    "QuantRule",
+    "Trait",
+    "convolution",
+    "elementwise",
+    "integer",
+    "lookup",
+    "movement",
+    "normalize",
+    "pool",
+    "table",
+]

@@ -1,0 +1,157 @@
+"""Convolution and matrix products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.ir.ops.op import FLOAT_ONLY, Call, NoAttrs, PruneRule, QuantRule, Trait, elements, register, require
+from bevel.ir.ops.window import output_hw, windows
+from bevel.ir.types import F32, Dim, TensorType
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ConvAttrs:
+    """2-D convolution attributes; pads are (top, left, bottom, right)."""
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilations: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+def conv_shape(attrs: ConvAttrs, ins: tuple[TensorType, ...]) -> tuple[int | Dim, ...]:
+    """Result shape of x [N, C, H, W] with w [OC, C / groups, KH, KW] and optional bias [OC].
+
+    Raises:
+        VerifyError: ranks or channel counts do not agree.
+    """
+    x, w = ins[0], ins[1]
+    require(x.rank == 4 and w.rank == 4, f"expected x [N,C,H,W] and w [O,I,KH,KW], found ranks {x.rank} and {w.rank}")
+    oc, ic, kh, kw = w.static_shape
+    require((kh, kw) == attrs.kernel, f"kernel {attrs.kernel} but weights are {kh}x{kw}")
+    require(x.shape[1] == ic * attrs.groups, f"input has {x.shape[1]} channels, weights take {ic} x {attrs.groups} groups")
+    require(oc % attrs.groups == 0, f"{oc} output channels do not divide into {attrs.groups} groups")
+    if len(ins) == 3:
+        require(ins[2].shape == (oc,), f"bias is {list(ins[2].shape)}, expected [{oc}]")
+    return (x.shape[0], oc, *output_hw(x.shape, attrs))
+
+
+def conv_macs(attrs: ConvAttrs, ins: tuple[TensorType, ...], outs: tuple[TensorType, ...]) -> int:
+    """One MAC for each output element, input channel of its group and tap."""
+    return elements(outs) * int(np.prod(ins[1].static_shape[1:]))
+
+
+def gemm_macs(_attrs: Any, ins: tuple[TensorType, ...], outs: tuple[TensorType, ...]) -> int:
+    """One MAC for each output element and reduction index."""
+    return elements(outs) * int(ins[1].static_shape[1])
+
+
+def convolve(x: Array, w: Array, attrs: ConvAttrs, fill: float) -> Array:
+    """Convolution by im2col and BLAS in the dtype of x and w, one group at a time; the border holds `fill`."""
+    n, c = x.shape[:2]
+    oc = w.shape[0]
+    view = windows(x, attrs, fill)
+    oh, ow = view.shape[2:4]
+    per_in, per_out = c // attrs.groups, oc // attrs.groups
+    if per_in == 1 and per_out == 1:
+        return np.asarray(np.einsum("nchwij,cij->nchw", view, w[:, 0], optimize=True))
+    result = np.empty((n, oc, oh, ow), x.dtype)
+    for g in range(attrs.groups):
+        columns = view[:, g * per_in : (g + 1) * per_in].transpose(0, 2, 3, 1, 4, 5).reshape(n * oh * ow, -1)
+        rows = w[g * per_out : (g + 1) * per_out].reshape(per_out, -1)
+        result[:, g * per_out : (g + 1) * per_out] = (columns @ rows.T).reshape(n, oh, ow, per_out).transpose(0, 3, 1, 2)
+    return result
+
+
+def _conv_infer(attrs: ConvAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    return (TensorType(conv_shape(attrs, ins), F32),)
+
+
+def _conv_reference(call: Call, x: Array, w: Array, bias: Array | None = None) -> Array:
+    result = convolve(x, w, call.attrs, 0.0)
+    return result if bias is None else result + bias.reshape(1, -1, 1, 1)
+
+
+def gemm_shape(ins: tuple[TensorType, ...]) -> tuple[int | Dim, ...]:
+    """Result shape of x [..., K] with w [N, K] and optional bias [N].
+
+    Raises:
+        VerifyError: reduction lengths do not agree.
+    """
+    x, w = ins[0], ins[1]
+    require(w.rank == 2 and x.rank >= 2, f"expected x [...,K] and w [N,K], found ranks {x.rank} and {w.rank}")
+    require(x.shape[-1] == w.shape[1], f"x reduces over {x.shape[-1]}, w over {w.shape[1]}")
+    if len(ins) == 3:
+        require(ins[2].shape == (w.shape[0],), f"bias is {list(ins[2].shape)}, expected [{w.shape[0]}]")
+    return (*x.shape[:-1], w.shape[0])
+
+
+def _gemm_infer(_attrs: NoAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    return (TensorType(gemm_shape(ins), F32),)
+
+
+def _gemm_reference(_call: Call, x: Array, w: Array, bias: Array | None = None) -> Array:
+    result = x @ w.T
+    return np.asarray(result if bias is None else result + bias)
+
+
+def _matmul_infer(_attrs: NoAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    a, b = ins
+    require(a.rank >= 2 and b.rank >= 2, f"expected matrices, found ranks {a.rank} and {b.rank}")
+    require(a.shape[-1] == b.shape[-2], f"a reduces over {a.shape[-1]}, b over {b.shape[-2]}")
+    from bevel.ir.ops.elementwise import broadcast_shape
+
+    return (TensorType((*broadcast_shape(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), F32),)
+
+
+def _matmul_macs(_attrs: Any, ins: tuple[TensorType, ...], outs: tuple[TensorType, ...]) -> int:
+    reduced = ins[0].shape[-1]
+    return elements(outs) * (reduced if isinstance(reduced, int) else reduced.lo)
+
+
+register(
+    "Conv",
+    "2-D convolution of x [N,C,H,W] with w [O,C/groups,KH,KW] and optional bias [O].",
+    attrs=ConvAttrs,
+    arity=(2, 3),
+    infer=_conv_infer,
+    reference=_conv_reference,
+    macs=conv_macs,
+    levels=FLOAT_ONLY,
+    traits={Trait.WEIGHTED},
+    quant=QuantRule.OWN,
+    integer="IntConv, Requantize",
+    prune=PruneRule.PRODUCES,
+)
+register(
+    "Gemm",
+    "x [...,K] times the transpose of w [N,K], plus optional bias [N].",
+    arity=(2, 3),
+    infer=_gemm_infer,
+    reference=_gemm_reference,
+    macs=gemm_macs,
+    levels=FLOAT_ONLY,
+    traits={Trait.WEIGHTED},
+    quant=QuantRule.OWN,
+    integer="IntGemm, Requantize",
+    prune=PruneRule.PRODUCES,
+)
+register(
+    "MatMul",
+    "Batched product of two activations a [...,M,K] and b [...,K,N].",
+    arity=(2, 2),
+    infer=_matmul_infer,
+    reference=lambda _call, a, b: a @ b,
+    macs=_matmul_macs,
+    levels=FLOAT_ONLY,
+    quant=QuantRule.FLOAT,
+    integer=None,
+    prune=PruneRule.BLOCKS,
+)

@@ -1,0 +1,65 @@
+"""Sliding windows: the index arithmetic that convolution and pooling share."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.ir.ops.op import require
+from bevel.ir.types import Dim, Shape
+
+Array = npt.NDArray[Any]
+
+
+class WindowAttrs(Protocol):
+    """Attributes of any windowed op: pads are (top, left, bottom, right)."""
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Window height and width."""
+        ...
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Steps between windows."""
+        ...
+
+    @property
+    def dilations(self) -> tuple[int, int]:
+        """Steps between taps."""
+        ...
+
+    @property
+    def pads(self) -> tuple[int, int, int, int]:
+        """Border added at top, left, bottom, right."""
+        ...
+
+
+def output_hw(shape: Shape, attrs: WindowAttrs) -> tuple[int, int]:
+    """Output height and width over an NCHW `shape`.
+
+    Raises:
+        VerifyError: symbolic spatial dimensions, or a window larger than the padded input.
+    """
+    result = []
+    for axis in (0, 1):
+        extent = shape[2 + axis]
+        require(not isinstance(extent, Dim), f"spatial dimension {extent} is symbolic: give it with --dim")
+        assert isinstance(extent, int)
+        span = attrs.dilations[axis] * (attrs.kernel[axis] - 1) + 1
+        free = extent + attrs.pads[axis] + attrs.pads[axis + 2] - span
+        require(free >= 0, f"window of {span} does not fit input of {extent} with pads {attrs.pads}")
+        result.append(free // attrs.strides[axis] + 1)
+    return result[0], result[1]
+
+
+def windows(x: Array, attrs: WindowAttrs, fill: float) -> Array:
+    """All windows of an NCHW array as a view [N, C, OH, OW, KH, KW]; the border holds `fill`."""
+    top, left, bottom, right = attrs.pads
+    if any(attrs.pads):
+        x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
+    (kh, kw), (sh, sw), (dh, dw) = attrs.kernel, attrs.strides, attrs.dilations
+    view = np.lib.stride_tricks.sliding_window_view(x, (dh * (kh - 1) + 1, dw * (kw - 1) + 1), axis=(2, 3))
+    return view[:, :, ::sh, ::sw, ::dh, ::dw]
