@@ -1,0 +1,545 @@
+"""Dense NHWC convolution and GEMM: one loop nest for every instruction set.
+
+In: a `ConvProblem`, a tile and a `MicroKernel` (how one ISA multiplies, accumulates and requantizes). Out: a PrimFunc, and the
+packing of weights and bias it reads.
+
+Loop nest, outermost first::
+
+    images, blocks of row groups        [lo, hi) counts row groups over all images
+      copy the input rows of the block into scratch, padded with the zero point   (only if padded or converted)
+      output channel blocks of nv vectors
+        row groups, pixel tiles of at most mr pixels
+          kernel rows (and columns if dilated)
+            reduction run: kw * c contiguous elements, in K-groups
+          epilogue
+
+A row group is one output row, or as many whole rows as fit in a tile when rows are short. A GEMM (1x1, unpadded, unstrided) is
+seen as rows of one pixel, so tiles of it ignore image borders. When there is a single row group, [lo, hi) counts output channel
+blocks instead. Every tile body is static: axes are split into chunks of two sizes that differ by one.
+
+Reduction runs are padded to whole K-groups with zero weights; integer kernels may read past a run (the codes are multiplied
+by zero, buffers are readable for 64 bytes past their end), float kernels have K-groups of one element and read exactly the run.
+
+Constant buffers, in ABI order:
+
+* weights `[block][tap][group][channel in block][K-group]`, a tap being a kernel row, or one (row, column) if dilated;
+* bias: a header of HEADER elements, then one element per channel, padded to whole vectors. Header of float problems: lo, hi; of
+  integer problems: x zero point, lo, hi. Integer bias has x_zero_point * sum(weights) subtracted, exactly;
+* requantization parameters, in the layout of the ISA (only when the result is requantized).
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Tile
+from bevel.backends.kernels.tiling import Chunks, chunk_count, split, store_valid
+from bevel.backends.tvm import Buffer, Builder, Expr, PrimFunc
+
+# Elements of the bias buffer before the first channel: one 64-byte vector of 4-byte elements.
+HEADER = 16
+# Bytes of padded input rows kept in scratch at a time: within the L2 of the smallest boards; larger blocks gained nothing.
+BLOCK_BYTES = 64 * 1024
+# Vector copies may write this much behind the last row, and integer kernels may read as much.
+SCRATCH_MARGIN = 128
+
+
+class MicroKernel(abc.ABC):
+    """How one ISA computes a tile of `mr` pixels x `nv` vectors of output channels.
+
+    Subclasses set the attributes and implement `operands` and `mac` (outer products: one broadcast pixel by one vector of
+    channels), or override `init`, `accumulate` and `result` (other register layouts, such as the reduction in lanes). Integer
+    subclasses also implement `requantize`, `pack_requantize` and `store_codes`.
+
+    Attributes:
+        lanes: output channels per result vector.
+        kgroup: reduction elements one step consumes (1 float, 2 pmaddwd, 4 vpdpbusd and sdot, 16 smull + sadalp).
+        acc_lanes: accumulator elements per pixel and result vector; more than `lanes` when partial sums stay apart.
+        acc_dtype: accumulator element ("float32", "int32", or "uint32" where additions wrap).
+        x_dtype: element the inner loop reads; where it differs from the problem's, input rows are converted into scratch.
+        weight_dtype: packed weight element.
+        params_dtype: element of the packed requantization parameters.
+        copy_lanes: elements per vector of the copy into scratch.
+    """
+
+    lanes: int
+    kgroup: int = 1
+    acc_lanes: int = 0
+    acc_dtype: str = "float32"
+    x_dtype: str = "float32"
+    weight_dtype: str = "float32"
+    params_dtype: str = "int64"
+    copy_lanes: int = 16
+
+    @property
+    def slot(self) -> int:
+        """Accumulator elements per pixel and result vector."""
+        return self.acc_lanes or self.lanes
+
+    def operands(self, k: Builder, x: Buffer, offset: Expr, groups: int) -> list[Expr]:
+        """Input of one pixel for `groups` consecutive K-groups from element `offset`, each as `mac` takes it."""
+        raise NotImplementedError(f"{type(self).__name__} overrides accumulate")
+
+    def load_weights(self, k: Builder, weights: Buffer, offset: Expr) -> Expr:
+        """One vector of weights: `lanes` channels x `kgroup`."""
+        return k.load(weights, offset, self.lanes * self.kgroup)
+
+    def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """`acc` plus the products of one K-group."""
+        raise NotImplementedError(f"{type(self).__name__} overrides accumulate")
+
+    def init(self, k: Builder, acc: Buffer, mr: int, nv: int, bias: Buffer, channel: Expr) -> None:
+        """Start the accumulators of a tile; by default at the bias of channels [channel, channel + nv * lanes)."""
+        for j in range(nv):
+            value = k.load(bias, HEADER + channel + j * self.lanes, self.lanes)
+            if self.acc_dtype == "uint32":
+                value = k.bitcast(value, "uint32", self.lanes)
+            for i in range(mr):
+                k.store(acc, (i * nv + j) * self.lanes, value, self.lanes)
+
+    def accumulate(
+        self,
+        k: Builder,
+        acc: Buffer,
+        x: Buffer,
+        pixels: Sequence[Expr],
+        weights: Buffer,
+        base: Expr,
+        nv: int,
+        run: int,
+        unroll: int,
+    ) -> None:
+        """Add one reduction run of `run` elements to every accumulator.
+
+        Args:
+            k: builder.
+            acc: slot (i * nv + j) belongs to pixel i and result vector j.
+            x: buffer of `x_dtype`.
+            pixels: element offset of the run in `x`, per pixel.
+            weights: packed weights.
+            base: element offset of this tap and block.
+            nv: result vectors.
+            run: reduction elements; the last K-group may be partly padding.
+            unroll: K-groups per loop iteration.
+        """
+        groups = -(-run // self.kgroup)
+        step = nv * self.lanes * self.kgroup
+
+        def some(first: Expr, count: int) -> None:
+            columns = [self.operands(k, x, p + first * self.kgroup, count) for p in pixels]
+            for u in range(count):
+                w = [self.load_weights(k, weights, base + (first + u) * step + j * self.lanes * self.kgroup) for j in range(nv)]
+                for i, column in enumerate(columns):
+                    for j in range(nv):
+                        at = (i * nv + j) * self.lanes
+                        value = self.mac(k, k.load(acc, at, self.lanes), column[u], w[j])
+                        k.store(acc, at, value, self.lanes)
+
+        if groups >= 2 * unroll:
+            with k.serial(groups // unroll) as g:
+                some(g * unroll, unroll)
+            done = groups // unroll * unroll
+        else:
+            done = 0
+        if groups > done:
+            some(k.i32(done), groups - done)
+
+    def result(self, k: Builder, acc: Buffer, i: int, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
+        """Sums of pixel i, vector j (whose first channel is `channel`): `lanes` float32 or int32."""
+        value = k.load(acc, (i * nv + j) * self.lanes, self.lanes)
+        return k.bitcast(value, "int32", self.lanes) if self.acc_dtype == "uint32" else value
+
+    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
+        """Requantized int32 `lanes` of channels [channel, channel + lanes), zero point added, not yet clamped."""
+        raise NotImplementedError(f"{type(self).__name__} does not requantize")
+
+    def pack_requantize(self, constants: ConvConstants) -> Array:
+        """Requantization parameters in the layout `requantize` reads; padding channels are harmless."""
+        raise NotImplementedError(f"{type(self).__name__} does not requantize")
+
+    def store_codes(
+        self, k: Builder, y: Buffer, offset: Expr, values: Sequence[Expr], valid: int, limits: Sequence[Expr]
+    ) -> None:
+        """Saturate int32 vectors of one pixel to codes and store the first `valid` of them.
+
+        Args:
+            k: builder.
+            y: buffer of codes.
+            offset: element of the first code.
+            values: int32 vectors of `lanes`, for consecutive channels.
+            valid: number of channels that exist.
+            limits: int32 scalars lo and hi to clamp to, or empty for the limits of the code type.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not requantize")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A problem cut up by a tile; see the module's docstring."""
+
+    problem: ConvProblem
+    micro: MicroKernel
+    mr: int
+    nv: int
+
+    @cached_property
+    def shape(self) -> ConvProblem:
+        """The problem, a GEMM seen as rows of one pixel."""
+        p = self.problem
+        if (p.kh, p.kw, p.stride_h, p.stride_w) == (1, 1, 1, 1) and not p.padded:
+            return replace(p, batch=1, h=p.batch * p.h * p.w, w=1)
+        return p
+
+    @cached_property
+    def rows(self) -> tuple[Chunks, ...]:
+        """Row groups of one image."""
+        return split(self.shape.oh, max(1, min(self.mr // self.shape.ow, self.shape.oh)))
+
+    @property
+    def groups(self) -> int:
+        """Row groups of one image."""
+        return chunk_count(self.rows)
+
+    @cached_property
+    def columns(self) -> tuple[Chunks, ...]:
+        """Blocks of output channels, in vectors."""
+        return split(-(-self.problem.oc // self.micro.lanes), self.nv)
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether threads share out channel blocks instead of row groups."""
+        return self.shape.batch * self.groups == 1
+
+    @property
+    def extent(self) -> int:
+        """Length of the parallel axis."""
+        return chunk_count(self.columns) if self.by_columns else self.shape.batch * self.groups
+
+    @property
+    def staged(self) -> bool:
+        """Whether input rows go through scratch."""
+        return self.problem.padded or self.micro.x_dtype != self.problem.dtype
+
+    @property
+    def staged_width(self) -> int:
+        """Pixels per row in scratch: exactly those that some output reads."""
+        p = self.shape
+        return (p.ow - 1) * p.stride_w + p.dilation_w * (p.kw - 1) + 1
+
+    @property
+    def row_elements(self) -> int:
+        """Elements between input rows, as the inner loop sees them."""
+        return (self.staged_width if self.staged else self.shape.w) * self.problem.c
+
+    def input_rows(self, output_rows: int) -> int:
+        """Input rows that consecutive output rows read."""
+        p = self.shape
+        return (output_rows - 1) * p.stride_h + p.dilation_h * (p.kh - 1) + 1
+
+    @cached_property
+    def block(self) -> int:
+        """Row groups whose input rows are in scratch together."""
+        if not self.staged:
+            return self.groups
+        row_bytes = self.row_elements * np.dtype(self.micro.x_dtype).itemsize
+        block = self.groups
+        while block > 1 and self.input_rows(block * self.rows[0].size) * row_bytes > BLOCK_BYTES:
+            block -= 1
+        return -(-self.groups // -(-self.groups // block))
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Scratch one thread needs."""
+        if not self.staged:
+            return 0
+        rows = self.input_rows(min(self.block * self.rows[0].size, self.shape.oh))
+        return rows * self.row_elements * np.dtype(self.micro.x_dtype).itemsize + SCRATCH_MARGIN
+
+    @property
+    def taps(self) -> int:
+        """Reduction runs per output."""
+        p = self.problem
+        return p.kh * p.kw if p.dilation_w > 1 else p.kh
+
+    @property
+    def run(self) -> int:
+        """Elements per reduction run."""
+        p = self.problem
+        return p.c if p.dilation_w > 1 else p.kw * p.c
+
+    @property
+    def padded_run(self) -> int:
+        """Elements per reduction run in the packed weights."""
+        return -(-self.run // self.micro.kgroup) * self.micro.kgroup
+
+
+def legal(problem: ConvProblem) -> str | None:
+    """None when the loop nest covers `problem`, else the reason why not."""
+    if problem.groups != 1:
+        return f"dense convolution only, the problem has {problem.groups} groups"
+    if problem.oh < 1 or problem.ow < 1 or problem.batch < 1:
+        return f"empty output {problem.batch}x{problem.oh}x{problem.ow}"
+    return None
+
+
+def pack(problem: ConvProblem, tile: Tile, micro: MicroKernel, constants: ConvConstants) -> list[Array]:
+    """Weights, bias and requantization parameters in the layout of `emit`."""
+    g = Geometry(problem, micro, tile["mr"], tile["nv"])
+    channels = -(-problem.oc // micro.lanes) * micro.lanes
+    weights = constants.weights.transpose(0, 2, 3, 1).reshape(problem.oc, g.taps, g.run)
+    full = np.zeros((channels, g.taps, g.padded_run), np.dtype(micro.weight_dtype))
+    full[: problem.oc, :, : g.run] = weights
+    full = full.reshape(channels, g.taps, -1, micro.kgroup)
+    blocks = []
+    for run in g.columns:
+        for index in range(run.count):
+            start = (run.start + index * run.size) * micro.lanes
+            block = full[start : start + run.size * micro.lanes]
+            blocks.append(block.transpose(1, 2, 0, 3).ravel())
+    packed = [np.concatenate(blocks), pack_bias(problem, channels, constants)]
+    if problem.out_dtype in ("uint8", "int8"):
+        packed.append(micro.pack_requantize(constants))
+    return packed
+
+
+def pack_bias(problem: ConvProblem, channels: int, constants: ConvConstants) -> Array:
+    """Header and bias; integer biases absorb the input zero point modulo 2^32, which is exact because sums wrap."""
+    if problem.dtype == "float32":
+        bias = np.zeros(HEADER + channels, np.float32)
+        bias[:2] = constants.lo, constants.hi
+        bias[HEADER : HEADER + problem.oc] = constants.bias
+        return bias
+    sums = constants.weights.reshape(problem.oc, -1).astype(np.int64).sum(axis=1)
+    wide = np.zeros(HEADER + channels, np.int64)
+    info = np.iinfo(np.dtype(problem.dtype))
+    wide[:3] = constants.x_zero_point, max(constants.lo, info.min), min(constants.hi, info.max)
+    wide[HEADER : HEADER + problem.oc] = constants.bias.astype(np.int64) - constants.x_zero_point * sums
+    return wide.astype(np.uint64).astype(np.uint32).view(np.int32)
+
+
+def unpack(problem: ConvProblem, tile: Tile, micro: MicroKernel, packed: Sequence[Array]) -> tuple[Array, Array]:
+    """Logical weights [oc, c, kh, kw] and bias [oc] back from `pack`."""
+    g = Geometry(problem, micro, tile["mr"], tile["nv"])
+    flat, position, rows = packed[0], 0, []
+    for run in g.columns:
+        for _ in range(run.count):
+            width = run.size * micro.lanes
+            size = width * g.taps * g.padded_run
+            block = flat[position : position + size].reshape(g.taps, -1, width, micro.kgroup)
+            rows.append(block.transpose(2, 0, 1, 3).reshape(width, g.taps, -1))
+            position += size
+    full = np.concatenate(rows)[: problem.oc, :, : g.run]
+    weights = full.reshape(problem.oc, problem.kh, problem.kw, problem.c).transpose(0, 3, 1, 2)
+    bias = packed[1][HEADER : HEADER + problem.oc]
+    if problem.dtype != "float32":
+        sums = weights.reshape(problem.oc, -1).astype(np.int64).sum(axis=1)
+        bias = (bias.astype(np.int64) + int(packed[1][0]) * sums).astype(np.uint64).astype(np.uint32).view(np.int32)
+        weights = weights.astype(np.int8)
+    return weights, bias
+
+
+def emit(problem: ConvProblem, tile: Tile, micro: MicroKernel, symbol: str) -> PrimFunc:
+    """The kernel; `tile` has mr (pixels), nv (vectors) and unroll (K-groups per iteration)."""
+    g = Geometry(problem, micro, tile["mr"], tile["nv"])
+    with Builder(symbol) as k:
+        _Nest(k, g, tile["unroll"]).emit()
+    return k.function
+
+
+class _Nest:
+    """Emits the loops of one kernel."""
+
+    def __init__(self, k: Builder, g: Geometry, unroll: int) -> None:
+        self.k, self.g, self.unroll = k, g, unroll
+
+    def emit(self) -> None:
+        """Parameters in ABI order, then the loops."""
+        k, g, problem, micro = self.k, self.g, self.g.problem, self.g.micro
+        self.x = k.param("x", problem.dtype)
+        self.weights = k.param("w", micro.weight_dtype)
+        self.bias = k.param("b", "float32" if problem.dtype == "float32" else "int32")
+        if problem.out_dtype in ("uint8", "int8"):
+            self.params = k.param("q", micro.params_dtype)
+        self.y = k.param("y", problem.out_dtype)
+        lo, hi, self.scratch = k.range_params(micro.x_dtype)
+        self.source = self.scratch if g.staged else self.x
+        if g.by_columns:
+            if g.staged:
+                stage_rows(k, g, self.x, self.scratch, self.zero(), k.i32(0), k.i32(0), k.i32(g.shape.oh))
+            self.channel_blocks(k.i32(0), k.i32(0), k.i32(1), k.i32(0), lo, hi)
+            return
+        image0, image1 = k.floordiv(lo, k.i32(g.groups)), k.floordiv(hi - 1, k.i32(g.groups)) + 1
+        with k.serial(image0, image1) as image:
+            first = k.max(lo - image * g.groups, k.i32(0))
+            last = k.min(hi - image * g.groups, k.i32(g.groups))
+            if not g.staged:
+                self.channel_blocks(image, first, last, k.i32(0), None, None)
+                return
+            with k.serial(k.floordiv(last - first + (g.block - 1), k.i32(g.block))) as block:
+                start = first + block * g.block
+                stop = k.min(start + g.block, last)
+                row = self.first_row(start)
+                stage_rows(k, g, self.x, self.scratch, self.zero(), image, row, self.first_row(stop))
+                self.channel_blocks(image, start, stop, row, None, None)
+
+    def zero(self) -> Expr:
+        """What borders are filled with: one element of the staged type."""
+        k, micro = self.k, self.g.micro
+        if micro.x_dtype == "float32":
+            return k.f32(0.0)
+        return k.cast(k.load(self.bias, k.i32(0)), micro.x_dtype)
+
+    def first_row(self, group: Expr) -> Expr:
+        """Output row where a row group begins."""
+        rows = self.g.rows
+        if len(rows) == 1:
+            return group * rows[0].size
+        # The second run's groups are one row shorter than the first's.
+        return group * rows[0].size - self.k.max(group - rows[1].first, self.k.i32(0))
+
+    def channel_blocks(self, image: Expr, start: Expr, stop: Expr, staged_row: Expr, lo: Expr | None, hi: Expr | None) -> None:
+        """All channel blocks (or [lo, hi) of them) of row groups [start, stop) of one image."""
+        k, g, lanes = self.k, self.g, self.g.micro.lanes
+        vectors = -(-g.problem.oc // lanes)
+        for run in g.columns:
+            last = run.start + run.count * run.size == vectors
+            ragged = last and g.problem.oc % lanes
+            # The block that holds the ragged vector gets a body of its own.
+            pieces = [(0, run.count - 1, False), (run.count - 1, run.count, True)] if ragged else [(0, run.count, False)]
+            for begin, end, tail in pieces:
+                if begin == end:
+                    continue
+                valid = g.problem.oc - (run.start + begin * run.size) * lanes if tail else run.size * lanes
+                bounds: tuple[Expr, Expr] = (k.i32(begin), k.i32(end))
+                if lo is not None and hi is not None:
+                    first = k.min(k.max(lo - run.first, bounds[0]), bounds[1])
+                    bounds = (first, k.max(k.min(hi - run.first, bounds[1]), first))
+                with k.serial(*bounds) as index:
+                    self.row_groups(image, start, stop, staged_row, (run.start + index * run.size) * lanes, run.size, valid)
+
+    def row_groups(self, image: Expr, start: Expr, stop: Expr, staged_row: Expr, channel: Expr, nv: int, valid: int) -> None:
+        """All pixel tiles of row groups [start, stop) for one block of channels."""
+        k, g, p = self.k, self.g, self.g.shape
+        for run in g.rows:
+            bounds = (start, stop)
+            if len(g.rows) > 1:
+                first = k.min(k.max(start, k.i32(run.first)), k.i32(run.first + run.count))
+                bounds = (first, k.max(k.min(stop, k.i32(run.first + run.count)), first))
+            with k.serial(*bounds) as group:
+                row = run.start + (group - run.first) * run.size
+                source_row = (row - staged_row) * p.stride_h
+                if not g.staged:
+                    source_row = image * p.h + row * p.stride_h
+                source = source_row * g.row_elements
+                target = (image * p.oh + row) * (p.ow * p.oc) + channel
+                if run.size > 1:
+                    self.tile(source, target, channel, run.size, p.ow, nv, valid)
+                    continue
+                for pixels in split(p.ow, g.mr):
+                    with k.serial(pixels.count) as index:
+                        column = pixels.start + index * pixels.size
+                        self.tile(
+                            source + column * (p.stride_w * p.c),
+                            target + column * p.oc,
+                            channel,
+                            1,
+                            pixels.size,
+                            nv,
+                            valid,
+                        )
+
+    def tile(self, source: Expr, target: Expr, channel: Expr, rows: int, width: int, nv: int, valid: int) -> None:
+        """One register tile: `rows` x `width` pixels by `nv` vectors."""
+        k, g, p, micro = self.k, self.g, self.g.shape, self.g.micro
+        mr = rows * width
+        acc = k.alloc(mr * nv * micro.slot, micro.acc_dtype)
+        micro.init(k, acc, mr, nv, self.bias, channel)
+        offsets = [r * p.stride_h * g.row_elements + c * p.stride_w * p.c for r in range(rows) for c in range(width)]
+        # Blocks before this one hold `channel` channels of taps * padded_run weights each.
+        base = channel * (g.taps * g.padded_run)
+        tap_size = g.padded_run * nv * micro.lanes
+
+        def tap(index: Expr, position: Expr) -> None:
+            pixels = [source + position + offset for offset in offsets]
+            micro.accumulate(k, acc, self.source, pixels, self.weights, base + index * tap_size, nv, g.run, self.unroll)
+
+        with k.serial(p.kh) as kh:
+            row = kh * (p.dilation_h * g.row_elements)
+            if p.dilation_w > 1:
+                with k.serial(p.kw) as kw:
+                    tap(kh * p.kw + kw, row + kw * (p.dilation_w * p.c))
+            else:
+                tap(kh, row)
+        self.epilogue(acc, target, channel, offsets_to_output(rows, width, p), nv, valid)
+
+    def epilogue(self, acc: Buffer, target: Expr, channel: Expr, offsets: Sequence[int], nv: int, valid: int) -> None:
+        """Turn accumulators into results and store those of existing channels."""
+        k, problem, micro = self.k, self.g.problem, self.g.micro
+        lanes = micro.lanes
+        for i, offset in enumerate(offsets):
+            sums = [micro.result(k, acc, i, j, nv, self.bias, channel + j * lanes) for j in range(nv)]
+            if problem.out_dtype in ("uint8", "int8"):
+                codes = [micro.requantize(k, value, self.params, channel + j * lanes) for j, value in enumerate(sums)]
+                limits = [k.load(self.bias, k.i32(1)), k.load(self.bias, k.i32(2))] if problem.clamp else []
+                micro.store_codes(k, self.y, target + offset, codes, valid, limits)
+                continue
+            for j, value in enumerate(sums):
+                if problem.relu:
+                    value = k.max(value, k.splat(k.f32(0.0), lanes))
+                if problem.clamp and problem.out_dtype == "float32":
+                    value = k.max(value, k.splat(k.load(self.bias, k.i32(0)), lanes))
+                    value = k.min(value, k.splat(k.load(self.bias, k.i32(1)), lanes))
+                store_valid(k, self.y, target + offset + j * lanes, value, lanes, min(lanes, valid - j * lanes))
+
+
+def offsets_to_output(rows: int, width: int, p: ConvProblem) -> list[int]:
+    """Element offset of every pixel of a tile in the output."""
+    return [(r * p.ow + c) * p.oc for r in range(rows) for c in range(width)]
+
+
+def stage_rows(
+    k: Builder,
+    g: Geometry,
+    x: Buffer,
+    scratch: Buffer,
+    zero: Expr,
+    image: Expr,
+    row: Expr,
+    stop: Expr,
+) -> None:
+    """Copy the input rows that output rows [row, stop) read into scratch, converted and with borders filled.
+
+    Whole vectors are written: what spills over the end of a part is overwritten by the next part, and behind the last row lies
+    SCRATCH_MARGIN. So the order left border, pixels, right border, next row matters.
+    """
+    p, lanes = g.shape, g.micro.copy_lanes
+    left = min(p.pad_left, g.staged_width)
+    middle = max(0, min(p.w, g.staged_width - left))
+    right = g.staged_width - left - middle
+    count = (stop - row - 1) * p.stride_h + (p.dilation_h * (p.kh - 1) + 1)
+
+    def fill(start: Expr, pixels: int) -> None:
+        if pixels:
+            with k.serial(math.ceil(pixels * p.c / lanes)) as v:
+                k.store(scratch, start + v * lanes, k.splat(zero, lanes), lanes)
+
+    with k.serial(count) as r:
+        source = row * p.stride_h - p.pad_top + r
+        start = r * g.row_elements
+        with k.when_else(k.all(source >= 0, source < p.h)) as (inside, outside):
+            with inside:
+                fill(start, left)
+                with k.serial(math.ceil(middle * p.c / lanes)) as v:
+                    value = k.load(x, (image * p.h + source) * (p.w * p.c) + v * lanes, lanes)
+                    if g.micro.x_dtype != g.problem.dtype:
+                        value = k.cast(value, g.micro.x_dtype, lanes)
+                    k.store(scratch, start + left * p.c + v * lanes, value, lanes)
+                fill(start + (left + middle) * p.c, right)
+            with outside:
+                fill(start, g.staged_width)

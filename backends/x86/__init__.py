@@ -1,0 +1,9 @@
+"""Kernel generators for x86-64 with AVX2 or AVX-512."""
+
+from __future__ import annotations
+
+from bevel.backends.kernel import Generator
+from bevel.backends.x86.conv_f32 import CONV_F32_AVX2, CONV_F32_AVX512
+
+# The best for a problem come first where several are legal.
+GENERATORS: tuple[Generator, ...] = (CONV_F32_AVX512, CONV_F32_AVX2)

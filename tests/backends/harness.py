@@ -1,0 +1,372 @@
+"""Compile kernels for a target and call them on numpy arrays, natively or under qemu, with guard bytes around every output.
+
+Used by all kernel tests: `Compiled` holds many kernels in one object, because a compiler call costs more than a kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+import shutil
+import struct
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bevel.backends.kernel import Array, Buf, ConvConstants, ConvProblem, Generator, Tile
+from bevel.backends.tvm import PrimFunc, compile_object
+from bevel.ir.protocols import Target
+
+GUARD = 192
+GUARD_BYTE = 0xA5
+# Behind an input: what a kernel may read but must not depend on. As float32 it is a NaN.
+TAIL_BYTE = 0xFF
+
+X86_BASE = Target("test-x86", "x86_64", frozenset(), "x86-64", "x86_64-linux-gnu")
+X86_AVX2 = Target("test-avx2", "x86_64", frozenset({"avx2", "fma"}), "haswell", "x86_64-linux-gnu")
+X86_AVX512 = Target(
+    "test-avx512",
+    "x86_64",
+    frozenset({"avx2", "fma", "avx512"}),
+    "skylake-avx512",
+    "x86_64-linux-gnu",
+    ("-prefer-256-bit",),
+)
+X86_VNNI = Target(
+    "test-vnni",
+    "x86_64",
+    frozenset({"avx2", "fma", "avx512", "avx512_vnni"}),
+    "cascadelake",
+    "x86_64-linux-gnu",
+    ("-prefer-256-bit",),
+)
+A72 = Target("test-a72", "aarch64", frozenset({"neon"}), "cortex-a72", "aarch64-linux-gnu")
+A76 = Target("test-a76", "aarch64", frozenset({"neon", "dotprod"}), "cortex-a76", "aarch64-linux-gnu", ("+dotprod",))
+
+_CPU_FLAGS = {
+    "avx2": ("avx2",),
+    "fma": ("fma",),
+    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    "avx512_vnni": ("avx512_vnni",),
+}
+
+
+@functools.cache
+def host_flags() -> frozenset[str]:
+    """CPU flags of this machine."""
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def skip_unless_runs(target: Target) -> None:
+    """Skip the calling test, with the reason, when `target` cannot be executed here."""
+    if target.arch == "x86_64":
+        if platform.machine() != "x86_64":
+            pytest.skip(f"{target.name} needs an x86-64 host, this is {platform.machine()}")
+        missing = [f for name in target.features for f in _CPU_FLAGS.get(name, ()) if f not in host_flags()]
+        if missing:
+            pytest.skip(f"{target.name} needs CPU flags this host lacks: {', '.join(missing)}")
+        return
+    if platform.machine() == target.arch:
+        return
+    for tool in (f"qemu-{target.arch}", f"{target.arch}-linux-gnu-gcc"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{target.name} needs {tool}: install qemu-user and gcc-{target.arch}-linux-gnu")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel, its input buffers (constants included), its outputs' (shape, dtype), and the ranges to run in turn."""
+
+    symbol: str
+    inputs: Sequence[Array]
+    outputs: Sequence[tuple[tuple[int, ...], str]]
+    ranges: Sequence[tuple[int, int]]
+    scratch_bytes: int = 0
+
+
+def _aligned(nbytes: int, fill: int) -> Array:
+    """`nbytes` at a 64-byte boundary."""
+    raw = np.full(nbytes + 64, fill, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes]
+
+
+class Compiled:
+    """Kernels compiled into one object and linked so that they can be called here.
+
+    Attributes:
+        object_path: the relocatable object.
+    """
+
+    def __init__(self, functions: Mapping[str, PrimFunc], target: Target, folder: Path) -> None:
+        self.target = target
+        self.object_path = folder / "kernels.o"
+        self.object_path.write_bytes(compile_object(functions, target))
+        self._native = platform.machine() == target.arch
+        if self._native:
+            library = folder / "kernels.so"
+            _check(["cc", "-shared", "-o", str(library), str(self.object_path)])
+            self._library = ctypes.CDLL(str(library))
+        else:
+            self._runner = folder / "runner"
+            self._folder = folder
+            _link_runner(sorted(functions), target, self.object_path, self._runner)
+
+    def run(self, calls: Sequence[Call]) -> list[list[Array]]:
+        """Outputs of every call; asserts that nothing outside outputs and scratch was written."""
+        prepared = [_Prepared(call) for call in calls]
+        if self._native:
+            for item in prepared:
+                function = getattr(self._library, item.call.symbol)
+                for lo, hi in item.call.ranges:
+                    pointers = [ctypes.c_void_p(a.ctypes.data) for a in item.arguments()]
+                    code = function(*pointers, ctypes.c_int32(lo), ctypes.c_int32(hi), item.scratch_pointer())
+                    assert code == 0, f"{item.call.symbol} returned {code}"
+        else:
+            self._emulate(prepared)
+        return [item.results() for item in prepared]
+
+    def _emulate(self, prepared: Sequence[_Prepared]) -> None:
+        """Run all calls in one emulator process; buffers travel through a file in both directions."""
+        symbols = {item.call.symbol for item in prepared}
+        index = {name: i for i, name in enumerate(_runner_symbols(self._runner)) if name in symbols}
+        request = bytearray(struct.pack("<i", len(prepared)))
+        for item in prepared:
+            buffers = [*item.arguments(), item.scratch]
+            request += struct.pack("<iii", index[item.call.symbol], len(buffers), len(item.call.ranges))
+            for lo, hi in item.call.ranges:
+                request += struct.pack("<ii", lo, hi)
+            for whole, offset in item.whole():
+                request += struct.pack("<ii", whole.nbytes, offset) + whole.tobytes()
+        source, answer = self._folder / "request.bin", self._folder / "answer.bin"
+        source.write_bytes(request)
+        _check([f"qemu-{self.target.arch}", "-cpu", "max", str(self._runner), str(source), str(answer)])
+        data, at = answer.read_bytes(), 0
+        for item in prepared:
+            for whole, _ in item.whole():
+                whole[:] = np.frombuffer(data, np.uint8, whole.nbytes, at)
+                at += whole.nbytes
+
+
+class _Prepared:
+    """A call with its buffers laid out: inputs with a NaN tail, outputs and scratch between guard bytes."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self._inputs, self._originals = [], []
+        for value in call.inputs:
+            flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+            whole = _aligned(flat.nbytes + 64, TAIL_BYTE)
+            whole[: flat.nbytes] = flat
+            self._inputs.append(whole)
+            self._originals.append(whole.copy())
+        sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in call.outputs]
+        self._outputs = [_aligned(size + 2 * GUARD, GUARD_BYTE) for size in sizes]
+        self.scratch = _aligned(call.scratch_bytes + 2 * GUARD, GUARD_BYTE)
+
+    def arguments(self) -> list[Array]:
+        """Buffers in ABI order, where the kernel sees them."""
+        return [*self._inputs, *(out[GUARD:] for out in self._outputs)]
+
+    def scratch_pointer(self) -> ctypes.c_void_p:
+        """Where the kernel's scratch begins."""
+        return ctypes.c_void_p(self.scratch[GUARD:].ctypes.data)
+
+    def whole(self) -> list[tuple[Array, int]]:
+        """Every buffer with its guards, and the offset of what the kernel sees."""
+        guarded = [*self._outputs, self.scratch]
+        return [*((a, 0) for a in self._inputs), *((a, GUARD) for a in guarded)]
+
+    def results(self) -> list[Array]:
+        """Outputs, after checking guards and inputs."""
+        name = self.call.symbol
+        for got, original in zip(self._inputs, self._originals, strict=True):
+            assert np.array_equal(got, original), f"{name} wrote to an input"
+        values = []
+        for out, (shape, dtype) in zip(self._outputs, self.call.outputs, strict=True):
+            assert (out[:GUARD] == GUARD_BYTE).all(), f"{name} wrote before an output"
+            assert (out[-GUARD:] == GUARD_BYTE).all(), f"{name} wrote behind an output"
+            values.append(out[GUARD:-GUARD].view(np.dtype(dtype)).reshape(shape))
+        assert (self.scratch[:GUARD] == GUARD_BYTE).all(), f"{name} wrote before its scratch"
+        assert (self.scratch[-GUARD:] == GUARD_BYTE).all(), f"{name} wrote behind its scratch"
+        return values
+
+
+def _check(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)} failed ({done.returncode}): {done.stderr[-2000:]}"
+
+
+_RUNNER = r"""
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+typedef int32_t (*kernel)(void *, ...);
+%(declarations)s
+static void *const table[] = {%(table)s};
+static int32_t word(FILE *f) { int32_t v; if (fread(&v, 4, 1, f) != 1) exit(3); return v; }
+int main(int argc, char **argv) {
+  FILE *in = fopen(argv[1], "rb"), *out = fopen(argv[2], "wb");
+  for (int32_t calls = word(in); calls > 0; calls--) {
+    int32_t index = word(in), buffers = word(in), ranges = word(in);
+    int32_t range[64][2];
+    char *whole[16]; int32_t bytes[16]; intptr_t a[16];
+    if (ranges > 64 || buffers > 16) return 4;
+    for (int32_t r = 0; r < ranges; r++) { range[r][0] = word(in); range[r][1] = word(in); }
+    for (int32_t b = 0; b < buffers; b++) {
+      bytes[b] = word(in);
+      int32_t offset = word(in);
+      whole[b] = aligned_alloc(64, (bytes[b] + 127) / 64 * 64);
+      if (fread(whole[b], 1, bytes[b], in) != (size_t)bytes[b]) return 5;
+      a[b] = (intptr_t)(whole[b] + offset);
+    }
+    for (int32_t r = 0; r < ranges; r++) {
+      int32_t lo = range[r][0], hi = range[r][1], code = 6;
+      typedef intptr_t p;
+      switch (buffers - 1) {
+        %(cases)s
+      }
+      if (code) return code;
+    }
+    for (int32_t b = 0; b < buffers; b++) { fwrite(whole[b], 1, bytes[b], out); free(whole[b]); }
+  }
+  return fclose(out);
+}
+"""
+
+
+def _link_runner(symbols: Sequence[str], target: Target, kernels: Path, runner: Path) -> None:
+    """A static program that executes the calls of a request file."""
+    cases = []
+    for n in range(1, 13):
+        types = ", ".join(["p"] * n + ["int32_t", "int32_t", "p"])
+        values = ", ".join([*(f"a[{i}]" for i in range(n)), "lo", "hi", f"a[{n}]"])
+        cases.append(f"case {n}: code = ((int32_t (*)({types}))table[index])({values}); break;")
+    source = runner.with_suffix(".c")
+    source.write_text(
+        _RUNNER
+        % {
+            "declarations": "\n".join(f"extern int32_t {s}();" for s in symbols),
+            "table": ", ".join(f"(void *){s}" for s in symbols),
+            "cases": "\n        ".join(cases),
+        }
+    )
+    runner.with_suffix(".symbols").write_text("\n".join(symbols))
+    compiler = f"{target.arch}-linux-gnu-gcc"
+    _check([compiler, "-O1", "-w", "-static", "-o", str(runner), str(source), str(kernels)])
+
+
+def _runner_symbols(runner: Path) -> list[str]:
+    return runner.with_suffix(".symbols").read_text().split("\n")
+
+
+# Convolutions -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ConvCase:
+    """A convolution to check: x is NHWC in the stored dtype."""
+
+    generator: Generator
+    problem: ConvProblem
+    tile: Tile
+    x: Array
+    constants: ConvConstants
+
+
+def run_convs(cases: Sequence[ConvCase], target: Target, folder: Path) -> list[Array]:
+    """NHWC results of every case, each range computed in two unequal parts to prove that ranges partition the output."""
+    functions: dict[str, PrimFunc] = {}
+    known: dict[object, str] = {}
+    calls = []
+    for case in cases:
+        g, p = case.generator, case.problem
+        reason = g.legal(p, target)
+        assert reason is None, f"{g.name} refuses {p}: {reason}"
+        key = (g.name, p, tuple(sorted(case.tile.items())))
+        if key not in known:
+            known[key] = f"k{len(known)}"
+            functions[known[key]] = g.emit(p, case.tile, target, known[key])
+        extent = g.parallel_extent(p, case.tile)
+        cut = extent // 3
+        ranges = [(cut, extent), (0, cut)] if cut else [(0, extent)]
+        packed = g.pack(p, case.tile, target, case.constants)
+        shape = (p.batch, p.oh, p.ow, p.oc)
+        calls.append(
+            Call(
+                known[key],
+                [case.x, *packed],
+                [(shape, p.out_dtype)],
+                ranges,
+                g.scratch_bytes(p, case.tile),
+            )
+        )
+    return [outputs[0] for outputs in Compiled(functions, target, folder).run(calls)]
+
+
+def _windows(p: ConvProblem, x: Array, fill: float) -> Array:
+    """Padded x as float64 windows [batch, oh, ow, kh, kw, c]."""
+    pads = ((0, 0), (p.pad_top, p.pad_bottom), (p.pad_left, p.pad_right), (0, 0))
+    padded = np.pad(x.astype(np.float64), pads, constant_values=fill)
+    out = np.empty((p.batch, p.oh, p.ow, p.kh, p.kw, p.c))
+    for kh in range(p.kh):
+        for kw in range(p.kw):
+            top, left = kh * p.dilation_h, kw * p.dilation_w
+            out[:, :, :, kh, kw] = padded[
+                :,
+                top : top + (p.oh - 1) * p.stride_h + 1 : p.stride_h,
+                left : left + (p.ow - 1) * p.stride_w + 1 : p.stride_w,
+            ]
+    return out
+
+
+def reference_sums(p: ConvProblem, x: Array, constants: ConvConstants) -> Array:
+    """Exact sums (integers: every partial sum is below 2^53; floats: float64) with bias, [batch, oh, ow, oc]."""
+    zero = constants.x_zero_point if p.dtype != "float32" else 0
+    windows = _windows(p, x, zero) - zero
+    weights = constants.weights.astype(np.float64)
+    if p.groups == 1:
+        sums = np.einsum("bhwijc,ocij->bhwo", windows, weights, optimize=True)
+    else:
+        per_in, per_out = p.c // p.groups, p.oc // p.groups
+        grouped = windows.reshape(*windows.shape[:5], p.groups, per_in)
+        filters = weights.reshape(p.groups, per_out, per_in, p.kh, p.kw)
+        sums = np.einsum("bhwijgc,gocij->bhwgo", grouped, filters, optimize=True)
+        sums = sums.reshape(p.batch, p.oh, p.ow, p.oc)
+    result: Array = sums + constants.bias.astype(np.float64)
+    return result
+
+
+def reference_conv(p: ConvProblem, x: Array, constants: ConvConstants) -> Array:
+    """What a kernel must compute: exact for integers (Python integers for the requantization), float64 for floats."""
+    sums: Array = reference_sums(p, x, constants)
+    if p.dtype == "float32":
+        if p.relu:
+            sums = np.maximum(sums, 0)
+        return np.clip(sums, constants.lo, constants.hi) if p.clamp else sums
+    if p.out_dtype == "int32":
+        return sums.astype(np.int64).astype(np.int32)
+    assert constants.multiplier is not None
+    assert constants.shift is not None
+    info = np.iinfo(p.out_dtype)
+    lo, hi = max(constants.lo, info.min), min(constants.hi, info.max)
+    m, n = constants.multiplier.astype(object), constants.shift.astype(object)
+    exact = sums.astype(np.int64).astype(object) * m + np.array([1 << (int(s) - 1) for s in n], object)
+    codes = (exact >> n) + constants.y_zero_point
+    result: Array = np.clip(codes, lo, hi).astype(p.out_dtype)
+    return result
+
+
+def activation(p: ConvProblem, target: Target) -> Buf:
+    """The input of `p` as lowering would describe it."""
+    return Buf((p.batch, p.h, p.w, p.c), "float32" if p.dtype == "float32" else target.activation_dtype)
