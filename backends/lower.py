@@ -1,0 +1,488 @@
+"""Lowering: a static graph becomes a Schedule.
+
+In: a verified FLOAT or INTEGER graph without symbolic dimensions, and a target. Out: kernel calls over one arena with packed
+weights. Four steps, each a method of `_Lowering` in this order: fuse nodes into problems while assigning layouts, choose a
+kernel per problem, pack constants, plan the arena. Kernels never change a value: every fusion here computes exactly what the
+graph says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.backends.kernel import Buf, ConvConstants, ConvProblem, NodeProblem, Problem
+from bevel.backends.memory import Request, align, plan_arena
+from bevel.backends.physical import (
+    NHWC,
+    ROW_MAJOR,
+    WINDOWED,
+    Layout,
+    buffer_of,
+    code_offset,
+    equivalent,
+    row_major,
+    store_constant,
+    transposed,
+)
+from bevel.backends.schedule import IoTensor, Kernel, Lifetime, Place, Schedule, Step
+from bevel.backends.select import Choice, KernelRanker, choose
+from bevel.errors import UsageError
+from bevel.ir.graph import Graph, Level, Node, Value
+from bevel.ir.ops import NoAttrs, Trait, lookup
+from bevel.ir.ops.elementwise import ClipAttrs
+from bevel.ir.ops.integer import RequantizeAttrs
+from bevel.ir.protocols import KernelKey, Target
+from bevel.ir.serialize import graph_hash
+from bevel.ir.types import Quant, TensorType
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class _Tensor:
+    """A buffer in the arena, or a view of another one's bytes.
+
+    Attributes:
+        base: the tensor whose memory this is (itself unless a view).
+    """
+
+    name: str
+    buf: Buf
+    base: _Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.base = self
+
+    @property
+    def layout(self) -> Layout:
+        """The layout spelled out."""
+        return self.buf.layout or row_major(len(self.buf.shape))
+
+
+@dataclass
+class _Call:
+    """A kernel call before memory is planned: operands are tensors or constant arrays, in ABI order."""
+
+    layer: str
+    op: str
+    problem: Problem
+    inputs: list[_Tensor | Array]
+    output: _Tensor
+    constants: ConvConstants | None = None
+    macs: int = 0
+    bytes: int = 0
+    bits: str = "fp32"
+    choice: Choice | None = None
+
+
+def kernel_symbol(problem: Problem, choice: Choice, target: Target) -> str:
+    """C name of a kernel, derived from its content key."""
+    tile = ",".join(f"{k}={v}" for k, v in sorted(choice.tile.items()))
+    key = KernelKey(choice.generator.name, repr(problem), tile, target_key(target))
+    return "bevel_k_" + hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+
+
+def target_key(target: Target) -> str:
+    """What of a target decides the code generated for it."""
+    return f"{target.arch} {target.triple} {target.cpu} {','.join(target.attrs)} {','.join(sorted(target.features))}"
+
+
+def lower(graph: Graph, target: Target, *, ranker: KernelRanker | None = None) -> Schedule:
+    """Lower `graph` for `target`.
+
+    Args:
+        graph: static FLOAT or INTEGER graph.
+        target: device to generate code for.
+        ranker: orders kernel candidates; None takes each generator's static preference.
+
+    Raises:
+        UsageError: symbolic dimensions are left, or the graph is ANNOTATED.
+        UnsupportedOp: no kernel computes some node; names it.
+    """
+    if graph.level is Level.ANNOTATED:
+        raise UsageError(f"graph {graph.name!r} is at level annotated: run to-integer (or strip the annotations) first")
+    for value in graph.values():
+        if not value.type.is_static:
+            raise UsageError(f"value {value.name!r} has type {value.type}: bind its symbolic dimensions with --dim NAME=N")
+    return _Lowering(graph, target, ranker).run()
+
+
+class _Lowering:
+    """State of one lowering."""
+
+    def __init__(self, graph: Graph, target: Target, ranker: KernelRanker | None) -> None:
+        self.graph = graph
+        self.target = target
+        self.ranker = ranker
+        self.calls: list[_Call] = []
+        self.tensors: dict[Value, _Tensor] = {}
+        self.copies: dict[tuple[str, Layout, str], _Tensor] = {}
+        self.fused: set[Node] = set()
+        self.inputs: list[tuple[Value, _Tensor]] = []
+        self.outputs: list[tuple[Value, _Tensor]] = []
+
+    def run(self) -> Schedule:
+        """All steps."""
+        for value in self.graph.inputs:
+            tensor = _Tensor(value.name, self._boundary_buf(value.type))
+            self.tensors[value] = tensor
+            self.inputs.append((value, tensor))
+        for node in self.graph.nodes:
+            if node not in self.fused:
+                self._lower_node(node)
+        for value in self.graph.outputs:
+            self.outputs.append((value, self._boundary_output(value)))
+        for call in self.calls:
+            call.choice = choose(call.problem, self.target, call.layer, self.ranker)
+        return self._assemble()
+
+    # Tensors ---------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _boundary_buf(type_: TensorType) -> Buf:
+        """Graph inputs and outputs are row-major and hold the codes the graph says."""
+        elem = type_.elem
+        zero = elem.zero_point[0] if isinstance(elem, Quant) and elem.per_tensor else 0
+        return Buf(type_.static_shape, type_.dtype.name, None, zero)
+
+    def _new(self, name: str, buf: Buf) -> _Tensor:
+        return _Tensor(name, buf)
+
+    def _define(self, value: Value, layout: Layout) -> _Tensor:
+        tensor = self._new(value.name, buffer_of(value.type, layout, self.target))
+        self.tensors[value] = tensor
+        return tensor
+
+    def _alias(self, value: Value, source: _Tensor, layout: Layout) -> None:
+        buf = buffer_of(value.type, layout, self.target)
+        tensor = self._new(value.name, replace(buf, dtype=source.buf.dtype, zero_point=source.buf.zero_point))
+        tensor.base = source.base
+        self.tensors[value] = tensor
+
+    def _copy(self, source: _Tensor, buf: Buf, name: str) -> _Tensor:
+        """`source` in the layout and stored dtype of `buf`."""
+        key = (source.name, buf.layout or row_major(len(buf.shape)), buf.dtype)
+        if key not in self.copies:
+            copy = self._new(name, buf)
+            problem = NodeProblem("Copy", NoAttrs(), (source.buf,), (buf,), (1.0, 1.0))
+            self.calls.append(_Call(source.name, "Copy", problem, [source], copy, bytes=source.buf.nbytes + buf.nbytes))
+            self.copies[key] = copy
+        return self.copies[key]
+
+    def _operand(self, value: Value, layout: Layout | None) -> _Tensor | Array:
+        """A node's operand in `layout` (None: whichever it has) and the target's stored dtype."""
+        if value.is_constant:
+            buf = buffer_of(value.type, layout or row_major(value.type.rank), self.target)
+            return store_constant(value.array, value.type, buf)
+        tensor = self.tensors[value]
+        wanted = buffer_of(value.type, layout or tensor.layout, self.target)
+        wanted_layout = wanted.layout or row_major(value.type.rank)
+        if equivalent(wanted.shape, tensor.layout, wanted_layout) and wanted.dtype == tensor.buf.dtype:
+            if tensor.layout == wanted_layout:
+                return tensor
+            view = self._new(tensor.name, wanted)
+            view.base = tensor.base
+            return view
+        return self._copy(tensor, wanted, f"{value.name}.copy{len(self.copies)}")
+
+    def _boundary_output(self, value: Value) -> _Tensor:
+        """The tensor of a graph output: row-major, in the graph's own codes, and not shared with an input."""
+        buf = self._boundary_buf(value.type)
+        if value.is_constant:
+            raise UsageError(f"output {value.name!r} is a constant: remove it from the model's outputs")
+        tensor = self.tensors[value]
+        shared = any(tensor.base is t.base for _, t in (*self.inputs, *self.outputs))
+        same = tensor.buf.dtype == buf.dtype and equivalent(buf.shape, tensor.layout, row_major(len(buf.shape)))
+        if same and not shared:
+            view = self._new(value.name, buf)
+            view.base = tensor.base
+            return view
+        copy = self._new(f"{value.name}.out{len(self.outputs)}", buf)
+        problem = NodeProblem("Copy", NoAttrs(), (tensor.buf,), (buf,), (1.0, 1.0))
+        self.calls.append(_Call(value.name, "Copy", problem, [tensor], copy, bytes=tensor.buf.nbytes + buf.nbytes))
+        return copy
+
+    # Nodes to problems -----------------------------------------------------------------------------------------------
+
+    def _lower_node(self, node: Node) -> None:
+        if node.op in ("Conv", "IntConv", "Gemm", "IntGemm"):
+            self._lower_weighted(node)
+        elif node.op == "Transpose":
+            self._lower_transpose(node)
+        elif node.op == "Reshape":
+            self._lower_reshape(node)
+        else:
+            self._lower_other(node)
+
+    def _lower_transpose(self, node: Node) -> None:
+        value = node.inputs[0]
+        source = self._operand(value, None)
+        assert isinstance(source, _Tensor)
+        self._alias(node.output, source, transposed(source.layout, node.attrs.perm))
+
+    def _lower_reshape(self, node: Node) -> None:
+        source = self._operand(node.inputs[0], row_major(node.inputs[0].type.rank))
+        assert isinstance(source, _Tensor)
+        shape = node.output.type.static_shape
+        layout = row_major(len(shape))
+        if len(shape) == 4 and equivalent(shape, layout, NHWC):
+            layout = NHWC
+        self._alias(node.output, source, layout)
+
+    def _lower_other(self, node: Node) -> None:
+        """Any operator without a fused form of its own, with the activations that follow it as epilogue."""
+        result, epilogue = self._activation_chain(node)
+        layout = self._layout_for(node)
+        operands: list[_Tensor | Array] = []
+        bufs: list[Buf] = []
+        for value in node.inputs:
+            same_rank = value.type.rank == len(layout)
+            wanted = layout if node.op in WINDOWED | ROW_MAJOR and same_rank and not value.is_constant else None
+            if value.is_constant and same_rank and value.type.shape == node.output.type.shape:
+                wanted = layout
+            operand = self._operand(value, wanted)
+            operands.append(operand)
+            if isinstance(operand, _Tensor):
+                bufs.append(operand.buf)
+            else:
+                bufs.append(buffer_of(value.type, wanted or row_major(value.type.rank), self.target))
+        output = self._define(result, layout if result.type.rank == len(layout) else row_major(result.type.rank))
+        scales = tuple(_scale(v.type) for v in (*node.inputs, result))
+        problem = NodeProblem(node.op, node.attrs, tuple(bufs), (output.buf,), scales, epilogue)
+        op = "+".join((node.op, *(name for name, _ in epilogue)))
+        cost = lookup(node.op).cost(node)
+        self.calls.append(
+            _Call(_layer(node), op, problem, operands, output, macs=cost.macs, bytes=cost.bytes, bits=self._bits(node))
+        )
+
+    def _layout_for(self, node: Node) -> Layout:
+        """The layout a node works in: what its kernels need, else that of its first operand of the result's rank."""
+        rank = node.output.type.rank
+        if node.op in WINDOWED:
+            return NHWC
+        if node.op in ROW_MAJOR:
+            return row_major(rank)
+        for value in node.inputs:
+            if not value.is_constant and value.type.rank == rank:
+                return self.tensors[value].layout
+        return row_major(rank)
+
+    def _activation_chain(self, node: Node) -> tuple[Value, tuple[tuple[str, Any], ...]]:
+        """The value a float node's epilogue ends in, and the activations on the way there."""
+        value = node.output
+        epilogue: list[tuple[str, Any]] = []
+        while Trait.ELEMENTWISE in lookup(node.op).traits and lookup(node.op).tolerance > 0:
+            user = self.graph.sole_user(value)
+            if user is None or Trait.ACTIVATION not in lookup(user.op).traits:
+                break
+            epilogue.append((user.op, user.attrs))
+            self.fused.add(user)
+            value = user.output
+        return value, tuple(epilogue)
+
+    def _lower_weighted(self, node: Node) -> None:
+        """Convolution or GEMM with its requantization or activation."""
+        x, w = node.inputs[0], node.inputs[1]
+        if not w.is_constant or (len(node.inputs) == 3 and not node.inputs[2].is_constant):
+            raise UsageError(f"layer {_layer(node)!r}: {node.op} needs constant weights and bias")
+        gemm = node.op in ("Gemm", "IntGemm")
+        layout = row_major(x.type.rank) if gemm else NHWC
+        operand = self._operand(x, layout)
+        if not isinstance(operand, _Tensor):
+            raise UsageError(f"layer {_layer(node)!r}: {node.op} of a constant: fold constants first")
+        problem = self._geometry(node, x, w, gemm=gemm, dtype=operand.buf.dtype)
+        bias = node.inputs[2].array if len(node.inputs) == 3 else np.zeros(problem.oc, np.float32)
+        weights = w.array.reshape(problem.oc, -1, problem.kh, problem.kw)
+        ops = [node.op]
+        if node.op in ("IntConv", "IntGemm"):
+            problem = replace(problem, wide_weights=bool((w.array == -128).any()))
+            result, problem, constants = self._requantized(node, problem, weights, bias, operand.buf)
+        else:
+            result, problem, constants = self._activated(node, problem, weights, bias)
+        if result is not node.output:
+            last = result.producer
+            assert last is not None
+            ops.append(last.op)
+        rank = result.type.rank
+        output = self._define(result, row_major(rank) if gemm else NHWC)
+        cost = lookup(node.op).cost(node)
+        self.calls.append(
+            _Call(_layer(node), "+".join(ops), problem, [operand], output, constants, cost.macs, cost.bytes, self._bits(node))
+        )
+
+    @staticmethod
+    def _geometry(node: Node, x: Value, w: Value, *, gemm: bool, dtype: str) -> ConvProblem:
+        shape = x.type.static_shape
+        if gemm:
+            rows, k = int(np.prod(shape[:-1])), shape[-1]
+            return ConvProblem(1, 1, rows, k, w.type.static_shape[0], dtype=dtype, out_dtype="float32")
+        a = node.attrs
+        n, c, h, width = shape
+        return ConvProblem(
+            n, h, width, c, w.type.static_shape[0], *a.kernel, *a.strides, *a.dilations, *a.pads, groups=a.groups, dtype=dtype
+        )
+
+    def _requantized(
+        self, node: Node, problem: ConvProblem, weights: Array, bias: Array, x: Buf
+    ) -> tuple[Value, ConvProblem, ConvConstants]:
+        user = self.graph.sole_user(node.output)
+        if user is None or user.op != "Requantize" or user.inputs[0] is not node.output:
+            constants = ConvConstants(weights, bias, x_zero_point=x.zero_point)
+            return node.output, replace(problem, out_dtype="int32"), constants
+        self.fused.add(user)
+        attrs: RequantizeAttrs = user.attrs
+        out = buffer_of(user.output.type, row_major(user.output.type.rank), self.target)
+        offset = code_offset(out)
+        limits = np.iinfo(out.dtype)
+        lo, hi = attrs.lo + offset, attrs.hi + offset
+        constants = ConvConstants(
+            weights,
+            bias,
+            user.inputs[1].array.astype(np.int64),
+            user.inputs[2].array.astype(np.int64),
+            x.zero_point,
+            out.zero_point,
+            lo,
+            hi,
+        )
+        clamp = (lo, hi) != (limits.min, limits.max)
+        return user.output, replace(problem, out_dtype=out.dtype, clamp=clamp), constants
+
+    def _activated(
+        self, node: Node, problem: ConvProblem, weights: Array, bias: Array
+    ) -> tuple[Value, ConvProblem, ConvConstants]:
+        user = self.graph.sole_user(node.output)
+        if user is None or user.op not in ("Relu", "Clip"):
+            return node.output, problem, ConvConstants(weights, bias)
+        self.fused.add(user)
+        if user.op == "Relu":
+            return user.output, replace(problem, relu=True), ConvConstants(weights, bias, lo=0.0)
+        clip: ClipAttrs = user.attrs
+        return user.output, replace(problem, clamp=True), ConvConstants(weights, bias, lo=clip.lo, hi=clip.hi)
+
+    def _bits(self, node: Node) -> str:
+        """Precision spelling of a node: that of its weights and data operand."""
+        elem = node.inputs[0].type.elem
+        if not isinstance(elem, Quant):
+            return "int32" if node.op == "Requantize" else f"fp{node.output.type.dtype.itemsize * 8}"
+        weights = node.inputs[1].type.elem if Trait.WEIGHTED in lookup(node.op).traits else elem
+        return f"w{weights.storage.bits if isinstance(weights, Quant) else elem.storage.bits}a{elem.storage.bits}"
+
+    # Assembly --------------------------------------------------------------------------------------------------------
+
+    def _assemble(self) -> Schedule:
+        offsets, arena_bytes, lifetimes = self._plan()
+        weights = _Weights()
+        kernels: dict[str, Kernel] = {}
+        steps: list[Step] = []
+        for call in self.calls:
+            assert call.choice is not None
+            generator, tile = call.choice.generator, call.choice.tile
+            symbol = kernel_symbol(call.problem, call.choice, self.target)
+            kernels.setdefault(symbol, Kernel(symbol, generator.name, call.problem, tile))
+            packed = generator.pack(call.problem, tile, self.target, call.constants)
+            args = [
+                Place("arena", offsets[operand.base.name]) if isinstance(operand, _Tensor) else weights.place(operand)
+                for operand in call.inputs
+            ]
+            args += [weights.place(array) for array in packed]
+            args.append(Place("arena", offsets[call.output.base.name]))
+            steps.append(
+                Step(
+                    call.layer,
+                    call.op,
+                    symbol,
+                    tuple(args),
+                    generator.parallel_extent(call.problem, tile),
+                    generator.scratch_bytes(call.problem, tile),
+                    call.macs,
+                    call.bytes,
+                    call.bits,
+                )
+            )
+        return Schedule(
+            self.graph.name,
+            self.target,
+            tuple(steps),
+            tuple(kernels.values()),
+            tuple(self._io(value, tensor, offsets) for value, tensor in self.inputs),
+            tuple(self._io(value, tensor, offsets) for value, tensor in self.outputs),
+            arena_bytes,
+            align(max((s.scratch_bytes for s in steps), default=0)),
+            weights.blob(),
+            graph_hash(self.graph),
+            self.graph.level.value,
+            lifetimes,
+        )
+
+    @staticmethod
+    def _io(value: Value, tensor: _Tensor, offsets: dict[str, int]) -> IoTensor:
+        place = Place("arena", offsets[tensor.base.name])
+        elem = value.type.elem
+        scale = elem.scale[0] if isinstance(elem, Quant) else 0.0
+        return IoTensor(value.name, tensor.buf.shape, tensor.buf.dtype, place, scale, tensor.buf.zero_point)
+
+    def _plan(self) -> tuple[dict[str, int], int, tuple[Lifetime, ...]]:
+        """Arena offsets. Inputs keep their bytes for the whole run, so that a caller may run again without setting them."""
+        last = len(self.calls)
+        spans: dict[str, Request] = {}
+
+        def touch(tensor: _Tensor, step: int) -> None:
+            base = tensor.base
+            old = spans.get(base.name)
+            size = base.buf.nbytes
+            spans[base.name] = (
+                Request(base.name, size, step, step)
+                if old is None
+                else replace(old, first=min(old.first, step), last=max(old.last, step))
+            )
+
+        for _, tensor in self.inputs:
+            touch(tensor, 0)
+            touch(tensor, last)
+        for step, call in enumerate(self.calls):
+            for operand in call.inputs:
+                if isinstance(operand, _Tensor):
+                    touch(operand, step)
+            touch(call.output, step)
+        for _, tensor in self.outputs:
+            touch(tensor, last)
+        offsets, size = plan_arena(spans.values())
+        lifetimes = tuple(Lifetime(r.name, offsets[r.name], r.nbytes, r.first, r.last) for r in spans.values())
+        return offsets, size, lifetimes
+
+
+class _Weights:
+    """Contents of weights.bin: equal arrays are stored once, each 64-byte aligned."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._places: dict[bytes, Place] = {}
+
+    def place(self, array: Array) -> Place:
+        """Where `array` is stored, adding it if it is new."""
+        raw = np.ascontiguousarray(array).tobytes()
+        digest = hashlib.sha256(raw).digest()
+        if digest not in self._places:
+            self._data.extend(bytes(align(len(self._data)) - len(self._data)))
+            self._places[digest] = Place("weights", len(self._data))
+            self._data.extend(raw)
+        return self._places[digest]
+
+    def blob(self) -> bytes:
+        """All bytes, with the readable tail."""
+        return bytes(self._data) + bytes(align(len(self._data)) - len(self._data) + 64)
+
+
+def _scale(type_: TensorType) -> float:
+    elem = type_.elem
+    return elem.scale[0] if isinstance(elem, Quant) and elem.per_tensor else 1.0
+
+
+def _layer(node: Node) -> str:
+    return node.loc or node.outputs[0].name

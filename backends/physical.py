@@ -1,0 +1,71 @@
+"""Physical views of values: which layout and which stored dtype kernels see.
+
+Convolutions and pools work on NHWC; everything that reduces over trailing axes works on row-major memory; elementwise and
+movement operators follow their operand. A transpose only renames axes, so it is free whenever its consumer wants what it makes.
+Activation codes are stored as the target multiplies them best (`Target.activation_dtype`): a code c of int8 is c + 128 in uint8.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.backends.kernel import Buf
+from bevel.ir.protocols import Target
+from bevel.ir.types import Int, Quant, TensorType
+
+Array = npt.NDArray[Any]
+Layout = tuple[int, ...]
+
+NHWC: Layout = (0, 2, 3, 1)
+# Operators whose kernels take and give NHWC.
+WINDOWED = frozenset({"Conv", "IntConv", "AveragePool", "GlobalAveragePool", "MaxPool", "IntAveragePool"})
+# Operators whose kernels need row-major operands.
+ROW_MAJOR = frozenset({"Gemm", "IntGemm", "MatMul", "Reshape"})
+
+
+def row_major(rank: int) -> Layout:
+    """The identity layout."""
+    return tuple(range(rank))
+
+
+def equivalent(shape: tuple[int, ...], a: Layout, b: Layout) -> bool:
+    """True when two layouts put every element at the same offset: they order the axes longer than 1 alike."""
+    return [axis for axis in a if shape[axis] > 1] == [axis for axis in b if shape[axis] > 1]
+
+
+def transposed(layout: Layout, perm: tuple[int, ...]) -> Layout:
+    """The layout under which a transpose by `perm` leaves memory as it is."""
+    return tuple(perm.index(axis) for axis in layout)
+
+
+def stored_as_activation(elem: object) -> bool:
+    """True for per-tensor 8-bit codes, which take the target's activation dtype."""
+    return isinstance(elem, Quant) and elem.per_tensor and elem.storage == Int(8)
+
+
+def buffer_of(type_: TensorType, layout: Layout, target: Target) -> Buf:
+    """How kernels on `target` see a value of `type_` laid out as `layout`."""
+    shape = type_.static_shape
+    zero_point = 0
+    dtype = type_.dtype.name
+    if isinstance(type_.elem, Quant) and type_.elem.per_tensor:
+        zero_point = type_.elem.zero_point[0]
+        if stored_as_activation(type_.elem) and target.activation_dtype == "uint8":
+            dtype, zero_point = "uint8", zero_point + 128
+    return Buf(shape, dtype, None if layout == row_major(len(shape)) else layout, zero_point)
+
+
+def code_offset(buf: Buf) -> int:
+    """What is added to an int8 code to store it in `buf`."""
+    return 128 if buf.dtype == "uint8" else 0
+
+
+def store_constant(array: Array, type_: TensorType, buf: Buf) -> Array:
+    """A constant's data as kernels see it: transposed to the layout, codes in the stored dtype."""
+    data = array if buf.layout is None else array.transpose(buf.layout)
+    if stored_as_activation(type_.elem):
+        data = data.astype(np.int16) + code_offset(buf)
+    return np.ascontiguousarray(data.astype(buf.dtype))
