@@ -1,0 +1,277 @@
+"""An emulated board on this machine, reached by real SSH: for demos and tests without hardware.
+
+An OpenSSH server of its own listens on 127.0.0.1, with its own host key, user key, known_hosts and configuration. Its sessions
+are this machine's shell in which programs of the board's architecture run under qemu-user with the board's CPU, programs of
+other architectures are refused, and uname and /proc/cpuinfo are the board's (see board_exec.c). So the whole road of a real
+board is taken (keys, SFTP, limits, signals, missing instructions), but its userland is native and its times mean nothing:
+transports to it are marked emulated. Needs `openssh-server`, `qemu-user` and a C compiler; no root.
+
+`python -m bevel.devices.board --arch aarch64 --cpu cortex-a72` runs one until Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import asyncssh
+import click
+
+from bevel.devices.errors import BoardError
+from bevel.devices.profile import Profile, Ssh, list_profiles, load_profile, save_profile
+from bevel.devices.resolve import emulator_command
+from bevel.devices.ssh import SshTransport
+from bevel.errors import ToolchainError, UsageError
+
+# e_machine and uname of each architecture a board can have, and the /proc/cpuinfo line its Linux shows per core.
+_MACHINES = {"aarch64": (183, "aarch64"), "armv7": (40, "armv7l")}
+_CPUINFO_FLAGS = {"neon": "fp asimd evtstrm crc32 cpuid", "dotprod": "asimddp", "i8mm": "i8mm"}
+START_TIMEOUT_S = 20
+
+
+def _find(program: str, package: str, *places: str) -> str:
+    """Absolute path of a program; sshd insists on being started by one."""
+    path = shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", ""), *places]))
+    if path is None:
+        raise ToolchainError(f"the emulated board needs {program}; install it: apt-get install {package}")
+    return path
+
+
+class EmulatedBoard:
+    """A board for the length of a `with` block.
+
+    Args:
+        profile: device to stand in for; its arch, features and qemu_cpu count.
+        cpu: qemu CPU instead of the profile's.
+
+    Attributes:
+        profile: the given profile with the board's SSH address; hand it to `resolve_transport`.
+        root: the board's own directory; gone after the block.
+
+    Raises:
+        ToolchainError: sshd, qemu-user or a C compiler is missing, or sshd does not start.
+    """
+
+    def __init__(self, profile: Profile | str = "raspberry-pi-4", cpu: str | None = None) -> None:
+        base = load_profile(profile) if isinstance(profile, str) else profile
+        if base.arch not in _MACHINES:
+            raise UsageError(f"cannot emulate a board of {base.arch}; expected one of {', '.join(_MACHINES)}")
+        self.profile = replace(base, qemu_cpu=cpu or base.qemu_cpu, ssh=None)
+        self.root = Path()
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the server and wait until one can log in."""
+        self.root = Path(tempfile.mkdtemp(prefix="bevel-board-")).resolve()
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the server and all that runs on the board, and remove its directory."""
+        if self._server is not None:
+            self._server.terminate()
+            self._server.wait()
+            self._server = None
+        for pid in self.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def processes(self) -> list[int]:
+        """Process ids of everything a session started on the board and that still runs."""
+        mark = f"BEVEL_BOARD_ROOT={self.root}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                alive = not (folder / "stat").read_text().rpartition(")")[2].startswith(" Z")
+                if alive and mark in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+            except OSError:
+                continue  # It ended meanwhile, or belongs to someone else.
+        return found
+
+    @property
+    def server_pid(self) -> int:
+        """Process id of the listening server."""
+        if self._server is None:
+            raise UsageError("the emulated board is not running")
+        return self._server.pid
+
+    @property
+    def ssh_config(self) -> Path:
+        """Client configuration with which plain `ssh -F FILE board` logs in."""
+        return self.root / "ssh_config"
+
+    # How ---------------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        sshd = _find("sshd", "openssh-server", "/usr/sbin", "/usr/local/sbin")
+        environment = self._environment(emulator_command(self.profile))
+        host_key, user_key = self._write_keys()
+        user = getpass.getuser()
+        if os.geteuid() == 0:
+            # Debian's service makes sshd's empty directory; it must be there when the service never ran.
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        for _ in range(3):
+            # The port is free when asked for, and may be gone when sshd binds it.
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            self._configure(port, user, host_key, user_key, environment)
+            log = (self.root / "sshd.log").open("wb")
+            command = [sshd, "-D", "-e", "-f", str(self.root / "sshd_config")]
+            self._server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            log.close()
+            if self._answers(port):
+                break
+        else:
+            raise ToolchainError(f"the emulated board's sshd does not start: {self._log()}")
+        self.profile = replace(
+            self.profile,
+            ssh=Ssh(
+                host="127.0.0.1",
+                user=user,
+                port=port,
+                known_hosts=str(self.root / "known_hosts"),
+                identity=str(self.root / "user_key"),
+                config=str(self.ssh_config),
+                workdir=str(self.root / "work"),
+            ),
+        )
+        assert self.profile.ssh is not None
+        try:
+            with SshTransport(self.profile.ssh):
+                pass
+        except BoardError as error:
+            raise ToolchainError(f"the emulated board does not let its user in: {error} (sshd says: {self._log()})") from error
+
+    def _answers(self, port: int) -> bool:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self._server is not None and self._server.poll() is None and time.monotonic() < deadline:
+            try:
+                with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+                    return connection.recv(4) == b"SSH-"
+            except OSError:
+                time.sleep(0.02)
+        return False
+
+    def _log(self) -> str:
+        return " ".join((self.root / "sshd.log").read_text(errors="replace").split()[-40:]) or "nothing"
+
+    def _environment(self, emulator: list[str]) -> dict[str, str]:
+        """What every session's environment holds; builds the library that makes it a board."""
+        machine, uname = _MACHINES[self.profile.arch]
+        library = self.root / "board_exec.so"
+        compiler = os.environ.get("CC") or _find("cc", "gcc")
+        source = Path(__file__).with_name("board_exec.c")
+        options = ["-shared", "-fPIC", "-O1", f"-DBOARD_MACHINE={machine}", f'-DBOARD_UNAME="{uname}"']
+        built = subprocess.run([*compiler.split(), *options, "-o", library, source, "-ldl"], capture_output=True, check=False)
+        if built.returncode != 0:
+            raise ToolchainError(f"{compiler} cannot compile {source}: {built.stderr.decode(errors='replace').strip()}")
+        flags = " ".join(_CPUINFO_FLAGS[feature] for feature in ("neon", "dotprod", "i8mm") if feature in self.profile.features)
+        core = "processor\t: {}\nFeatures\t: " + flags + "\nCPU architecture: 8\n\n"
+        cpuinfo = self.root / "cpuinfo"
+        cpuinfo.write_text("".join(core.format(index) for index in range(self.profile.cores)))
+        environment = {
+            "LD_PRELOAD": str(library),
+            "BEVEL_BOARD_ROOT": str(self.root),
+            "BEVEL_BOARD_CPUINFO": str(cpuinfo),
+            "BEVEL_BOARD_QEMU": emulator[0],
+            "BEVEL_BOARD_EMULATOR": " ".join([Path(emulator[0]).name, *emulator[1:]]),
+            "QEMU_CPU": self.profile.qemu_cpu or "",
+        }
+        if "-L" in emulator:
+            environment["QEMU_LD_PREFIX"] = emulator[emulator.index("-L") + 1]
+        return environment
+
+    def _write_keys(self) -> tuple[str, str]:
+        """Make the board's and its user's key pairs; gives the public halves."""
+        public = []
+        for name in ("host_key", "user_key"):
+            key = asyncssh.generate_private_key("ssh-ed25519", comment="bevel emulated board")
+            path = self.root / name
+            path.touch(mode=0o600)
+            path.write_bytes(key.export_private_key("openssh"))
+            public.append(key.export_public_key("openssh").decode().strip())
+        return public[0], public[1]
+
+    def _configure(self, port: int, user: str, host_key: str, user_key: str, environment: dict[str, str]) -> None:
+        root = self.root
+        (root / "authorized_keys").write_text(user_key + "\n")
+        (root / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}\n")
+        server = {
+            "Port": port,
+            "ListenAddress": "127.0.0.1",
+            "HostKey": root / "host_key",
+            "AuthorizedKeysFile": root / "authorized_keys",
+            "AllowUsers": user,
+            "PermitRootLogin": "prohibit-password",
+            "PasswordAuthentication": "no",
+            "KbdInteractiveAuthentication": "no",
+            "UsePAM": "no",
+            "StrictModes": "no",
+            "PidFile": "none",
+            "PrintMotd": "no",
+            "Subsystem": "sftp internal-sftp",
+            "SetEnv": " ".join(f'"{key}={value}"' for key, value in environment.items()),
+        }
+        (root / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in server.items()))
+        client = {
+            "HostName": "127.0.0.1",
+            "Port": port,
+            "User": user,
+            "IdentityFile": root / "user_key",
+            "IdentitiesOnly": "yes",
+            "UserKnownHostsFile": root / "known_hosts",
+        }
+        self.ssh_config.write_text("Host board 127.0.0.1\n" + "".join(f"  {key} {value}\n" for key, value in client.items()))
+
+
+@click.command()
+@click.option("--arch", default="aarch64", type=click.Choice(sorted(_MACHINES)), help="Architecture of the board.")
+@click.option("--cpu", default="cortex-a72", show_default=True, help="CPU as qemu-user names it.")
+@click.option("--save-as", metavar="NAME", help="Make it a device of this name (--device NAME) while it runs.")
+def main(arch: str, cpu: str, save_as: str | None) -> None:
+    """Run an emulated board until Ctrl-C."""
+    candidates = [load_profile(name) for name in list_profiles() if name != "host"]
+    profile = next((p for p in candidates if p.arch == arch and p.qemu_cpu == cpu), None)
+    profile = profile or next((p for p in candidates if p.arch == arch), None)
+    if profile is None:
+        raise UsageError(f"no device profile has arch {arch}; add one to emulate")
+    with EmulatedBoard(profile, cpu) as board:
+        saved = save_profile(replace(board.profile, name=save_as)) if save_as else None
+        try:
+            click.echo(f"emulated {arch} board ({cpu}) is up")
+            click.echo(f"  log in: ssh -F {board.ssh_config} board")
+            if saved is not None:
+                click.echo(f"  use it: bevel run model.bevel --device {save_as}")
+            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        finally:
+            if saved is not None:
+                saved.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Detects instruction set, caches and clock of a Linux machine from the text of /proc/cpuinfo and from sysfs.
+
+Serves both the `host` profile and the probe of a remote board, which sends its /proc/cpuinfo back as text.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from bevel.devices.profile import Figure, Peaks, Profile, load_profile
+from bevel.errors import UsageError
+from bevel.ir.protocols import Cache
+
+# Linux's name of each ISA feature; every flag listed must be there.
+_X86_FLAGS = {
+    "sse2": {"sse2"},
+    "avx2": {"avx2"},
+    "fma": {"fma"},
+    "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "avx512_vnni": {"avx512_vnni"},
+    "amx_int8": {"amx_tile", "amx_int8"},
+}
+_ARM_FLAGS = {"neon": {"asimd"}, "dotprod": {"asimddp"}, "i8mm": {"i8mm"}}
+_ARMV7_FLAGS = {"neon": {"neon"}}
+
+# LLVM CPU of an x86 machine: the first whose flags are all there. A CPU name lets LLVM emit everything that CPU has, and
+# virtual machines hide flags one by one, so the flags beyond the obvious are asked for too.
+_HASWELL = {"avx2", "fma", "bmi1", "bmi2", "movbe", "f16c", "abm", "popcnt", "sse4_2"}
+_SKYLAKE = _HASWELL | _X86_FLAGS["avx512"] | {"adx", "rdseed", "clflushopt", "clwb", "pku", "aes", "pclmulqdq"}
+_X86_CPUS = (
+    ("cascadelake", _SKYLAKE | {"avx512_vnni"}),
+    ("skylake-avx512", _SKYLAKE),
+    ("haswell", _HASWELL),
+)
+# Main ID register part numbers of implementer 0x41 (Arm Ltd.), as in LLVM's Host.cpp.
+_ARM_CPUS = {
+    0xC07: "cortex-a7",
+    0xC09: "cortex-a9",
+    0xC0F: "cortex-a15",
+    0xD03: "cortex-a53",
+    0xD04: "cortex-a35",
+    0xD05: "cortex-a55",
+    0xD07: "cortex-a57",
+    0xD08: "cortex-a72",
+    0xD09: "cortex-a73",
+    0xD0A: "cortex-a75",
+    0xD0B: "cortex-a76",
+    0xD0C: "neoverse-n1",
+    0xD0D: "cortex-a77",
+    0xD40: "neoverse-v1",
+    0xD41: "cortex-a78",
+    0xD44: "cortex-x1",
+    0xD46: "cortex-a510",
+    0xD47: "cortex-a710",
+    0xD49: "neoverse-n2",
+    0xD4F: "neoverse-v2",
+}
+_MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+
+
+def normalize_arch(machine: str) -> str:
+    """Map `uname -m` to a profile's arch; what bevel does not know is returned unchanged."""
+    machine = machine.strip()
+    return "armv7" if machine.startswith("armv7") else _MACHINES.get(machine.lower(), machine)
+
+
+def _flags(cpuinfo: str) -> set[str]:
+    """Flags every core has: big.LITTLE cores may differ, and code may run on any."""
+    lines = re.findall(r"^(?:flags|Features)[ \t]*:(.*)$", cpuinfo, re.MULTILINE)
+    return set.intersection(*(set(line.split()) for line in lines)) if lines else set()
+
+
+def cpu_features(cpuinfo: str, arch: str) -> frozenset[str]:
+    """ISA features named as in profiles, from the text of /proc/cpuinfo."""
+    table = {"x86_64": _X86_FLAGS, "aarch64": _ARM_FLAGS, "armv7": _ARMV7_FLAGS}.get(arch, {})
+    have = _flags(cpuinfo)
+    return frozenset(feature for feature, flags in table.items() if flags <= have)
+
+
+def llvm_cpu(cpuinfo: str, arch: str) -> str:
+    """LLVM -mcpu name whose instruction set the machine has; "generic" or "x86-64" when none is known."""
+    if arch == "x86_64":
+        have = _flags(cpuinfo)
+        return next((name for name, flags in _X86_CPUS if flags <= have), "x86-64")
+    implementers = re.findall(r"^CPU implementer\s*:\s*(\S+)", cpuinfo, re.MULTILINE)
+    parts = re.findall(r"^CPU part\s*:\s*(\S+)", cpuinfo, re.MULTILINE)
+    ids = {int(part, 0) for who, part in zip(implementers, parts, strict=False) if int(who, 0) == 0x41}
+    # With several kinds of core, the oldest part number is the smallest instruction set.
+    return _ARM_CPUS.get(min(ids), "generic") if ids else "generic"
+
+
+def data_caches(sysfs: Path = Path("/sys")) -> tuple[Cache, ...]:
+    """Data and unified caches core 0 reaches, nearest first, as sysfs reports them (empty where it does not)."""
+    caches = []
+    for index in (sysfs / "devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            names = ("type", "size", "level", "coherency_line_size")
+            kind, size, level, line = ((index / name).read_text().strip() for name in names)
+        except OSError:
+            continue  # Some boards' kernels leave files out; kernels then tile for the smallest cache.
+        match = re.fullmatch(r"(\d+)([KM]?)", size)
+        if kind != "Instruction" and match is not None:
+            caches.append(Cache(int(level), int(match[1]) * {"": 1, "K": 1024, "M": 1024**2}[match[2]], int(line) or 64))
+    return tuple(sorted(caches, key=lambda cache: cache.level))
+
+
+def _clock_ghz(cpuinfo: str, sysfs: Path) -> float | None:
+    """Highest clock of core 0: cpufreq's limit, else what cpuinfo shows now."""
+    try:
+        return int((sysfs / "devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq").read_text()) / 1e6
+    except (OSError, ValueError):
+        match = re.search(r"^cpu MHz\s*:\s*([\d.]+)", cpuinfo, re.MULTILINE)
+        return float(match[1]) / 1e3 if match else None
+
+
+def _memory_mib(meminfo: str, default: int) -> int:
+    match = re.search(r"^MemTotal:\s*(\d+) kB", meminfo, re.MULTILINE)
+    return int(match[1]) // 1024 if match else default
+
+
+def _class_profile(arch: str, features: frozenset[str]) -> Profile:
+    """The richest shipped profile this instruction set covers: whose figures describe it best."""
+    names = {
+        "x86_64": ("x86-64-avx512-vnni", "x86-64-avx2", "x86-64"),
+        "aarch64": ("raspberry-pi-5", "raspberry-pi-4"),
+    }.get(arch, ())
+    for profile in map(load_profile, names):
+        if profile.features <= features:
+            return profile
+    raise UsageError(
+        f"this machine is {arch} with features {', '.join(sorted(features)) or 'none'}; bevel compiles for x86_64 with SSE2 "
+        "and aarch64 with NEON. Pass --device with the profile of the board you compile for"
+    )
+
+
+def _scale(peaks: Peaks, source: Profile, ghz: float) -> Peaks:
+    """Figures of `source` at another clock; DRAM does not follow the core's clock."""
+
+    def scaled(figure: Figure, factor: float) -> Figure:
+        origin = f"{source.name} at {source.clock_ghz:g} GHz ({figure.source}), scaled to {ghz:g} GHz"
+        return Figure(figure.value * factor, "static", origin)
+
+    ratio = ghz / source.clock_ghz
+    return Peaks(
+        fp32_gmacs=scaled(peaks.fp32_gmacs, ratio),
+        int8_gmacs=scaled(peaks.int8_gmacs, ratio),
+        launch_us=scaled(peaks.launch_us, 1 / ratio),
+        bandwidth_gbs={level: scaled(figure, 1.0 if level == "dram" else ratio) for level, figure in peaks.bandwidth_gbs.items()},
+    )
+
+
+def detect_host(proc: Path = Path("/proc"), sysfs: Path = Path("/sys"), machine: str | None = None) -> Profile:
+    """Profile of the machine bevel runs on; peak figures are its class's, scaled to its clock.
+
+    Args:
+        proc: root of procfs.
+        sysfs: root of sysfs.
+        machine: what `uname -m` says; None asks.
+
+    Raises:
+        UsageError: not Linux, or a CPU bevel has no kernels for.
+    """
+    arch = normalize_arch(machine or platform.machine())
+    try:
+        cpuinfo = (proc / "cpuinfo").read_text()
+        meminfo = (proc / "meminfo").read_text()
+    except OSError as error:
+        raise UsageError(
+            f"cannot detect this machine: {error.filename}: {error.strerror}. Device 'host' needs Linux; "
+            "pass --device with another profile"
+        ) from error
+    features = cpu_features(cpuinfo, arch)
+    base = _class_profile(arch, features)
+    cpu = llvm_cpu(cpuinfo, arch)
+    clock = _clock_ghz(cpuinfo, sysfs) or base.clock_ghz
+    name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    if arch == "x86_64":
+        # LLVM learns from the CPU name; features a masked CPU keeps, and AMX, are named one by one.
+        llvm = {"avx512_vnni": ("+avx512vnni",), "amx_int8": ("+amx-tile", "+amx-int8")}
+        llvm |= {"avx512": ("+avx512f", "+avx512bw", "+avx512cd", "+avx512dq", "+avx512vl", "-prefer-256-bit")}
+        attrs = tuple(attr for feature in sorted(features) for attr in llvm.get(feature, (f"+{feature}",)))
+    else:
+        attrs = tuple(f"+{feature}" for feature in sorted(features))
+    return replace(
+        base,
+        name="host",
+        description=f"this machine: {name[1].strip() if name else cpu}, {os.cpu_count() or 1} cores at {clock:g} GHz",
+        cpu=cpu,
+        attrs=attrs,
+        features=features,
+        cores=os.cpu_count() or 1,
+        clock_ghz=clock,
+        caches=data_caches(sysfs) or base.caches,
+        memory_mib=_memory_mib(meminfo, base.memory_mib),
+        peaks=_scale(base.peaks, base, clock),
+        qemu_cpu=None,
+    )

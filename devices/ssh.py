@@ -1,0 +1,256 @@
+"""The transport over SSH (asyncssh): OpenSSH's configuration, agent and jump hosts, and no host key accepted unseen.
+
+In: commands and files. Out: what they print. asyncssh lives on an event loop in a thread of its own, so that heartbeats and
+keep-alives go on whatever the caller does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncssh
+
+from bevel.devices.errors import (
+    AuthenticationFailed,
+    BoardError,
+    ConnectionLost,
+    ConnectionRefused,
+    ConnectTimeout,
+    HostKeyRejected,
+    HostUnreachable,
+    RemoteFailed,
+)
+from bevel.devices.profile import Ssh
+from bevel.devices.transport import Transport
+
+T = TypeVar("T")
+
+HEARTBEAT_S = 5
+PATIENCE_S = 20  # four missed heartbeats: a link that is silent this long is down
+CONNECT_TIMEOUT_S = 20
+FAREWELL_S = 4  # the guard gives a job 1 s between TERM and KILL
+
+
+class _LoopThread:
+    """An asyncio loop in a daemon thread, called synchronously."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, name="bevel-ssh", daemon=True)
+        self.thread.start()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Result of `work`; an interrupt of the caller cancels it and waits until it has wound up."""
+        done = threading.Event()
+
+        async def start() -> asyncio.Task[T]:
+            task = asyncio.ensure_future(work)
+            task.add_done_callback(lambda _: done.set())
+            return task
+
+        task = asyncio.run_coroutine_threadsafe(start(), self.loop).result()
+        try:
+            done.wait()
+        except BaseException:  # KeyboardInterrupt, or what a signal handler of the program raises
+            self.loop.call_soon_threadsafe(task.cancel)
+            done.wait(2 * FAREWELL_S)
+            raise
+        return task.result()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+class SshTransport(Transport):
+    """Runs programs on a device reached by SSH."""
+
+    def __init__(self, ssh: Ssh, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        super().__init__(ssh.address, ssh.workdir, patience_s=PATIENCE_S)
+        self._ssh = ssh
+        self._timeout = connect_timeout_s
+        self._thread: _LoopThread | None = None
+        self._connection: asyncssh.SSHClientConnection | None = None
+        self._sftp: asyncssh.SFTPClient | None = None
+
+    # The carrier's side of Transport -----------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        self._thread = _LoopThread()
+        self._connection = self._thread.call(self._dial(self._timeout))
+
+    def close(self) -> None:
+        """Close the connection; what still runs on the device is ended by its guard."""
+        if self._thread is not None:
+            self._thread.call(self._hang_up())
+            self._thread.stop()
+        self._thread = self._info = None
+
+    def _execute(self, command: str, limit_s: float) -> tuple[bytes, bytes]:
+        thread, connection = self._live()
+        return thread.call(self._communicate(connection, command, limit_s))
+
+    def _send(self, local: Path, remote: str) -> None:
+        self._copy(lambda sftp: sftp.put(str(local), remote))
+
+    def _fetch(self, remote: str, local: Path) -> None:
+        self._copy(lambda sftp: sftp.get(remote, str(local)))
+
+    def _why_lost(self) -> str:
+        """Look once whether the device is back, and whether it is the same boot."""
+        before = self._info.boot_id if self._info else None
+        if self._thread is None or before is None:
+            return super()._why_lost()
+        try:
+            now = self._thread.call(self._boot_id())
+        except BoardError:
+            return "the connection was lost and the device does not answer"
+        if now != before:
+            return "the device rebooted while the program ran"
+        return "the connection was lost, the device is up"
+
+    # Coroutines --------------------------------------------------------------------------------------------------------
+
+    async def _dial(self, timeout: float) -> asyncssh.SSHClientConnection:
+        """Connect, each failure under its own name."""
+        where, ssh = self.label, self._ssh
+        given: dict[str, Any] = {
+            "port": ssh.port,
+            "username": ssh.user,
+            "known_hosts": ssh.known_hosts,
+            "client_keys": [ssh.identity] if ssh.identity else None,
+            "config": [ssh.config] if ssh.config else None,
+        }
+        options = {key: value for key, value in given.items() if value is not None}
+        options |= {"connect_timeout": timeout, "login_timeout": timeout, "keepalive_interval": HEARTBEAT_S}
+        verify = "log in once with ssh by hand and compare the key's fingerprint with the device's own"
+        try:
+            settled = asyncssh.SSHClientConnectionOptions(host=ssh.host, **options)
+            if settled.known_hosts is None:
+                raise HostKeyRejected(
+                    where, "the SSH configuration switches host key checking off", "Give a UserKnownHostsFile for this host"
+                )
+            return await asyncio.wait_for(asyncssh.connect(ssh.host, **options), 2 * timeout)
+        except asyncssh.HostKeyNotVerifiable as error:
+            raise HostKeyRejected(
+                where,
+                f"its host key is unknown or is not the accepted one ({error.reason})",
+                f"If the device is new or was set up again, {verify}",
+            ) from error
+        except asyncssh.PermissionDenied as error:
+            key = f" with {ssh.identity}" if ssh.identity else ""
+            raise AuthenticationFailed(
+                where, f"log-in was denied{key} ({error.reason})", "Add your public key to ~/.ssh/authorized_keys on the device"
+            ) from error
+        except (asyncssh.KeyImportError, asyncssh.ConfigParseError, asyncssh.KeyEncryptionError) as error:
+            raise AuthenticationFailed(
+                where, f"the SSH key or configuration cannot be used ({error})", "Check identity and config in the [ssh] table"
+            ) from error
+        except ConnectionRefusedError as error:
+            raise ConnectionRefused(
+                where, "nothing listens on that port", "Start sshd on the device, or correct the port in the profile"
+            ) from error
+        except socket.gaierror as error:
+            raise HostUnreachable(
+                where, f"the name does not resolve ({error.strerror})", "Check the address in the profile"
+            ) from error
+        except TimeoutError as error:
+            raise ConnectTimeout(
+                where, f"no answer within {timeout:g} s", "Check that the device is on, on this network and not behind a firewall"
+            ) from error
+        except FileNotFoundError as error:
+            raise AuthenticationFailed(
+                where, f"{error.filename} does not exist", "Check identity, known_hosts and config in the [ssh] table"
+            ) from error
+        except (asyncssh.Error, OSError) as error:
+            raise HostUnreachable(
+                where, f"cannot connect ({error})", "Check power, network and the address in the profile"
+            ) from error
+
+    async def _hang_up(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            try:
+                await asyncio.wait_for(self._connection.wait_closed(), FAREWELL_S)
+            except TimeoutError:
+                self._connection.abort()
+        self._connection = self._sftp = None
+
+    async def _communicate(self, connection: asyncssh.SSHClientConnection, command: str, limit_s: float) -> tuple[bytes, bytes]:
+        """Run `command`, beating on its standard input until it ends, is cancelled or the limit passes."""
+        output = [bytearray(), bytearray()]
+        try:
+            process = await connection.create_process(command, encoding=None)
+        except (asyncssh.Error, OSError):
+            return b"", b""
+        collecting = [
+            asyncio.ensure_future(self._collect_stream(stream, buffer))
+            for stream, buffer in zip((process.stdout, process.stderr), output, strict=True)
+        ]
+        beating = asyncio.ensure_future(self._beat(process))
+        try:
+            await asyncio.wait(collecting, timeout=limit_s)
+        finally:
+            beating.cancel()
+            if not all(task.done() for task in collecting):
+                process.stdin.write_eof()
+                await asyncio.wait(collecting, timeout=FAREWELL_S)
+            process.close()
+            for task in collecting:
+                task.cancel()
+        return bytes(output[0]), bytes(output[1])
+
+    async def _collect_stream(self, stream: asyncssh.SSHReader[bytes], into: bytearray) -> None:
+        try:
+            while chunk := await stream.read(1 << 16):
+                into += chunk
+        except (asyncssh.Error, OSError):
+            return  # A connection that ends early: what arrived is kept, and the trailer is missing.
+
+    async def _beat(self, process: asyncssh.SSHClientProcess[bytes]) -> None:
+        while True:
+            try:
+                process.stdin.write(b".")
+            except OSError:
+                return  # The channel is closing.
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _boot_id(self) -> str:
+        connection = await self._dial(FAREWELL_S)
+        async with connection:
+            result = await connection.run("cat /proc/sys/kernel/random/boot_id")
+        return str(result.stdout).strip()
+
+    def _live(self) -> tuple[_LoopThread, asyncssh.SSHClientConnection]:
+        if self._thread is None or self._connection is None:
+            raise ConnectionLost(self.label, "there is no open connection", "Call open() first")
+        return self._thread, self._connection
+
+    def _copy(self, copy: Callable[[asyncssh.SFTPClient], Awaitable[None]]) -> None:
+        """One file through SFTP; a refusal by the device is an OSError, a dead link is ConnectionLost."""
+        thread, connection = self._live()
+
+        async def work() -> None:
+            if self._sftp is None:
+                self._sftp = await connection.start_sftp_client()
+            await copy(self._sftp)
+
+        try:
+            thread.call(work())
+        except (asyncssh.SFTPNoConnection, asyncssh.SFTPConnectionLost, asyncssh.ConnectionLost) as error:
+            raise ConnectionLost(self.label, self._why_lost(), "Check power and network, then try again") from error
+        except asyncssh.ChannelOpenError as error:
+            raise RemoteFailed(
+                self.label,
+                f"SFTP is not available ({error.reason})",
+                "Enable `Subsystem sftp internal-sftp` in the device's sshd_config",
+            ) from error
+        except asyncssh.Error as error:
+            raise OSError(str(error)) from error

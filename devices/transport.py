@@ -1,0 +1,450 @@
+"""One way to use a device, whatever carries the commands: probe it, send files, run programs, fetch results.
+
+In: local files and argument lists. Out: `BoardInfo`, `RunResult`, or one of the named errors of `bevel.devices.errors`. The
+logic is here and the same for every carrier; `bevel.devices.ssh` and `bevel.devices.local` only execute a shell command and
+copy a file. Calls are synchronous; an interrupt (Ctrl-C) or a lost connection leaves nothing running on the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import secrets
+import shlex
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Self
+
+from bevel.devices.diagnosis import diagnose, refuse_program
+from bevel.devices.elf import HEADER_BYTES, elf_arch
+from bevel.devices.errors import (
+    ConnectionLost,
+    DiskFull,
+    IllegalInstruction,
+    MissingTool,
+    NotExecutable,
+    RemoteFailed,
+    UploadCorrupted,
+    WrongArchitecture,
+)
+from bevel.devices.remote import INSPECT, PROBE, BoardInfo, launch_command, parse_inspection, parse_probe, split_trailer
+from bevel.errors import UsageError
+from bevel.ir.protocols import Target
+
+SHELL_LIMIT_S = 120  # file system work on a slow SD card: hashing 1 GB at 20 MB/s, with room
+GRACE_S = 15  # beyond the device-side limit before the client calls the connection lost
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A program that ran to its own end.
+
+    Attributes:
+        stdout: what it wrote.
+        stderr: what it wrote.
+        exit_status: its own exit status, 0 to 127.
+        seconds: wall time on the device's clock, in steps of 10 ms: for limits and reports, not for benchmarks.
+    """
+
+    stdout: bytes
+    stderr: bytes
+    exit_status: int
+    seconds: float
+
+
+class Transport(ABC):
+    """A device one can run programs on. Use as a context manager: opens on entry, closes on exit.
+
+    Attributes:
+        label: what messages call the device.
+        emulated: True when programs run under an emulator: results hold, times mean nothing.
+    """
+
+    def __init__(self, label: str, workdir: str, patience_s: int) -> None:
+        self.label = label
+        self.emulated = False
+        self._workdir = workdir
+        self._patience_s = patience_s
+        self._info: BoardInfo | None = None
+        self._inspected: set[str] = set()
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # What a carrier provides -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _connect(self) -> None:
+        """Make commands possible."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the connection. Harmless when there is none."""
+
+    @abstractmethod
+    def _execute(self, command: str, limit_s: float) -> tuple[bytes, bytes]:
+        """Run a shell command in the login directory, its standard input open for heartbeats; gives stdout and stderr.
+
+        A connection that ends early gives what arrived. Past `limit_s` the command's input is closed, which ends it.
+        """
+
+    @abstractmethod
+    def _send(self, local: Path, remote: str) -> None:
+        """Copy a file to an absolute path on the device; raises OSError when the device could not store it."""
+
+    @abstractmethod
+    def _fetch(self, remote: str, local: Path) -> None:
+        """Copy a file from an absolute path on the device; raises OSError when it could not be read."""
+
+    def _why_lost(self) -> str:
+        """What is known about the end of the connection, for the message."""
+        return "the connection ended before the result came back"
+
+    def _wrap(self, argv: list[str]) -> list[str]:
+        """The command line that runs `argv` on this device."""
+        return argv
+
+    # What callers use --------------------------------------------------------------------------------------------------
+
+    def open(self) -> BoardInfo:
+        """Connect and probe; a second call reconnects.
+
+        Raises:
+            BoardError: a named subclass says why the device cannot be used.
+        """
+        self.close()
+        self._inspected.clear()
+        try:
+            self._connect()
+            return self.probe()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def info(self) -> BoardInfo:
+        """What the probe found when the device was opened."""
+        if self._info is None:
+            raise UsageError(f"{self.label} is not open; call open() first")
+        return self._info
+
+    def probe(self) -> BoardInfo:
+        """Look at the device anew: architecture, libc, ISA, boot, memory, disk.
+
+        Raises:
+            MissingTool: a command the transport needs is missing.
+            RemoteFailed: the work directory cannot be made.
+        """
+        result = self._run(["sh", "-c", PROBE, "probe", self._workdir], limit_s=SHELL_LIMIT_S)
+        text = result.stdout.decode(errors="replace")
+        if result.exit_status == 127:
+            raise MissingTool(
+                self.label, f"a basic command is missing ({_last(result.stderr)})", "Install coreutils and util-linux, or busybox"
+            )
+        if result.exit_status == 73:
+            raise RemoteFailed(
+                self.label,
+                f"the work directory {self._workdir} cannot be made or entered ({_last(result.stderr)})",
+                "Set workdir in the profile's [ssh] table to a directory you may write",
+            )
+        try:
+            info, missing = parse_probe(text)
+        except (ValueError, KeyError, IndexError) as error:
+            raise RemoteFailed(
+                self.label,
+                f"the probe's answer makes no sense ({error!r})",
+                "The device must be a Linux system with a POSIX shell",
+            ) from error
+        if missing:
+            raise MissingTool(self.label, f"{', '.join(missing)} not found", "Install coreutils and util-linux, or busybox")
+        self._info = info
+        self.emulated = bool(info.emulator)
+        return info
+
+    def preflight(self, target: Target) -> None:
+        """Check that programs compiled for `target` can run here.
+
+        Raises:
+            WrongArchitecture, IllegalInstruction, NotExecutable: they cannot, and why.
+        """
+        info = self.info
+        if info.arch != target.arch:
+            raise WrongArchitecture(
+                self.label,
+                f"the device is {info.arch}, {target.name} is {target.arch}",
+                "Pass --device with the profile of this device",
+            )
+        if lacking := target.features - info.features:
+            raise IllegalInstruction(
+                self.label,
+                f"the CPU lacks {', '.join(sorted(lacking))}, which {target.name} is compiled for; "
+                f"it has {', '.join(sorted(info.features)) or 'none of the features bevel uses'}",
+                "Compile for a profile with fewer features",
+            )
+        if info.noexec:
+            raise NotExecutable(
+                self.label,
+                f"the work directory {info.workdir} is on a file system mounted noexec",
+                "Set workdir in the profile's [ssh] table to a directory on another file system",
+            )
+
+    def path(self, remote_rel: str = ".") -> str:
+        """Absolute path on the device of a path inside the work directory.
+
+        Raises:
+            UsageError: the path leaves the work directory.
+        """
+        parts = PurePosixPath(remote_rel)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise UsageError(f"{remote_rel!r} must be relative to the work directory on {self.label} and stay inside it")
+        return posixpath.normpath(posixpath.join(self.info.workdir, remote_rel))
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str = ".",
+        stdin: bytes | None = None,
+        timeout_s: float = 60,
+        env: Mapping[str, str] | None = None,
+    ) -> RunResult:
+        """Run a program to its end under a device-side limit.
+
+        Args:
+            argv: program and arguments; a program with a slash is relative to `cwd`.
+            cwd: directory inside the work directory; made when missing.
+            stdin: what the program reads; nothing by default.
+            timeout_s: limit on the device, rounded up to whole seconds.
+            env: variables set for the program.
+
+        Returns:
+            The program's output and its own exit status, which may be nonzero.
+
+        Raises:
+            BoardError: the program could not start, was killed, ran past the limit, or the connection was lost.
+        """
+        limit_s = max(1, int(-(-timeout_s // 1)))
+        directory = self.path(cwd)
+        program = argv[0]
+        if "/" in program:
+            self._inspect(posixpath.normpath(posixpath.join(directory, program)))
+        for key in env or {}:
+            if not key.isidentifier():
+                raise UsageError(f"{key!r} is not a name of an environment variable")
+        inner = [f"{key}={value}" for key, value in (env or {}).items()]
+        wrapped = self._wrap(list(argv)) if "/" in program else list(argv)
+        # The inner shell also keeps env(1) from reading a program name with "=" as one more variable.
+        command = ["env", *inner, "sh", "-c", 'mkdir -p -- "$0" && cd -- "$0" && exec "$@"', directory, *wrapped]
+        source = None
+        if stdin is not None:
+            source = self.path(f".stdin-{secrets.token_hex(8)}")
+            self._put_bytes(stdin, source)
+        try:
+            return self._run(command, limit_s=limit_s, stdin=source, program=program)
+        finally:
+            if source is not None:
+                self._forget(source)
+
+    def upload(self, local: Path, remote_rel: str) -> int:
+        """Send a file, or a directory with all in it, unless the device already holds the same bytes.
+
+        Files arrive under a temporary name, are hashed on the device and then renamed, so a file is there whole or not at all.
+
+        Returns:
+            Number of bytes sent; 0 when everything was there.
+
+        Raises:
+            DiskFull, WrongArchitecture, UploadCorrupted, ConnectionLost, RemoteFailed: as named.
+            UsageError: `local` does not exist.
+        """
+        files = self._collect(local, remote_rel)
+        if not files:
+            return 0
+        digests = {remote: _sha256(path) for remote, path in files.items()}
+        folders = sorted({posixpath.dirname(remote) for remote in files})
+        self._shell('mkdir -p -- "$@"', *folders, what="make directories")
+        there = self._digests(list(files))
+        stale = {remote: path for remote, path in files.items() if there.get(remote) != digests[remote]}
+        total = sum(path.stat().st_size for path in stale.values())
+        if not stale:
+            return 0
+        self._require_room(total)
+        partial = {remote: f"{posixpath.dirname(remote)}/.part-{secrets.token_hex(8)}" for remote in stale}
+        try:
+            for remote, path in stale.items():
+                self._store(path, partial[remote])
+            self._verify({partial[remote]: path for remote, path in stale.items()}, digests=[digests[remote] for remote in stale])
+            steps = []
+            for remote, path in stale.items():
+                mode = "755" if path.stat().st_mode & 0o100 else "644"
+                steps.append(
+                    f"chmod {mode} {shlex.quote(partial[remote])} && mv -f {shlex.quote(partial[remote])} {shlex.quote(remote)}"
+                )
+            self._shell(" && ".join(steps), what="rename uploaded files")
+        except BaseException:
+            self._forget(*partial.values())
+            raise
+        self._inspected.difference_update(stale)
+        return total
+
+    def download(self, remote_rel: str, local: Path) -> None:
+        """Fetch a file of the work directory; it appears whole or not at all.
+
+        Raises:
+            RemoteFailed, UploadCorrupted, ConnectionLost: as named.
+        """
+        remote = self.path(remote_rel)
+        partial = local.with_name(f".{local.name}.part-{secrets.token_hex(8)}")
+        expected = self._digests([remote]).get(remote)
+        if expected is None:
+            raise RemoteFailed(
+                self.label, f"{remote} is not on the device or cannot be read", "Run the program that writes it first"
+            )
+        try:
+            self._fetch(remote, partial)
+            if _sha256(partial) != expected:
+                raise UploadCorrupted(self.label, f"{remote} arrived with another hash", "Try again")
+            partial.replace(local)
+        except OSError as error:
+            raise RemoteFailed(self.label, f"{remote} could not be fetched into {local} ({error})", "Check both disks") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def cleanup(self, remote_rel: str = ".") -> None:
+        """Remove a file or directory of the work directory; by default the whole work directory."""
+        self._inspected.clear()
+        self._shell('rm -rf -- "$1"', self.path(remote_rel), what="clean up")
+
+    # How ---------------------------------------------------------------------------------------------------------------
+
+    def _run(self, argv: list[str], *, limit_s: int, stdin: str | None = None, program: str | None = None) -> RunResult:
+        """Launch a command and read its trailer; with `program`, board failures become errors."""
+        nonce = f"bevel-{secrets.token_hex(12)}"
+        patience = self._patience_s or limit_s + GRACE_S
+        command = launch_command(argv, nonce=nonce, limit_s=limit_s, patience_s=patience, stdin=stdin or "/dev/null")
+        stdout, stderr = self._execute(command, limit_s + GRACE_S)
+        message, trailer = split_trailer(stderr, nonce)
+        if trailer is None:
+            text = message.decode(errors="replace").strip()
+            why = self._why_lost() + (f" (last message: {text.splitlines()[-1]})" if text else "")
+            raise ConnectionLost(
+                self.label, why, "What was running has been ended on the device; check power and network, then run again"
+            )
+        if program is not None:
+            failure = diagnose(self.label, program, trailer, limit_s, message.decode(errors="replace"))
+            if failure is not None:
+                raise failure
+        return RunResult(stdout, message, trailer.status, trailer.seconds)
+
+    def _shell(self, script: str, *args: str, what: str) -> str:
+        """Run a short script of ours; its failure is the device's."""
+        result = self._run(["sh", "-c", script, "bevel", *args], limit_s=SHELL_LIMIT_S)
+        if result.exit_status != 0:
+            if b"No space left on device" in result.stderr:
+                raise DiskFull(self.label, f"no room to {what}", f"Free some space for {self.info.workdir}")
+            raise RemoteFailed(
+                self.label,
+                f"could not {what} (status {result.exit_status}: {_last(result.stderr)})",
+                "Check the work directory on the device",
+            )
+        return result.stdout.decode(errors="replace")
+
+    def _inspect(self, program: str) -> None:
+        """Refuse what cannot start, before starting it: exec's own errors do not tell the causes apart."""
+        if program in self._inspected:
+            return
+        facts = parse_inspection(self._shell(INSPECT, program, what=f"inspect {program}"))
+        refusal = refuse_program(self.label, program, facts, self.info.arch)
+        if refusal is not None:
+            raise refusal
+        self._inspected.add(program)
+
+    def _collect(self, local: Path, remote_rel: str) -> dict[str, Path]:
+        """Absolute remote path of each file to send, ELF files checked for the architecture."""
+        if not local.exists():
+            raise UsageError(f"{local} does not exist")
+        paths = [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.is_file())
+        files = {}
+        for path in paths:
+            inner = "." if path == local else path.relative_to(local).as_posix()
+            with path.open("rb") as stream:
+                arch = elf_arch(stream.read(HEADER_BYTES))
+            if arch not in (None, self.info.arch):
+                raise WrongArchitecture(
+                    self.label,
+                    f"{path} is built for {arch}, the device is {self.info.arch}",
+                    f"Compile for a device profile with arch {self.info.arch}",
+                )
+            files[self.path(posixpath.join(remote_rel, inner))] = path
+        return files
+
+    def _digests(self, remotes: list[str]) -> dict[str, str]:
+        """sha256 on the device of those files that exist."""
+        script = 'for f; do [ -f "$f" ] && sha256sum <"$f" || echo -; done'
+        lines = self._shell(script, *remotes, what="hash files").splitlines()
+        return {remote: line.split()[0] for remote, line in zip(remotes, lines, strict=True) if not line.startswith("-")}
+
+    def _store(self, local: Path, remote: str) -> None:
+        """Send one file; tells a full disk from other refusals, which SFTP reports alike."""
+        try:
+            self._send(local, remote)
+        except OSError as error:
+            self._require_room(local.stat().st_size, str(error))
+            raise RemoteFailed(
+                self.label, f"{local} could not be stored ({error})", "Check the work directory on the device"
+            ) from error
+
+    def _verify(self, sent: Mapping[str, Path], digests: Sequence[str]) -> None:
+        """Compare hashes on the device with those of the files sent."""
+        arrived = self._digests(list(sent))
+        for (remote, local), digest in zip(sent.items(), digests, strict=True):
+            if arrived.get(remote) != digest:
+                self._require_room(local.stat().st_size, "the file arrived damaged")
+                raise UploadCorrupted(
+                    self.label, f"{local} arrived with another hash", "Try again; if it happens twice, check the device's storage"
+                )
+
+    def _require_room(self, size: int, symptom: str = "") -> None:
+        """Raise DiskFull when `size` bytes do not fit into the work directory."""
+        free = 1024 * int(
+            self._shell('df -Pk -- "$1" | tail -n 1', self.info.workdir, what="ask for free space").split(None, 5)[3]
+        )
+        if free < size:
+            raise DiskFull(
+                self.label,
+                f"{size} bytes do not fit into {self.info.workdir}, which has {free} bytes left"
+                + (f" ({symptom})" if symptom else ""),
+                "Free some space, or set workdir in the profile's [ssh] table to another file system",
+            )
+
+    def _put_bytes(self, data: bytes, remote: str) -> None:
+        """Store bytes in a file on the device."""
+        with tempfile.TemporaryDirectory(prefix="bevel-") as folder:
+            local = Path(folder) / "stdin"
+            local.write_bytes(data)
+            self.upload(local, posixpath.relpath(remote, self.info.workdir))
+
+    def _forget(self, *remotes: str) -> None:
+        """Remove temporary files on the way out; a lost connection must not hide the error that led here."""
+        try:
+            self._shell('rm -f -- "$@"', *remotes, what="remove temporary files")
+        except (ConnectionLost, RemoteFailed, DiskFull):
+            return
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _last(stderr: bytes) -> str:
+    lines = stderr.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no message"
