@@ -6,16 +6,12 @@ temporary. AVX2 has 16: 6 x 2 is 12 accumulators, 2 weight vectors, 1 broadcast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Problem, Tile
-from bevel.backends.kernels import conv
-from bevel.backends.tvm import Buffer, Builder, Expr, PrimFunc
-from bevel.backends.x86.tiles import rank_tiles
-from bevel.ir.protocols import Target
+from bevel.backends.kernels.conv import MicroKernel
+from bevel.backends.kernels.generator import ConvGenerator, Pipeline
+from bevel.backends.tvm import Buffer, Builder, Expr
 
 
-class FmaKernel(conv.MicroKernel):
+class FmaKernel(MicroKernel):
     """Broadcast one input element, multiply by a vector of channels."""
 
     def __init__(self, lanes: int) -> None:
@@ -31,53 +27,26 @@ class FmaKernel(conv.MicroKernel):
         return k.fma(x, w, acc, self.lanes)
 
 
-class ConvF32:
-    """Generator of float32 dense convolutions for one vector width."""
+# Two FMAs per cycle with a latency of four.
+_PIPELINE = Pipeline(macs=2, loads=2, in_flight=8)
 
-    def __init__(self, name: str, lanes: int, features: tuple[str, ...], shapes: Sequence[tuple[int, int]]) -> None:
-        self.name = name
-        self._features = features
-        self._micro = FmaKernel(lanes)
-        # (mr, nv) that stay in registers.
-        self._shapes = shapes
-
-    def legal(self, problem: Problem, target: Target) -> str | None:
-        """Float32 in and out, one group, and the ISA features of this width."""
-        if not isinstance(problem, ConvProblem):
-            return "not a convolution"
-        if target.arch != "x86_64" or not target.has(*self._features):
-            return f"needs x86_64 with {', '.join(self._features)}; {target.name} lacks them"
-        if problem.dtype != "float32" or problem.out_dtype != "float32":
-            return f"float32 only, the problem is {problem.dtype} -> {problem.out_dtype}"
-        return conv.legal(problem)
-
-    def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
-        """Register tiles by estimated cycles, best first."""
-        # FMA: two per cycle, latency 4.
-        return rank_tiles(_conv(problem), self._micro, self._shapes, latency=8)
-
-    def pack(self, problem: Problem, tile: Tile, target: Target, constants: ConvConstants | None) -> list[Array]:
-        """Weights and bias; see `bevel.backends.kernels.conv`."""
-        assert constants is not None
-        return conv.pack(_conv(problem), tile, self._micro, constants)
-
-    def parallel_extent(self, problem: Problem, tile: Tile) -> int:
-        """Row groups, or channel blocks when there is one row group."""
-        return conv.Geometry(_conv(problem), self._micro, tile["mr"], tile["nv"]).extent
-
-    def scratch_bytes(self, problem: Problem, tile: Tile) -> int:
-        """Padded input rows."""
-        return conv.Geometry(_conv(problem), self._micro, tile["mr"], tile["nv"]).scratch_bytes
-
-    def emit(self, problem: Problem, tile: Tile, target: Target, symbol: str) -> PrimFunc:
-        """The kernel."""
-        return conv.emit(_conv(problem), tile, self._micro, symbol)
-
-
-def _conv(problem: Problem) -> ConvProblem:
-    assert isinstance(problem, ConvProblem)
-    return problem
-
-
-CONV_F32_AVX512 = ConvF32("x86_conv_f32_avx512", 16, ("avx512",), ((14, 2), (28, 1), (9, 3), (6, 4)))
-CONV_F32_AVX2 = ConvF32("x86_conv_f32_avx2", 8, ("avx2", "fma"), ((6, 2), (12, 1), (4, 3)))
+CONV_F32_AVX512 = ConvGenerator(
+    name="x86_conv_f32_avx512",
+    arch="x86_64",
+    features=("avx512",),
+    dtype="float32",
+    out_dtypes=("float32",),
+    micro=FmaKernel(16),
+    shapes=((14, 2), (28, 1), (9, 3), (6, 4)),
+    pipeline=_PIPELINE,
+)
+CONV_F32_AVX2 = ConvGenerator(
+    name="x86_conv_f32_avx2",
+    arch="x86_64",
+    features=("avx2", "fma"),
+    dtype="float32",
+    out_dtypes=("float32",),
+    micro=FmaKernel(8),
+    shapes=((6, 2), (12, 1), (4, 3)),
+    pipeline=_PIPELINE,
+)

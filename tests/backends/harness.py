@@ -149,7 +149,7 @@ class Compiled:
                 request += struct.pack("<ii", whole.nbytes, offset) + whole.tobytes()
         source, answer = self._folder / "request.bin", self._folder / "answer.bin"
         source.write_bytes(request)
-        _check([f"qemu-{self.target.arch}", "-cpu", "max", str(self._runner), str(source), str(answer)])
+        _check([f"qemu-{self.target.arch}", "-cpu", self.target.cpu, str(self._runner), str(source), str(answer)])
         data, at = answer.read_bytes(), 0
         for item in prepared:
             for whole, _ in item.whole():

@@ -1,0 +1,123 @@
+"""The generator of dense convolutions: the shared loop nest with the inner step of one ISA.
+
+In: a `MicroKernel`, what it runs on and which register tiles it has. Out: an object that satisfies the `Generator` contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Problem, Tile
+from bevel.backends.kernels import conv
+from bevel.backends.kernels.conv import Geometry, MicroKernel
+from bevel.backends.kernels.tiling import split
+from bevel.backends.tvm import PrimFunc
+from bevel.ir.protocols import Target
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What the inner loop of a core can do, to compare register tiles of one kernel.
+
+    Attributes:
+        macs: multiply-accumulate instructions per cycle.
+        loads: vector loads (broadcasts included) per cycle.
+        in_flight: independent multiply-accumulates needed to hide their latency (throughput x latency).
+        unroll: K-groups per loop iteration.
+    """
+
+    macs: float
+    loads: float
+    in_flight: int
+    unroll: int = 4
+
+
+# Loop and epilogue overhead of one tile, in cycles: keeps many small tiles from looking as good as few large ones.
+TILE_OVERHEAD = 20
+
+
+@dataclass(frozen=True)
+class ConvGenerator:
+    """Dense convolutions and GEMMs of one element type on one ISA.
+
+    Attributes:
+        name: unique generator name.
+        arch: `Target.arch` it runs on.
+        features: ISA features it needs.
+        dtype: element type of x.
+        out_dtypes: result types it can store.
+        micro: the inner step.
+        shapes: (mr, nv) limits of register tiles that never spill.
+        pipeline: of a typical core with these features.
+    """
+
+    name: str
+    arch: str
+    features: tuple[str, ...]
+    dtype: str
+    out_dtypes: tuple[str, ...]
+    micro: MicroKernel
+    shapes: tuple[tuple[int, int], ...]
+    pipeline: Pipeline
+
+    def legal(self, problem: Problem, target: Target) -> str | None:
+        """Checks the kind of problem, its element types, the target's features and the loop nest's limits."""
+        if not isinstance(problem, ConvProblem):
+            return "not a convolution"
+        if target.arch != self.arch or not target.has(*self.features):
+            return f"needs {self.arch} with {', '.join(self.features)}, which {target.name} lacks"
+        if problem.dtype != self.dtype or problem.out_dtype not in self.out_dtypes:
+            return (
+                f"computes {self.dtype} -> {' or '.join(self.out_dtypes)}, the problem is {problem.dtype} -> {problem.out_dtype}"
+            )
+        return conv.legal(problem)
+
+    def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
+        """Register tiles by estimated cycles, best first."""
+        ranked = sorted(self.shapes, key=lambda shape: self._cycles(Geometry(_conv(problem), self.micro, *shape)))
+        return [{"mr": mr, "nv": nv, "unroll": self.pipeline.unroll} for mr, nv in ranked]
+
+    def _cycles(self, g: Geometry) -> float:
+        """Cycles of the inner loops of all tiles, as the pipeline's throughputs bound them."""
+        steps = g.taps * g.padded_run // self.micro.kgroup
+        total = 0.0
+        for rows in g.rows:
+            tiles = [(1, rows.size * g.shape.ow)]
+            if rows.size == 1:
+                tiles = [(run.count, run.size) for run in split(g.shape.ow, g.mr)]
+            for count, mr in tiles:
+                for columns in g.columns:
+                    nv = columns.size
+                    macs = max(mr * nv, self.pipeline.in_flight) / self.pipeline.macs
+                    step = max(macs, (mr + nv) / self.pipeline.loads)
+                    total += rows.count * count * columns.count * (steps * step + TILE_OVERHEAD)
+        return total
+
+    def pack(self, problem: Problem, tile: Tile, target: Target, constants: ConvConstants | None) -> list[Array]:
+        """Weights, bias and requantization parameters; see `bevel.backends.kernels.conv`."""
+        if constants is None:
+            raise TypeError(f"{self.name} needs the convolution's constants")
+        return conv.pack(_conv(problem), tile, self.micro, constants)
+
+    def unpack(self, problem: Problem, tile: Tile, packed: Sequence[Array]) -> tuple[Array, Array]:
+        """Logical weights and bias back from `pack`."""
+        return conv.unpack(_conv(problem), tile, self.micro, packed)
+
+    def parallel_extent(self, problem: Problem, tile: Tile) -> int:
+        """Row groups, or channel blocks when there is one row group."""
+        return Geometry(_conv(problem), self.micro, tile["mr"], tile["nv"]).extent
+
+    def scratch_bytes(self, problem: Problem, tile: Tile) -> int:
+        """Padded or converted input rows of one block."""
+        return Geometry(_conv(problem), self.micro, tile["mr"], tile["nv"]).scratch_bytes
+
+    def emit(self, problem: Problem, tile: Tile, target: Target, symbol: str) -> PrimFunc:
+        """The kernel."""
+        return conv.emit(_conv(problem), tile, self.micro, symbol)
+
+
+def _conv(problem: Problem) -> ConvProblem:
+    if not isinstance(problem, ConvProblem):
+        raise TypeError(f"expected a ConvProblem, got {type(problem).__name__}")
+    return problem

@@ -1,0 +1,62 @@
+"""int8 dense convolution and GEMM for AVX2 without a dot product: vpmaddwd on 16-bit codes, exact for all 8-bit weights.
+
+Input rows are widened to int16 once, into scratch (where padded rows go anyway), so the inner loop is a broadcast of two codes and
+vpmaddwd. The shorter road, vpmaddubsw, saturates its 16-bit sums and is not exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bevel.backends.kernel import Array, ConvConstants
+from bevel.backends.kernels.conv import MicroKernel
+from bevel.backends.kernels.generator import ConvGenerator, Pipeline
+from bevel.backends.tvm import Buffer, Builder, Expr
+from bevel.backends.x86 import requantize
+
+
+class MaddKernel(MicroKernel):
+    """Broadcast two 16-bit codes, multiply by two codes of 8 channels."""
+
+    lanes = 8
+    kgroup = 2
+    acc_dtype = "uint32"
+    x_dtype = "int16"
+    weight_dtype = "int16"
+    copy_lanes = 16
+
+    def operands(self, k: Builder, x: Buffer, offset: Expr, groups: int) -> list[Expr]:
+        """Broadcasts of two consecutive codes."""
+        pairs = [k.bitcast(k.load(x, offset + u * 2, 2), "int32") for u in range(groups)]
+        return [k.bitcast(k.splat(pair, 8), "int16", 16) for pair in pairs]
+
+    def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """Two products per lane; the sum wraps, which the biased input codes need."""
+        return acc + k.bitcast(k.call("int32x8", "llvm.x86.avx2.pmadd.wd", x, w), "uint32", 8)
+
+    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
+        """See `bevel.backends.x86.requantize`."""
+        return requantize.requantize(k, sums, params, channel, 8, lifted=True)
+
+    def pack_requantize(self, constants: ConvConstants) -> Array:
+        """See `bevel.backends.x86.requantize`."""
+        return requantize.pack(constants, 8, lifted=True)
+
+    def store_codes(
+        self, k: Builder, y: Buffer, offset: Expr, values: Sequence[Expr], valid: int, limits: Sequence[Expr]
+    ) -> None:
+        """See `bevel.backends.x86.requantize`."""
+        requantize.store_avx2(k, y, offset, values, valid, limits)
+
+
+# Two vpmaddwd per cycle; only the addition (latency one) chains, so few accumulators suffice.
+CONV_INT8_AVX2 = ConvGenerator(
+    name="x86_conv_int8_avx2",
+    arch="x86_64",
+    features=("avx2",),
+    dtype="uint8",
+    out_dtypes=("uint8", "int32"),
+    micro=MaddKernel(),
+    shapes=((4, 2), (6, 2), (8, 1), (10, 1)),
+    pipeline=Pipeline(macs=1.5, loads=2, in_flight=4),
+)

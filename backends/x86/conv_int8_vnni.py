@@ -1,0 +1,62 @@
+"""int8 dense convolution and GEMM with AVX-512 VNNI: vpdpbusd multiplies four uint8 codes by four int8 weights into int32.
+
+Products and sums are exact modulo 2^32 (vpdpbusd does not saturate), so every result that fits int32 is exact. Weights keep all
+eight bits. Inputs are biased codes in [0, 255]; their zero point is in the packed bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bevel.backends.kernel import Array, ConvConstants
+from bevel.backends.kernels.conv import MicroKernel
+from bevel.backends.kernels.generator import ConvGenerator, Pipeline
+from bevel.backends.tvm import Buffer, Builder, Expr
+from bevel.backends.x86 import requantize
+
+
+class VnniKernel(MicroKernel):
+    """Broadcast four input codes, multiply by four codes of 16 channels."""
+
+    lanes = 16
+    kgroup = 4
+    acc_dtype = "int32"
+    x_dtype = "uint8"
+    weight_dtype = "int8"
+    copy_lanes = 64
+
+    def operands(self, k: Builder, x: Buffer, offset: Expr, groups: int) -> list[Expr]:
+        """Broadcasts of four consecutive codes."""
+        quads = [k.bitcast(k.load(x, offset + u * 4, 4), "int32") for u in range(groups)]
+        return [k.bitcast(k.splat(quad, 16), "uint8", 64) for quad in quads]
+
+    def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """Four products per lane."""
+        return k.call("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, x, w)
+
+    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
+        """See `bevel.backends.x86.requantize`."""
+        return requantize.requantize(k, sums, params, channel, 16, lifted=False)
+
+    def pack_requantize(self, constants: ConvConstants) -> Array:
+        """See `bevel.backends.x86.requantize`."""
+        return requantize.pack(constants, 16, lifted=False)
+
+    def store_codes(
+        self, k: Builder, y: Buffer, offset: Expr, values: Sequence[Expr], valid: int, limits: Sequence[Expr]
+    ) -> None:
+        """See `bevel.backends.x86.requantize`."""
+        requantize.store_avx512(k, y, offset, values, valid, limits)
+
+
+# Two vpdpbusd per cycle with a latency of five.
+CONV_INT8_VNNI = ConvGenerator(
+    name="x86_conv_int8_vnni",
+    arch="x86_64",
+    features=("avx512", "avx512_vnni"),
+    dtype="uint8",
+    out_dtypes=("uint8", "int32"),
+    micro=VnniKernel(),
+    shapes=((14, 2), (28, 1), (9, 3), (6, 4)),
+    pipeline=Pipeline(macs=2, loads=2, in_flight=10),
+)
