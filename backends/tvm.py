@@ -45,9 +45,7 @@ def _tvm() -> Any:
         from tvm.tirx.buffer import is_buffer_var
         from tvm.tirx.script.builder import ir as build
     except (ImportError, OSError) as error:
-        raise ToolchainError(
-            f"Apache TVM does not load ({error}): pip install 'apache-tvm==0.27.0.post1'"
-        ) from error
+        raise ToolchainError(f"Apache TVM does not load ({error}): pip install 'apache-tvm==0.27.0.post1'") from error
 
     class Namespaces:
         """What the rest of this file refers to."""
@@ -136,9 +134,7 @@ class Builder:
             yield
 
     @contextmanager
-    def when_else(
-        self, condition: Expr
-    ) -> Iterator[tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]:
+    def when_else(self, condition: Expr) -> Iterator[tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]:
         """A two-armed conditional: yields the context managers of the then and the else arm."""
         with self._ns.B.If(condition):
             yield self._ns.B.Then(), self._ns.B.Else()
@@ -163,9 +159,7 @@ class Builder:
     def const(self, value: float, dtype: str, lanes: int = 1) -> Expr:
         """A constant of scalar `dtype`, broadcast to `lanes`."""
         imm = (
-            self._ns.tirx.FloatImm(dtype, float(value))
-            if dtype.startswith("float")
-            else self._ns.tirx.IntImm(dtype, int(value))
+            self._ns.tirx.FloatImm(dtype, float(value)) if dtype.startswith("float") else self._ns.tirx.IntImm(dtype, int(value))
         )
         return self.splat(imm, lanes)
 
@@ -322,9 +316,7 @@ def compile_object(functions: Mapping[str, PrimFunc], target: Target) -> bytes:
     try:
         built = ns.tvm.get_global_func("target.build.llvm")(_lower(functions, llvm), llvm)
     except Exception as error:  # TVM raises its own classes, InternalError and plain RuntimeError alike
-        raise ToolchainError(
-            f"TVM could not compile {', '.join(functions)} for {target.name}: {error}"
-        ) from error
+        raise ToolchainError(f"TVM could not compile {', '.join(functions)} for {target.name}: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "k.o"
         built.write_to_file(os.fspath(path))

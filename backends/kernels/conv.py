@@ -65,7 +65,6 @@ class MicroKernel(abc.ABC):
         x_dtype: element the inner loop reads; where it differs from the problem's, input rows are converted into scratch.
         weight_dtype: packed weight element.
         params_dtype: element of the packed requantization parameters.
-        params_dtype: element of the packed requantization parameters.
         copy_lanes: elements per vector of the copy into scratch.
     """
 
@@ -75,7 +74,6 @@ class MicroKernel(abc.ABC):
     acc_dtype: str = "float32"
     x_dtype: str = "float32"
     weight_dtype: str = "float32"
-    params_dtype: str = "int64"
     params_dtype: str = "int64"
     copy_lanes: int = 16
 

@@ -37,7 +37,7 @@ class Pipeline:
 TILE_OVERHEAD = 20
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ConvGenerator:
     """Dense convolutions and GEMMs of one element type on one ISA.
 

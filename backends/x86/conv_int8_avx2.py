@@ -1,7 +1,7 @@
 """int8 dense convolution and GEMM for AVX2 without a dot product: vpmaddwd on 16-bit codes, exact for all 8-bit weights.
 
-Input rows are widened to int16 once, into scratch (where padded rows go anyway), so the inner loop is a broadcast of two codes and
-vpmaddwd. The shorter road, vpmaddubsw, saturates its 16-bit sums and is not exact.
+Input rows are widened to int16 once, into scratch (where padded rows go anyway), so the inner loop is a broadcast of two codes
+and vpmaddwd. The shorter road, vpmaddubsw, saturates its 16-bit sums and is not exact.
 """
 
 from __future__ import annotations

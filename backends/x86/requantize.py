@@ -3,9 +3,9 @@
 In: vectors of int32 sums and per-channel parameters packed here. Out: int32 codes before saturation, or stored uint8 codes.
 
 The 64-bit products come from vpmuldq, which multiplies the low half of every 64-bit lane: even channels as they are, odd channels
-after a shift. Sums are first clamped to +-limit, per channel, where any sum beyond gives a code far outside every code range; with
-that the shifted product fits int32 for any multiplier (a scale may be as large as 2^30), so the halves are joined by a shuffle
-and the zero point is added in 32 bits, which no shift amount can overflow.
+after a shift. Sums are first clamped to +-limit, per channel, where any sum beyond gives a code far outside every code range;
+with that the shifted product fits int32 for any multiplier (a scale may be as large as 2^30), so the halves are joined by a
+shuffle and the zero point is added in 32 bits, which no shift amount can overflow.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def limits(multiplier: Array, shift: Array) -> Array:
 def pack(constants: ConvConstants, lanes: int, lifted: bool) -> Array:
     """Parameters as int64, one record of 4.5 * lanes elements per vector of channels.
 
-    A record is six arrays of lanes / 2 int64 (multiplier, shift and rounding constant, each for even then odd channels), then three
-    of `lanes` int32 (-limit, limit, zero point). With `lifted`, the rounding constant includes 2^62 and the zero point takes
+    A record is six arrays of lanes / 2 int64 (multiplier, shift and rounding constant, each for even then odd channels), then
+    three of `lanes` int32 (-limit, limit, zero point). With `lifted`, the rounding constant includes 2^62 and the zero point takes
     2^(62-n) back, modulo 2^32.
     """
     if constants.multiplier is None or constants.shift is None:
