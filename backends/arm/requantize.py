@@ -2,17 +2,17 @@
 
     out = clamp(zp + ((acc * m + 2^(n - 1)) >> n), lo, hi)      m in [2^30, 2^31) or 0, n in 1..62, any int32 acc
 
-with a 64-bit product and one half-up rounding, in four instructions per four lanes and no 64-bit vector arithmetic:
+with a 64-bit product and one half-up rounding, in three instructions per four lanes and no 64-bit vector arithmetic:
 
 * `sqdmulh(acc, m)` is floor(acc * m / 2^31): exact, and it cannot saturate because m is never -2^31. For n >= 32
   the rest of the formula is (floor(acc * m / 2^31) + 2^(n - 32)) >> (n - 31), because 2^(n - 1) is a multiple of
   2^31 and nested floors compose: `srshl` by 31 - n, which rounds half up with unlimited intermediate precision.
 * n < 32 (a ratio of 0.5 or more) becomes n = 32 by `sqshl(acc, 32 - n)`. Where that saturates, |acc| >= 2^(n - 1),
   so the true result and the one computed are both beyond +-2^28, and of one sign.
-* `sqxtn` to int16, saturating `sqadd` of the zero point and `sqxtn` to int8 keep what is beyond the clamp beyond it.
+* Saturating `sqadd` of the zero point and `sqxtn` to int16 and int8 keep what is beyond the clamp beyond it.
 
-The numbers are run-time data, so layers of equal shape share a kernel. Packed layout, int32: a header
-[zp, lo, hi, 0], then for every four channels [4 pre-shifts][4 multipliers][4 post-shifts].
+The numbers are run-time data, so layers of equal shape share a kernel. Packed layout, int32: for every four channels
+[4 pre-shifts][4 multipliers][4 post-shifts][4 zero points].
 """
 
 from __future__ import annotations
@@ -22,27 +22,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from bevel.backends.kernel import Array, ConvConstants
+from bevel.backends.kernels.conv import MicroKernel
+from bevel.backends.kernels.tiling import store_valid
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.errors import UsageError
 
-HEADER = 4
-PER_QUAD = 12
+# int32 parameters per channel.
+FIELDS = 4
 
 
-def packed_size(channels: int) -> int:
-    """Number of int32 in the packed parameters of `channels` channels."""
-    return HEADER + -(-channels // 4) * PER_QUAD
-
-
-def pack_requantize(constants: ConvConstants, channels: int) -> Array:
-    """The parameters of `constants` as the kernels read them.
+def pack_requantize(constants: ConvConstants) -> Array:
+    """The parameters of `constants` as `requantize` reads them.
 
     Args:
-        constants: with `multiplier`, `shift`, `y_zero_point`, `lo` and `hi`.
-        channels: at least the number of output channels; those beyond it get a multiplier of 0.
+        constants: with `multiplier`, `shift` and `y_zero_point`.
 
     Returns:
-        int32 [packed_size(channels)].
+        int32 [quads of channels * 16]; channels beyond the last get a multiplier of 0.
 
     Raises:
         UsageError: a multiplier or shift is missing or outside the integer contract.
@@ -51,48 +47,75 @@ def pack_requantize(constants: ConvConstants, channels: int) -> Array:
         raise UsageError("requantization needs ConvConstants.multiplier and .shift; got None: set both")
     multiplier = np.asarray(constants.multiplier, np.int64)
     shift = np.asarray(constants.shift, np.int64)
-    outside = (shift < 1) | (shift > 62) | ((multiplier != 0) & ((multiplier < 1 << 30) | (multiplier >= 1 << 31)))
+    no_ratio = (multiplier != 0) & ((multiplier < 1 << 30) | (multiplier >= 1 << 31))
+    outside = (shift < 1) | (shift > 62) | no_ratio
     if outside.any():
         at = int(np.argmax(outside))
         raise UsageError(
             f"requantization of channel {at}: multiplier {multiplier[at]}, shift {shift[at]}; expected 0 or "
             "[2^30, 2^31) and 1..62: derive them with the dyadic rule of the integer contract"
         )
-    quads = -(-channels // 4)
-    table = np.zeros((3, quads * 4), np.int64)
-    table[:, : len(shift)] = np.maximum(32 - shift, 0), multiplier, 31 - np.maximum(shift, 32)
-    header = np.zeros(HEADER, np.int32)
-    header[:3] = constants.y_zero_point, max(constants.lo, -128), min(constants.hi, 127)
-    body = table.reshape(3, quads, 4).transpose(1, 0, 2).astype(np.int32)
-    return np.concatenate([header, body.reshape(-1)])
+    quads = -(-len(shift) // 4)
+    table = np.zeros((FIELDS, quads * 4), np.int32)
+    table[:3, : len(shift)] = np.maximum(32 - shift, 0), multiplier, 31 - np.maximum(shift, 32)
+    table[3] = constants.y_zero_point
+    return table.reshape(FIELDS, quads, 4).transpose(1, 0, 2).reshape(-1)
 
 
-def requantize(k: Builder, params: Buffer, channel: Expr, quads: Sequence[Expr]) -> Expr:
-    """Requantize adjacent channels.
+def requantize(k: Builder, acc: Expr, params: Buffer, channel: Expr) -> Expr:
+    """Requantize four adjacent channels.
 
     Args:
         k: the kernel being written.
+        acc: int32x4 accumulators of channels [channel, channel + 4).
         params: int32 buffer in the packed layout.
-        channel: first channel, a multiple of 4.
-        quads: two or four int32x4 accumulators, of channels [channel, channel + 4 * len(quads)).
+        channel: a multiple of 4.
 
     Returns:
-        int8x8 or int8x16, clamped.
+        int32x4, zero point added with saturation, not yet clamped.
     """
-    narrow = []
-    for q, acc in enumerate(quads):
-        base = channel * (PER_QUAD // 4) + (HEADER + q * PER_QUAD)
-        pre, multiplier, post = (k.load(params, base + i * 4, 4) for i in range(3))
-        value = k.call("int32x4", "llvm.aarch64.neon.sqshl", acc, pre)
-        value = k.call("int32x4", "llvm.aarch64.neon.sqdmulh", value, multiplier)
-        value = k.call("int32x4", "llvm.aarch64.neon.srshl", value, post)
-        narrow.append(k.call("int16x4", "llvm.aarch64.neon.sqxtn", value))
-    zero_point = k.splat(k.cast(k.load(params, 0), "int16"), 8)
-    octets = []
-    for a, b in zip(narrow[::2], narrow[1::2], strict=True):
-        value = k.call("int16x8", "llvm.aarch64.neon.sqadd", k.shuffle([a, b], range(8)), zero_point)
-        octets.append(k.call("int8x8", "llvm.aarch64.neon.sqxtn", value))
-    lanes = 8 * len(octets)
-    codes = octets[0] if len(octets) == 1 else k.shuffle(octets, range(lanes))
-    lo, hi = (k.splat(k.cast(k.load(params, i), "int8"), lanes) for i in (1, 2))
-    return k.min(k.max(codes, lo), hi)
+    pre, multiplier, post, zero_point = (k.load(params, channel * FIELDS + i * 4, 4) for i in range(FIELDS))
+    value = k.call("int32x4", "llvm.aarch64.neon.sqshl", acc, pre)
+    value = k.call("int32x4", "llvm.aarch64.neon.sqdmulh", value, multiplier)
+    value = k.call("int32x4", "llvm.aarch64.neon.srshl", value, post)
+    return k.call("int32x4", "llvm.aarch64.neon.sqadd", value, zero_point)
+
+
+def narrow_codes(k: Builder, values: Sequence[Expr], limits: Sequence[Expr]) -> Expr:
+    """Saturate two int32x4 to int8x8, then clamp to `limits` (int32 scalars lo, hi; empty for none)."""
+    halves = [k.call("int16x4", "llvm.aarch64.neon.sqxtn", value) for value in values]
+    codes = k.call("int8x8", "llvm.aarch64.neon.sqxtn", k.shuffle(halves, range(8)))
+    if limits:
+        lo, hi = (k.splat(k.cast(limit, "int8"), 8) for limit in limits)
+        codes = k.min(k.max(codes, lo), hi)
+    return codes
+
+
+class NeonInteger(MicroKernel):
+    """What the int8 micro-kernels share: four int32 sums per vector, and this requantization."""
+
+    lanes = 4
+    acc_dtype = "int32"
+    x_dtype = "int8"
+    weight_dtype = "int8"
+    params_dtype = "int32"
+
+    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
+        """See `MicroKernel.requantize`."""
+        return requantize(k, sums, params, channel)
+
+    def pack_requantize(self, constants: ConvConstants) -> Array:
+        """See `MicroKernel.pack_requantize`."""
+        return pack_requantize(constants)
+
+    def store_codes(
+        self, k: Builder, y: Buffer, offset: Expr, values: Sequence[Expr], valid: int, limits: Sequence[Expr]
+    ) -> None:
+        """See `MicroKernel.store_codes`; an odd last vector is narrowed with a copy of itself."""
+        for j in range(0, len(values), 2):
+            pair = values[j : j + 2] if j + 1 < len(values) else [values[j]] * 2
+            lanes = min(4 * (len(values) - j), 8)
+            codes = narrow_codes(k, pair, limits)
+            if lanes < 8:
+                codes = k.shuffle([codes], range(lanes))
+            store_valid(k, y, offset + j * 4, codes, lanes, min(lanes, valid - j * 4))

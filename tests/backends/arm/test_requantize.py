@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bevel.backends.arm.requantize import pack_requantize, packed_size, requantize
+from bevel.backends.arm.requantize import narrow_codes, pack_requantize, requantize
 from bevel.backends.kernel import Array, ConvConstants
 from bevel.backends.tvm import Builder
 from bevel.errors import UsageError
+from tests.backends.harness import A72, Call, Compiled, skip_unless_runs
 
 SHIFTS = (1, 2, 3, 29, 30, 31, 32, 33, 34, 45, 53, 54, 61, 62)
 MULTIPLIERS = (1 << 30, (1 << 30) + 1, 1518500250, (1 << 31) - 1, 0)
 
 
-def kernel(symbol: str, lanes: int) -> Any:
-    """acc [rows, channels] -> int8: `lo` is the number of channels, `hi` of rows."""
+def kernel(symbol: str) -> Any:
+    """acc [hi rows, lo channels] -> int8, clamped to limits [lo, hi]."""
     with Builder(symbol) as k:
-        acc, params, out = k.param("acc", "int32"), k.param("params", "int32"), k.param("out", "int8")
+        acc, params = k.param("acc", "int32"), k.param("params", "int32")
+        limits, out = k.param("limits", "int32"), k.param("out", "int8")
         channels, rows, _ = k.range_params()
-        with k.serial(rows) as r, k.serial(k.floordiv(channels, k.i32(lanes))) as block:
-            at = r * channels + block * lanes
-            quads = [k.load(acc, at + i, 4) for i in range(0, lanes, 4)]
-            k.store(out, at, requantize(k, params, block * lanes, quads), lanes)
+        with k.serial(rows) as r, k.serial(k.floordiv(channels, k.i32(8))) as block:
+            at = r * channels + block * 8
+            values = [requantize(k, k.load(acc, at + i, 4), params, block * 8 + i) for i in (0, 4)]
+            codes = narrow_codes(k, values, [k.load(limits, k.i32(i)) for i in (0, 1)])
+            k.store(out, at, codes, 8)
     return k.function
 
 
@@ -46,7 +50,8 @@ def constants_of(multiplier: Any, shift: Any, zp: int, lo: int, hi: int) -> Conv
 
 
 @pytest.mark.qemu
-def test_exact_at_extremes_ties_and_random(emulator: Any) -> None:
+def test_exact_at_extremes_ties_and_random(tmp_path: Path) -> None:
+    skip_unless_runs(A72)
     rng = np.random.default_rng(1)
     pairs = [(m, n) for m in MULTIPLIERS for n in SHIFTS] + [
         (int(m), n) for n in range(1, 63) for m in rng.integers(1 << 30, 1 << 31, 2)
@@ -58,31 +63,24 @@ def test_exact_at_extremes_ties_and_random(emulator: Any) -> None:
         ties = [((2 * q + 1) << (n - 1)) // max(m, 1) + d for q in (-300, -129, -1, 0, 1, 127, 300) for d in (0, 1)]
         near = [v for v in ties if -(1 << 31) <= v < 1 << 31]
         edges = [0, 1, -1, 2, -2, 2**31 - 1, -(2**31), 2**30, -(2**30), 2**31 - 2]
-        spread = [
-            int(v) >> int(s)
-            for v, s in zip(rng.integers(-(1 << 31), 1 << 31, 40), rng.integers(0, 31, 40), strict=True)
-        ]
+        spread = [int(v) >> int(s) for v, s in zip(rng.integers(-(1 << 31), 1 << 31, 40), rng.integers(0, 31, 40), strict=True)]
         columns.append((edges + near + spread + [0] * 14)[:64])
     acc = np.array(columns, np.int32).T.copy()
     multiplier, shift = zip(*pairs, strict=True)
-    cases = [
-        constants_of(multiplier, shift, *z) for z in ((0, -128, 127), (-128, -128, 127), (127, -128, 127), (5, -3, 77))
-    ]
-    for lanes in (8, 16):
-        emulator.add(f"requantize{lanes}", kernel(f"requantize{lanes}", lanes))
-        for constants in cases:
-            packed = pack_requantize(constants, acc.shape[1])
-            emulator.call(f"requantize{lanes}", [acc, packed], acc.shape, "int8", [(acc.shape[1], acc.shape[0])])
-    results = emulator.run(emulator.a72)
-    for constants, result in zip(cases * 2, results, strict=True):
+    cases = [constants_of(multiplier, shift, *z) for z in ((0, -128, 127), (-128, -128, 127), (127, -128, 127), (5, -3, 77))]
+    calls = []
+    for constants in cases:
+        limits = np.array([constants.lo, constants.hi], np.int32)
+        inputs = [acc, pack_requantize(constants), limits]
+        calls.append(Call("requantize", inputs, [(acc.shape, "int8")], [(acc.shape[1], acc.shape[0])]))
+    results = Compiled({"requantize": kernel("requantize")}, A72, tmp_path).run(calls)
+    for constants, (result,) in zip(cases, results, strict=True):
         np.testing.assert_array_equal(result, exact(acc, constants))
 
 
 def test_pack_pads_with_zero_multipliers_and_rejects_what_is_outside_the_contract() -> None:
-    packed = pack_requantize(constants_of([1 << 30] * 5, [33] * 5, 3, -10, 90), 8)
-    assert packed.shape == (packed_size(8),)
-    assert packed[:4].tolist() == [3, -10, 90, 0]
-    assert packed[4:].reshape(2, 3, 4)[1].tolist() == [[0, 0, 0, 0], [1 << 30, 0, 0, 0], [-2, 0, 0, 0]]
+    packed = pack_requantize(constants_of([1 << 30] * 5, [33] * 5, 3, -10, 90)).reshape(2, 4, 4)
+    assert packed[1].tolist() == [[0, 0, 0, 0], [1 << 30, 0, 0, 0], [-2, 0, 0, 0], [3, 3, 3, 3]]
     for multiplier, shift in ((1 << 31, 33), (1 << 29, 33), (-(1 << 30), 33), (1 << 30, 0), (1 << 30, 63)):
         with pytest.raises(UsageError, match="channel 1"):
-            pack_requantize(constants_of([1 << 30, multiplier], [33, shift], 0, -128, 127), 4)
+            pack_requantize(constants_of([1 << 30, multiplier], [33, shift], 0, -128, 127))

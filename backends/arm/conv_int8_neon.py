@@ -1,0 +1,120 @@
+"""Dense int8 convolution with widening multiplies: ARMv8.0 cores without dot product (Cortex-A53, A57, A72, A73).
+
+The reduction runs in lanes: sixteen codes of a pixel times sixteen weights of a channel are two products per int16 lane
+(`smull`, `smlal2`), which `sadalp` adds in pairs to four int32 partial sums; the epilogue adds those up with `addp`. Two
+products fit int16 only if no weight is -128: |x| * |w| * 2 <= 128 * 127 * 2 = 32512. Problems with `wide_weights` widen each
+product by itself (`smull`, `sadalp`, `smull2`, `sadalp`). Weights `[block][tap][K/16][channel][16]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bevel.backends.arm.dense import DenseGenerator
+from bevel.backends.arm.requantize import NeonInteger
+from bevel.backends.kernel import ConvProblem
+from bevel.backends.kernels.conv import HEADER
+from bevel.backends.tvm import Buffer, Builder, Expr
+from bevel.ir.protocols import Target
+
+
+@dataclass(frozen=True)
+class WideningKernel(NeonInteger):
+    """Reduction in lanes, four partial sums per channel.
+
+    Attributes:
+        wide: some weight is -128.
+    """
+
+    wide: bool
+
+    kgroup = 16
+    acc_lanes = 16
+    # Partial sums wrap: the bias that absorbs the zero point makes the total right modulo 2^32.
+    acc_dtype = "uint32"
+
+    def init(self, k: Builder, acc: Buffer, mr: int, nv: int, bias: Buffer, channel: Expr) -> None:
+        """Partial sums start at zero; `result` adds the bias."""
+        for at in range(0, mr * nv * self.slot, 4):
+            k.store(acc, at, k.const(0, "uint32", 4), 4)
+
+    def accumulate(
+        self,
+        k: Builder,
+        acc: Buffer,
+        x: Buffer,
+        pixels: Sequence[Expr],
+        weights: Buffer,
+        base: Expr,
+        nv: int,
+        run: int,
+        unroll: int,
+    ) -> None:
+        """See `MicroKernel.accumulate`; a last group of at most 8 elements takes one multiply instead of two."""
+        channels = nv * self.lanes
+
+        def group(index: Expr, lanes: int) -> None:
+            # Held in an array so that every pixel is loaded once, before the first weight.
+            columns = k.alloc(len(pixels) * lanes, "int8")
+            for i, pixel in enumerate(pixels):
+                k.store(columns, i * lanes, k.load(x, pixel + index * self.kgroup, lanes), lanes)
+            for c in range(channels):
+                w = k.load(weights, base + (index * channels + c) * self.kgroup, lanes)
+                for i in range(len(pixels)):
+                    at = (i * channels + c) * 4
+                    total = k.load(acc, at, 4)
+                    for products in self.products(k, k.load(columns, i * lanes, lanes), w, lanes):
+                        pairs = k.call("int32x4", "llvm.aarch64.neon.saddlp", products)
+                        total = total + k.bitcast(pairs, "uint32", 4)
+                    k.store(acc, at, total, 4)
+
+        whole, rest = divmod(run, self.kgroup)
+        if rest > 8:
+            whole, rest = whole + 1, 0
+        if whole:
+            with k.serial(whole) as index:
+                group(index, 16)
+        if rest:
+            group(k.i32(whole), 8)
+
+    def products(self, k: Builder, x: Expr, w: Expr, lanes: int) -> list[Expr]:
+        """int16x8 vectors whose sum is x * w: products of the two halves, added up where that fits."""
+        parts = [
+            k.call("int16x8", "llvm.aarch64.neon.smull", half(k, x, start), half(k, w, start)) for start in range(0, lanes, 8)
+        ]
+        return parts if self.wide or lanes == 8 else [parts[0] + parts[1]]
+
+    def result(self, k: Builder, acc: Buffer, i: int, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
+        """Partial sums added up pairwise, plus the bias."""
+        at = (i * nv + j) * self.slot
+        parts = [k.load(acc, at + c * 4, 4) for c in range(4)]
+        while len(parts) > 1:
+            pairs = zip(parts[::2], parts[1::2], strict=True)
+            parts = [k.call("uint32x4", "llvm.aarch64.neon.addp", a, b) for a, b in pairs]
+        total = parts[0] + k.bitcast(k.load(bias, HEADER + channel, 4), "uint32", 4)
+        return k.bitcast(total, "int32", 4)
+
+
+def half(k: Builder, vector: Expr, start: int) -> Expr:
+    """Eight lanes; LLVM selects the second-half form of the instruction that reads them."""
+    return k.shuffle([vector], range(start, start + 8))
+
+
+class ConvInt8Neon(DenseGenerator):
+    """int8 convolution and GEMM, weights -128..127, exact."""
+
+    name = "arm_conv_int8_neon"
+    # In channels a vector is four: 16 or 20 accumulators, plus the pixels, a weight and a product.
+    shapes = ((4, 1), (2, 2), (5, 1), (1, 4))
+    unroll = 1
+
+    def micro(self, problem: ConvProblem) -> WideningKernel:
+        """The pairing kernel wherever it is exact."""
+        return WideningKernel(problem.wide_weights)
+
+    def unsupported(self, problem: ConvProblem, target: Target) -> str | None:
+        """Codes, on any aarch64."""
+        if problem.dtype != "int8" or problem.out_dtype not in ("int8", "int32"):
+            return f"int8 to int8 or int32 only, the problem is {problem.dtype} to {problem.out_dtype}"
+        return None

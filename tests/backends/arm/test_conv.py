@@ -1,0 +1,149 @@
+"""Every ARM convolution generator against the exact reference, executed under qemu: shapes, extremes, partitions.
+
+All kernels of a CPU are linked into one executable, which qemu runs as that CPU: an instruction it lacks traps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bevel.backends.arm import GENERATORS
+from bevel.backends.kernel import Array, ConvConstants, ConvProblem
+from bevel.ir.protocols import Target
+from tests.backends.harness import A72, A76, ConvCase, reference_conv, run_convs
+
+SAME = {"pad_top": 1, "pad_left": 1, "pad_bottom": 1, "pad_right": 1}
+
+
+def conv(h: int, w: int, c: int, oc: int, k: int = 1, **fields: Any) -> ConvProblem:
+    return ConvProblem(**({"batch": 1, "h": h, "w": w, "c": c, "oc": oc, "kh": k, "kw": k} | fields))
+
+
+# Dense problems: what CIFAR ResNets and DS-CNN run, then what is ragged, strided, dilated, padded unevenly or tiny.
+DENSE = {
+    "resnet16": conv(8, 32, 16, 16, 3, **SAME),
+    "resnet64": conv(8, 8, 64, 64, 3, **SAME),
+    "resnet_down": conv(8, 8, 16, 32, 3, stride_h=2, stride_w=2, **SAME),
+    "resnet_shortcut": conv(8, 8, 16, 32, 1, stride_h=2, stride_w=2),
+    "rgb_stem": conv(7, 9, 3, 16, 3, **SAME),
+    "keyword_stem": conv(25, 10, 1, 64, kh=10, kw=4, stride_h=2, stride_w=2, pad_top=4, pad_left=1, pad_bottom=5, pad_right=1),
+    "pointwise": conv(25, 5, 64, 64, 1),
+    "gemv": conv(1, 1, 64, 12),
+    "gemv_ragged": conv(1, 1, 37, 10),
+    "gemm": conv(1, 13, 40, 19),
+    "ragged": conv(5, 11, 7, 13, 3, batch=2, **SAME),
+    "dilated": conv(9, 9, 5, 6, 3, dilation_h=2, dilation_w=3, pad_top=2, pad_left=0, pad_bottom=1, pad_right=4),
+    "uneven": conv(6, 7, 18, 9, kh=2, kw=5, stride_h=1, stride_w=3, pad_left=4, pad_bottom=1),
+    "one_row": conv(1, 6, 33, 5, kh=1, kw=3, pad_right=2),
+    "stride_gap": conv(9, 9, 4, 4, 1, stride_h=3, stride_w=4, batch=2),
+}
+DEPTHWISE = {
+    "keyword": conv(25, 5, 64, 64, 3, groups=64, **SAME),
+    "ragged": conv(7, 6, 21, 21, 3, groups=21, batch=2, **SAME),
+    "strided": conv(9, 8, 24, 24, 3, groups=24, stride_h=2, stride_w=2, **SAME),
+    "five": conv(8, 9, 19, 19, 5, groups=19, dilation_w=2, pad_top=2, pad_left=4, pad_bottom=2, pad_right=3),
+    "narrow": conv(4, 3, 3, 3, kh=2, kw=1, groups=3, stride_w=2, pad_bottom=1),
+}
+
+
+def random_constants(problem: ConvProblem, rng: np.random.Generator, extreme: bool) -> ConvConstants:
+    """Weights and requantization that fill the int8 range, or sit at every limit of the contract."""
+    p = problem
+    shape = (p.oc, p.c // p.groups, p.kh, p.kw)
+    if p.dtype == "float32":
+        bias = rng.standard_normal(p.oc).astype(np.float32)
+        return ConvConstants(rng.standard_normal(shape).astype(np.float32), bias, lo=-1.5, hi=2.25)
+    least = -128 if p.wide_weights else -127
+    weights: Array
+    bias: Array
+    multiplier: Array
+    shift: Array
+    if extreme:
+        weights = rng.choice(np.array([least, 127], np.int8), shape)
+        weights[::2] = least
+        bias = rng.choice([-(1 << 30), 1 << 30, 0], p.oc)
+        shift = rng.choice([1, 2, 31, 32, 33, 53, 54, 61, 62], p.oc)
+        multiplier = rng.choice([0, 1 << 30, (1 << 31) - 1], p.oc)
+        zero_points = int(rng.choice([-128, 127])), int(rng.choice([-128, 127]))
+    else:
+        weights = rng.integers(least, 128, shape).astype(np.int8)
+        bias = rng.integers(-2000, 2000, p.oc)
+        # Accumulators spread about 73 * 73 * sqrt(K): scale them to about 50 codes.
+        shift = np.full(p.oc, 31 + round(np.log2(107 * np.sqrt(np.prod(shape[1:]))))) + rng.integers(-1, 2, p.oc)
+        multiplier = rng.integers(1 << 30, 1 << 31, p.oc)
+        zero_points = int(rng.integers(-20, 20)), int(rng.integers(-20, 20))
+    lo, hi = (-90, 65) if p.clamp else (-128, 127)
+    return ConvConstants(
+        weights, bias.astype(np.int32), multiplier.astype(np.int64), shift.astype(np.int64), *zero_points, lo, hi
+    )
+
+
+def random_input(problem: ConvProblem, rng: np.random.Generator, extreme: bool) -> Array:
+    shape = (problem.batch, problem.h, problem.w, problem.c)
+    if problem.dtype == "float32":
+        return rng.standard_normal(shape).astype(np.float32)
+    return rng.choice(np.array([-128, 127], np.int8), shape) if extreme else rng.integers(-128, 128, shape).astype(np.int8)
+
+
+def cases(target: Target, problems: list[ConvProblem], extreme: bool = False) -> list[ConvCase]:
+    """Every problem on every generator that is legal for it: the best tile and one other."""
+    rng = np.random.default_rng(7)
+    chosen = []
+    for index, problem in enumerate(problems):
+        x, constants = random_input(problem, rng, extreme), random_constants(problem, rng, extreme)
+        for generator in GENERATORS:
+            if generator.legal(problem, target) is None:
+                tiles = generator.tiles(problem, target)
+                some = (tiles[0], tiles[1 + index % (len(tiles) - 1)])
+                chosen += [ConvCase(generator, problem, tile, x, constants) for tile in some]
+    return chosen
+
+
+def check(chosen: list[ConvCase], target: Target, folder: Path) -> None:
+    """Integers bit for bit, floats within 1e-5 of the largest result."""
+    for case, got in zip(chosen, run_convs(chosen, target, folder), strict=True):
+        want = reference_conv(case.problem, case.x, case.constants)
+        label = f"{case.generator.name} {dict(case.tile)} {case.problem}"
+        if case.problem.dtype == "float32":
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * float(np.abs(want).max()), err_msg=label)
+        else:
+            np.testing.assert_array_equal(got, want, err_msg=label)
+
+
+def int8(problems: dict[str, ConvProblem], **fields: Any) -> list[ConvProblem]:
+    return [
+        replace(
+            p, dtype="int8", out_dtype=fields.get("out_dtype", "int8"), **{k: v for k, v in fields.items() if k != "out_dtype"}
+        )
+        for p in problems.values()
+    ]
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("target", [A72, A76], ids=lambda t: t.cpu)
+def test_int8(target: Target, tmp_path: Path) -> None:
+    problems = int8(DENSE | DEPTHWISE)
+    check(cases(target, problems), target, tmp_path)
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("target", [A72, A76], ids=lambda t: t.cpu)
+def test_int8_extremes(target: Target, tmp_path: Path) -> None:
+    problems = [
+        *int8(DENSE | DEPTHWISE, clamp=True),
+        *int8(DENSE | DEPTHWISE, wide_weights=True),
+        *int8(DENSE | DEPTHWISE, wide_weights=True, out_dtype="int32"),
+    ]
+    check(cases(target, problems, extreme=True), target, tmp_path)
+
+
+@pytest.mark.qemu
+def test_float32(tmp_path: Path) -> None:
+    every = [*DENSE.values(), *DEPTHWISE.values()]
+    problems = [replace(p, relu=i % 3 == 1, clamp=i % 3 == 2) for i, p in enumerate(every)]
+    check(cases(A72, problems), A72, tmp_path)
