@@ -1,0 +1,387 @@
+"""NAME.bevel/: everything one model needs on one device, written atomically and checked when opened.
+
+    manifest.json  lib/libmodel.so  lib/libmodel.a  bin/bevel-run  include/model.h  example.c  weights.bin
+    selftest/CASE.in.INDEX.npy  selftest/CASE.out.INDEX.npy  [graph.ir]  [any other file given]
+
+The manifest is for tools; the device never reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.backends.schedule import IoTensor, Schedule
+from bevel.errors import ArtifactError, UsageError
+from bevel.runtime.codegen import C_DIR, check_schedule, model_c, model_h, required_features
+from bevel.runtime.toolchain import Toolchain, find_toolchain, link, runtime_digest
+from bevel.runtime.weights import weights_image
+
+FORMAT = "bevel-artifact"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+GRAPH_FILE = "graph.ir"
+
+Array = npt.NDArray[Any]
+Golden = Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact on disk.
+
+    Attributes:
+        path: its directory.
+        manifest: contents of manifest.json.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> Artifact:
+        """Open an artifact directory; `verify` compares the hash of every file (else only presence and size).
+
+        Raises:
+            ArtifactError: not an artifact, of another format version, incomplete or damaged; names the file.
+        """
+        root = Path(path)
+        manifest = _read_manifest(root)
+        for name, entry in manifest["files"].items():
+            file = root / _safe_name(name, root)
+            if not file.is_file() or file.is_symlink():
+                raise ArtifactError(f"{file}: missing; copy or compile the artifact again")
+            size = file.stat().st_size
+            if size != entry["bytes"]:
+                raise ArtifactError(
+                    f"{file}: {size} bytes, the manifest says {entry['bytes']}; copy or compile the artifact again"
+                )
+            if verify and _sha256(file) != entry["sha256"]:
+                raise ArtifactError(f"{file}: damaged (SHA-256 differs from the manifest); copy or compile the artifact again")
+        return cls(root, manifest)
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return str(self.manifest["name"])
+
+    @property
+    def arch(self) -> str:
+        """Architecture the code is for."""
+        return str(self.manifest["target"]["arch"])
+
+    @property
+    def library(self) -> Path:
+        """The shared library."""
+        return self.path / "lib" / "libmodel.so"
+
+    @property
+    def runner(self) -> Path:
+        """The statically linked program."""
+        return self.path / "bin" / "bevel-run"
+
+    @property
+    def weights(self) -> Path:
+        """The weights file."""
+        return self.path / "weights.bin"
+
+    @property
+    def graph(self) -> Path | None:
+        """The serialised graph, where the artifact holds it."""
+        return self.path / GRAPH_FILE if GRAPH_FILE in self.manifest["files"] else None
+
+    def golden(self) -> list[tuple[dict[str, Array], dict[str, Array]]]:
+        """The self-test's inputs and expected outputs, by tensor name, in the stored dtypes."""
+        cases = []
+        for case in range(int(self.manifest["golden_cases"])):
+            sides = []
+            for kind, key in (("in", "inputs"), ("out", "outputs")):
+                names = [str(tensor["name"]) for tensor in self.manifest[key]]
+                files = [self.path / "selftest" / f"{case}.{kind}.{index}.npy" for index in range(len(names))]
+                sides.append({name: np.load(file, allow_pickle=False) for name, file in zip(names, files, strict=True)})
+            cases.append((sides[0], sides[1]))
+        return cases
+
+    def update(self, files: Mapping[str, bytes] | None = None, **fields: Any) -> Artifact:
+        """Add `files` (a report) and manifest `fields` (plan, quality) to the artifact; return it reopened.
+
+        Raises:
+            UsageError: a field that the writer owns, or an unsafe file name.
+        """
+        _refuse_owned(fields)
+        manifest = {**self.manifest, **fields, "files": dict(self.manifest["files"])}
+        for name, data in (files or {}).items():
+            if name == MANIFEST or name in _CORE_FILES:
+                raise UsageError(f"{name} belongs to the artifact writer")
+            _put(self.path, name, data)
+            manifest["files"][name] = _entry(self.path / name)
+        partial = self.path / f".{MANIFEST}.tmp"
+        partial.write_text(json.dumps(manifest, indent=1) + "\n")
+        os.replace(partial, self.path / MANIFEST)
+        return Artifact(self.path, manifest)
+
+
+_CORE_FILES = frozenset(
+    {"lib/libmodel.so", "lib/libmodel.a", "bin/bevel-run", "include/model.h", "example.c", "weights.bin", GRAPH_FILE}
+)
+_OWNED = frozenset(
+    {"format", "format_version", "name", "target", "graph_hash", "level", "layers", "inputs", "outputs", "files", "golden_cases"}
+)
+
+
+def write_artifact(
+    path: str | Path,
+    schedule: Schedule,
+    objects: Mapping[str, bytes],
+    *,
+    golden: Golden,
+    provenance: Mapping[str, Any],
+    graph_bytes: bytes | None = None,
+    integer_only: bool = False,
+    float_islands: Sequence[str] = (),
+    files: Mapping[str, bytes] | None = None,
+    fields: Mapping[str, Any] | None = None,
+    toolchain: Toolchain | None = None,
+) -> Artifact:
+    """Link `schedule` with kernel `objects` (symbol -> relocatable ELF) and write the artifact directory `path`.
+
+    The directory appears whole or not at all. An artifact already there is replaced; anything else there is left alone.
+
+    Args:
+        path: where to write; by convention ends in ".bevel".
+        schedule: what to run.
+        objects: machine code of every kernel of the schedule.
+        golden: self-test cases: ({input name: array}, {output name: array}) in the stored dtypes and shapes. At least one.
+        provenance: how the artifact came about (versions, command, source model), as JSON.
+        graph_bytes: the serialised graph `schedule.graph_hash` belongs to.
+        integer_only: the graph has no float operator.
+        float_islands: layers computed in float.
+        files: further files, by relative name (report.html).
+        fields: further manifest fields (plan, quality).
+        toolchain: None finds one for the target.
+
+    Raises:
+        ArtifactError: something that is not an artifact is in the way.
+        UsageError: golden data does not fit the model.
+        ToolchainError: no compiler, or it failed.
+        ValueError: the schedule breaks its contract.
+    """
+    root = Path(path)
+    check_schedule(schedule, objects.keys())
+    cases = [_golden_files(schedule, case, inputs, outputs) for case, (inputs, outputs) in enumerate(golden)]
+    _refuse_owned(fields or {})
+    if not cases:
+        raise UsageError("an artifact needs at least one golden case: without it no device can prove that it computes the same")
+    if root.exists():
+        _read_manifest(root)
+    tools = toolchain or find_toolchain(schedule.target.arch)
+    with _replacing(root) as work:
+        for folder in ("lib", "bin", "include", "selftest"):
+            (work / folder).mkdir()
+        linked = link(tools, model_c(schedule), {k.symbol: objects[k.symbol] for k in schedule.kernels}, work / "lib")
+        linked.runner.rename(work / "bin" / "bevel-run")
+        contents: dict[str, bytes] = {
+            "include/model.h": model_h(schedule).encode(),
+            "example.c": (C_DIR / "example.c").read_bytes(),
+            "weights.bin": weights_image(schedule),
+        }
+        if graph_bytes is not None:
+            contents[GRAPH_FILE] = graph_bytes
+        for case in cases:
+            contents.update(case)
+        for name in files or {}:
+            if name in contents or name in _CORE_FILES or name == MANIFEST:
+                raise UsageError(f"{name} belongs to the artifact writer")
+        for name, data in {**contents, **(files or {})}.items():
+            _put(work, name, data)
+        names = sorted(p.relative_to(work).as_posix() for p in work.rglob("*") if p.is_file())
+        entries = {name: _entry(work / name) for name in names}
+        manifest = _manifest(schedule, entries, len(cases), tools, linked.runner_linkage)
+        manifest |= {"integer_only": integer_only, "float_islands": list(float_islands), "provenance": dict(provenance)}
+        manifest |= fields or {}
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return Artifact.open(root, verify=False)
+
+
+def _manifest(schedule: Schedule, entries: dict[str, Any], cases: int, tools: Toolchain, linkage: str) -> dict[str, Any]:
+    target = schedule.target
+    generators = {kernel.symbol: kernel.generator for kernel in schedule.kernels}
+    library, weights = entries["lib/libmodel.so"]["bytes"], entries["weights.bin"]["bytes"]
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": schedule.name,
+        "target": {
+            "name": target.name,
+            "arch": target.arch,
+            "cpu": target.cpu,
+            "triple": target.triple,
+            "features": sorted(target.features),
+            "required_features": required_features(schedule),
+        },
+        "graph_hash": schedule.graph_hash,
+        "level": schedule.level,
+        "inputs": [_describe(tensor) for tensor in schedule.inputs],
+        "outputs": [_describe(tensor) for tensor in schedule.outputs],
+        "layers": [
+            {
+                "name": step.layer,
+                "op": step.op,
+                "kernel": generators[step.symbol],
+                "symbol": step.symbol,
+                "bits": step.bits,
+                "macs": step.macs,
+                "bytes": step.bytes,
+            }
+            for step in schedule.steps
+        ],
+        "arena_bytes": schedule.arena_bytes,
+        "scratch_bytes": schedule.scratch_bytes,
+        "bytes": {"library": library, "weights": weights, "total": library + weights},
+        "toolchain": tools.description,
+        "runner": linkage,
+        "runtime": runtime_digest(),
+        "golden_cases": cases,
+        "files": entries,
+    }
+
+
+def _refuse_owned(fields: Mapping[str, Any]) -> None:
+    owned = _OWNED & fields.keys()
+    if owned:
+        raise UsageError(f"manifest fields {', '.join(sorted(owned))} belong to the artifact writer")
+
+
+def _describe(tensor: IoTensor) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "shape": list(tensor.shape),
+        "dtype": tensor.dtype,
+        "scale": tensor.scale,
+        "zero_point": tensor.zero_point,
+    }
+
+
+def _golden_files(schedule: Schedule, case: int, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, bytes]:
+    """The .npy files of one self-test case."""
+    result = {}
+    for kind, tensors, arrays in (("in", schedule.inputs, inputs), ("out", schedule.outputs, outputs)):
+        names = {tensor.name for tensor in tensors}
+        if names != arrays.keys():
+            raise UsageError(f"golden case {case}: {kind}puts are {sorted(arrays)}, the model's are {sorted(names)}")
+        for index, tensor in enumerate(tensors):
+            array = np.asarray(arrays[tensor.name])
+            if array.shape != tensor.shape or array.dtype != np.dtype(tensor.dtype):
+                raise UsageError(
+                    f"golden case {case}: {tensor.name!r} is {array.dtype}{list(array.shape)}, "
+                    f"expected {tensor.dtype}{list(tensor.shape)}"
+                )
+            buffer = io.BytesIO()
+            np.save(buffer, np.asarray(array, order="C"), allow_pickle=False)
+            result[f"selftest/{case}.{kind}.{index}.npy"] = buffer.getvalue()
+    return result
+
+
+@contextlib.contextmanager
+def _replacing(root: Path) -> Iterator[Path]:
+    """A new directory beside `root` that takes its place when the block ends well, and vanishes when it does not."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".tmp", dir=root.parent))
+    try:
+        work.chmod(0o755)
+        yield work
+        if root.exists():
+            _read_manifest(root)
+            old = work.with_suffix(".old")
+            root.rename(old)
+            try:
+                work.rename(root)
+            except BaseException:
+                old.rename(root)
+                raise
+            shutil.rmtree(old)
+        else:
+            work.rename(root)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of an artifact directory, with the types of what this module reads checked."""
+    path = root / MANIFEST
+    if not root.is_dir():
+        raise ArtifactError(
+            f"{root}: {'not a directory' if root.exists() else 'does not exist'}; expected an artifact NAME.bevel/"
+        )
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{root}: not a bevel artifact (it has no {MANIFEST})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}); copy or compile the artifact again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ArtifactError(f"{path}: not the manifest of a bevel artifact")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path}: format version {manifest.get('format_version')!r}, this bevel reads {FORMAT_VERSION}; compile it again"
+        )
+    fields: dict[str, type] = {
+        "name": str,
+        "target": dict,
+        "graph_hash": str,
+        "level": str,
+        "inputs": list,
+        "outputs": list,
+        "layers": list,
+    }
+    fields |= {"files": dict, "golden_cases": int}
+    for key, kind in fields.items():
+        if not isinstance(manifest.get(key), kind):
+            raise ArtifactError(f"{path}: field {key!r} is missing or not a {kind.__name__}; compile the model again")
+    if not isinstance(manifest["target"].get("arch"), str):
+        raise ArtifactError(f"{path}: target.arch is missing; compile the model again")
+    for tensor in (*manifest["inputs"], *manifest["outputs"]):
+        if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
+            raise ArtifactError(f"{path}: an input or output has no name; compile the model again")
+    for name, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
+            raise ArtifactError(f"{path}: the entry of {name!r} has no bytes or sha256; compile the model again")
+    absent = _CORE_FILES - {GRAPH_FILE} - manifest["files"].keys()
+    if absent:
+        raise ArtifactError(f"{path}: lists no {', '.join(sorted(absent))}; compile the model again")
+    return manifest
+
+
+def _safe_name(name: str, root: Path) -> PurePosixPath:
+    """`name` as a relative path that stays inside the artifact."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in name or "\\" in name:
+        raise ArtifactError(f"{root}: unsafe file name {name!r}; this artifact is damaged or hostile")
+    return path
+
+
+def _put(root: Path, name: str, data: bytes) -> None:
+    file = root / _safe_name(name, root)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,55 @@
+/* graph.h: what the generated model.c tells the runtime. Private to the library. */
+#ifndef BEVEL_GRAPH_H
+#define BEVEL_GRAPH_H
+
+#include "bevel.h"
+
+#define BEVEL_ALIGN 64u
+#define BEVEL_MAX_THREADS 256
+
+enum { BEVEL_IN_ARENA = 0, BEVEL_IN_WEIGHTS = 1 };
+
+/* Instruction sets the code may use; bevel_isa_check tests for them at open. */
+enum {
+    BEVEL_ISA_AVX2 = 1 << 0,
+    BEVEL_ISA_FMA = 1 << 1,
+    BEVEL_ISA_AVX512 = 1 << 2, /* F, BW, CD, DQ and VL */
+    BEVEL_ISA_AVX512_VNNI = 1 << 3,
+    BEVEL_ISA_AMX_INT8 = 1 << 4,
+    BEVEL_ISA_NEON = 1 << 5,
+    BEVEL_ISA_DOTPROD = 1 << 6,
+    BEVEL_ISA_I8MM = 1 << 7
+};
+
+/* One kernel call on [lo, hi) of its parallel axis. */
+typedef int32_t (*bevel_call)(char *arena, const char *weights, int32_t lo, int32_t hi, void *scratch);
+
+typedef struct bevel_graph_step {
+    bevel_call call;
+    int32_t extent;
+} bevel_graph_step;
+
+typedef struct bevel_graph_tensor {
+    bevel_tensor tensor; /* data is NULL: filled in for each instance */
+    uint64_t offset;
+    int32_t space;
+} bevel_graph_tensor;
+
+typedef struct bevel_graph {
+    const char *name;
+    char graph_hash[65];
+    unsigned char weights_sha256[32];
+    uint64_t weights_bytes; /* payload, without the header */
+    uint64_t arena_bytes;
+    uint64_t scratch_bytes; /* for each thread, a multiple of 64 */
+    uint32_t isa;
+    uint32_t inputs, outputs, steps;
+    const bevel_graph_tensor *input;
+    const bevel_graph_tensor *output;
+    const bevel_graph_step *step;
+    const bevel_step *info;
+} bevel_graph;
+
+extern const bevel_graph bevel_the_graph;
+
+#endif

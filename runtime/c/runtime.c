@@ -1,0 +1,285 @@
+/* runtime.c: instances of the compiled graph. Integer code only: floats live in convert.c. */
+#define _POSIX_C_SOURCE 200809L
+#include "isa.h"
+#include "pool.h"
+#include "sha256.h"
+#include "weights.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* Kernels may read up to 64 bytes past the end of a buffer. */
+enum { TAIL = 64 };
+
+/* One block of memory holds, in this order: arena, tail, scratch of each thread, tail, this struct, descriptors, workers. */
+struct bevel_model {
+    char *arena;
+    char *scratch;
+    const char *weights; /* payload */
+    const void *image;   /* whole file */
+    size_t image_bytes;
+    void *allocated; /* the block when bevel_open allocated it */
+    bevel_tensor *tensors; /* inputs, then outputs */
+    bevel_worker *workers;
+    uint64_t *ns; /* where this run stores step times, NULL when it does not */
+    int mapped;
+    int threads;
+    atomic_int failed;
+    bevel_pool pool;
+};
+
+static size_t round_up(size_t value)
+{
+    return (value + BEVEL_ALIGN - 1) & ~(size_t)(BEVEL_ALIGN - 1);
+}
+
+static size_t tensors_bytes(void)
+{
+    return round_up((bevel_the_graph.inputs + bevel_the_graph.outputs) * sizeof(bevel_tensor));
+}
+
+static size_t buffers_bytes(int threads)
+{
+    return round_up(bevel_the_graph.arena_bytes) + TAIL + (size_t)threads * bevel_the_graph.scratch_bytes + TAIL;
+}
+
+size_t bevel_arena_bytes(int threads)
+{
+    if (threads < 1 || threads > BEVEL_MAX_THREADS)
+        return 0;
+    return buffers_bytes(threads) + round_up(sizeof(bevel_model)) + tensors_bytes() + (size_t)threads * sizeof(bevel_worker);
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* The part of [0, extent) that thread `thread` computes. */
+static int32_t part(int32_t extent, int thread, int threads)
+{
+    return (int32_t)((int64_t)extent * thread / threads);
+}
+
+static void run_single(bevel_model *model)
+{
+    const bevel_graph_step *step = bevel_the_graph.step;
+    for (uint32_t i = 0; i < bevel_the_graph.steps; i++) {
+        if (step[i].call(model->arena, model->weights, 0, step[i].extent, model->scratch) != 0) {
+            atomic_store_explicit(&model->failed, 1, memory_order_relaxed);
+            return;
+        }
+        if (model->ns)
+            model->ns[i] = now_ns();
+    }
+}
+
+/* Every thread passes every barrier, even after a failure: they stay in step without a second agreement. */
+static void run_team(void *context, int thread)
+{
+    bevel_model *model = context;
+    char *scratch = model->scratch + (size_t)thread * bevel_the_graph.scratch_bytes;
+    for (uint32_t i = 0; i < bevel_the_graph.steps; i++) {
+        const bevel_graph_step *step = &bevel_the_graph.step[i];
+        int32_t lo = part(step->extent, thread, model->threads), hi = part(step->extent, thread + 1, model->threads);
+        if (lo < hi && !atomic_load_explicit(&model->failed, memory_order_relaxed) &&
+            step->call(model->arena, model->weights, lo, hi, scratch) != 0)
+            atomic_store_explicit(&model->failed, 1, memory_order_relaxed);
+        bevel_pool_barrier(&model->pool);
+        if (thread == 0 && model->ns)
+            model->ns[i] = now_ns();
+    }
+}
+
+bevel_status bevel_run(bevel_model *model)
+{
+    if (!model)
+        return BEVEL_E_ARGUMENT;
+    atomic_store_explicit(&model->failed, 0, memory_order_relaxed);
+    if (model->threads == 1)
+        run_single(model);
+    else
+        bevel_pool_run(&model->pool);
+    return atomic_load_explicit(&model->failed, memory_order_relaxed) ? BEVEL_E_KERNEL : BEVEL_OK;
+}
+
+bevel_status bevel_profile(bevel_model *model, uint64_t *ns, size_t count)
+{
+    if (!model || !ns || count != bevel_the_graph.steps)
+        return BEVEL_E_ARGUMENT;
+    memset(ns, 0, count * sizeof *ns);
+    model->ns = ns;
+    uint64_t before = now_ns();
+    bevel_status status = bevel_run(model);
+    model->ns = NULL;
+    for (size_t i = 0; i < count && ns[i] != 0; i++) {
+        uint64_t after = ns[i];
+        ns[i] = after - before;
+        before = after;
+    }
+    return status;
+}
+
+static void describe(bevel_model *model, bevel_tensor *out, const bevel_graph_tensor *tensor, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        memcpy(&out[i], &tensor[i].tensor, sizeof out[i]);
+        /* An output that is a constant lives among the weights: readable, never written. */
+        const char *base = tensor[i].space == BEVEL_IN_WEIGHTS ? model->weights : model->arena;
+        out[i].data = (void *)(uintptr_t)(base + tensor[i].offset);
+    }
+}
+
+static bevel_status open_image(const void *image, size_t nbytes, void *arena, int threads, bevel_model **out)
+{
+    bevel_status status = bevel_weights_check(image, nbytes);
+    if (status != BEVEL_OK)
+        return status;
+    status = bevel_isa_check(bevel_the_graph.isa);
+    if (status != BEVEL_OK)
+        return status;
+    void *allocated = NULL;
+    if (!arena) {
+        if (posix_memalign(&allocated, 4096, bevel_arena_bytes(threads)) != 0)
+            return BEVEL_E_MEMORY;
+        arena = allocated;
+    }
+    bevel_model *model = (bevel_model *)((char *)arena + buffers_bytes(threads));
+    memset(model, 0, sizeof *model);
+    model->arena = arena;
+    model->scratch = model->arena + round_up(bevel_the_graph.arena_bytes) + TAIL;
+    model->weights = (const char *)image + BEVEL_WEIGHTS_HEADER;
+    model->image = image;
+    model->image_bytes = nbytes;
+    model->allocated = allocated;
+    model->threads = threads;
+    model->tensors = (bevel_tensor *)((char *)model + round_up(sizeof *model));
+    model->workers = (bevel_worker *)((char *)model->tensors + tensors_bytes());
+    describe(model, model->tensors, bevel_the_graph.input, bevel_the_graph.inputs);
+    describe(model, model->tensors + bevel_the_graph.inputs, bevel_the_graph.output, bevel_the_graph.outputs);
+    if (threads > 1 && bevel_pool_start(&model->pool, model->workers, threads, run_team, model) != 0) {
+        free(allocated);
+        return BEVEL_E_THREAD;
+    }
+    *out = model;
+    return BEVEL_OK;
+}
+
+static int misaligned(const void *pointer)
+{
+    return (uintptr_t)pointer % BEVEL_ALIGN != 0;
+}
+
+bevel_status bevel_open(const char *weights_path, void *arena, int threads, bevel_model **out)
+{
+    if (!weights_path || !out || misaligned(arena) || bevel_arena_bytes(threads) == 0)
+        return BEVEL_E_ARGUMENT;
+    *out = NULL;
+    const void *image;
+    size_t nbytes;
+    bevel_status status = bevel_weights_map(weights_path, &image, &nbytes);
+    if (status != BEVEL_OK)
+        return status;
+    status = open_image(image, nbytes, arena, threads, out);
+    if (status != BEVEL_OK)
+        bevel_weights_unmap(image, nbytes);
+    else
+        (*out)->mapped = 1;
+    return status;
+}
+
+bevel_status bevel_open_memory(const void *weights, size_t nbytes, void *arena, int threads, bevel_model **out)
+{
+    if (!weights || !out || misaligned(weights) || misaligned(arena) || bevel_arena_bytes(threads) == 0)
+        return BEVEL_E_ARGUMENT;
+    *out = NULL;
+    return open_image(weights, nbytes, arena, threads, out);
+}
+
+void bevel_close(bevel_model *model)
+{
+    if (!model)
+        return;
+    if (model->threads > 1)
+        bevel_pool_stop(&model->pool, model->workers);
+    if (model->mapped)
+        bevel_weights_unmap(model->image, model->image_bytes);
+    free(model->allocated); /* holds `model` itself */
+}
+
+bevel_status bevel_verify(const bevel_model *model)
+{
+    if (!model)
+        return BEVEL_E_ARGUMENT;
+    unsigned char digest[32];
+    bevel_sha256(model->weights, bevel_the_graph.weights_bytes, digest);
+    return memcmp(digest, bevel_the_graph.weights_sha256, 32) == 0 ? BEVEL_OK : BEVEL_E_HASH;
+}
+
+size_t bevel_num_inputs(void)
+{
+    return bevel_the_graph.inputs;
+}
+
+size_t bevel_num_outputs(void)
+{
+    return bevel_the_graph.outputs;
+}
+
+size_t bevel_num_steps(void)
+{
+    return bevel_the_graph.steps;
+}
+
+const bevel_tensor *bevel_input(const bevel_model *model, size_t index)
+{
+    return model && index < bevel_the_graph.inputs ? &model->tensors[index] : NULL;
+}
+
+const bevel_tensor *bevel_output(const bevel_model *model, size_t index)
+{
+    return model && index < bevel_the_graph.outputs ? &model->tensors[bevel_the_graph.inputs + index] : NULL;
+}
+
+const bevel_step *bevel_step_at(size_t index)
+{
+    return index < bevel_the_graph.steps ? &bevel_the_graph.info[index] : NULL;
+}
+
+uint32_t bevel_abi_version(void)
+{
+    return BEVEL_ABI_VERSION;
+}
+
+const char *bevel_model_name(void)
+{
+    return bevel_the_graph.name;
+}
+
+const char *bevel_graph_hash(void)
+{
+    return bevel_the_graph.graph_hash;
+}
+
+const char *bevel_strerror(bevel_status status)
+{
+    switch (status) {
+    case BEVEL_OK: return "success";
+    case BEVEL_E_ARGUMENT: return "bad argument: null pointer, index, alignment, count or thread number";
+    case BEVEL_E_OPEN: return "the weights file cannot be opened";
+    case BEVEL_E_WEIGHTS: return "not a bevel weights file";
+    case BEVEL_E_VERSION: return "the weights file has another format version: compile again";
+    case BEVEL_E_LENGTH: return "the weights file is truncated or has trailing bytes: copy it again";
+    case BEVEL_E_MISMATCH: return "the weights file belongs to another model or target";
+    case BEVEL_E_HASH: return "the weights are damaged: copy weights.bin again";
+    case BEVEL_E_MEMORY: return "no memory for the arena";
+    case BEVEL_E_THREAD: return "a worker thread could not be started";
+    case BEVEL_E_ISA: return "this CPU lacks an instruction set the model was compiled for: compile for this device";
+    case BEVEL_E_KERNEL: return "a kernel reported an error";
+    case BEVEL_E_TYPE: return "the tensor has no float view: it is neither quantized nor float32";
+    }
+    return "unknown status";
+}

@@ -1,0 +1,322 @@
+"""Runs an artifact in this process, through ctypes, without copying: inputs and outputs are numpy views of the model's arena."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.errors import ArtifactError, DeviceError, UsageError
+from bevel.runtime.artifact import Artifact
+from bevel.runtime.codegen import DTYPES
+from bevel.runtime.toolchain import host_arch
+
+Array = npt.NDArray[Any]
+
+ABI_VERSION = 1
+# ELF e_machine of each architecture.
+_MACHINES = {"x86_64": 62, "aarch64": 183, "armv7": 40}
+_ALIGN = 64
+# bevel_status values that need a class of their own here.
+_E_OPEN, _E_HASH, _E_ISA = 2, 7, 10
+
+
+class _Tensor(ctypes.Structure):
+    """bevel_tensor of c/bevel.h."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("data", ctypes.c_void_p),
+        ("nbytes", ctypes.c_size_t),
+        ("rank", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("zero_point", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+    ]
+
+
+class _Step(ctypes.Structure):
+    """bevel_step of c/bevel.h."""
+
+    _fields_ = [
+        ("layer", ctypes.c_char_p),
+        ("op", ctypes.c_char_p),
+        ("kernel", ctypes.c_char_p),
+        ("bits", ctypes.c_char_p),
+        ("macs", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
+    ]
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One step of a profiled run.
+
+    Attributes:
+        layer, op, kernel, bits: as in the schedule; kernel is "generator:symbol".
+        macs, bytes: work and traffic.
+        ns: nanoseconds.
+    """
+
+    layer: str
+    op: str
+    kernel: str
+    bits: str
+    macs: int
+    bytes: int
+    ns: int
+
+
+@dataclass(frozen=True)
+class HostTensor:
+    """An input or output bound to the arena.
+
+    Attributes:
+        name: ONNX name.
+        array: the memory itself, in the stored dtype and logical shape.
+        scale, zero_point: real = scale * (code - zero_point); scale 0.0 means not quantized.
+    """
+
+    name: str
+    array: Array
+    scale: float
+    zero_point: int
+
+
+class HostModel:
+    """A model opened on this machine.
+
+    Usable as a context manager. One instance must not be used from two threads at once; several instances may. The views stay
+    valid memory after `close`, but nothing computes them any more.
+
+    Args:
+        artifact: an artifact or its directory.
+        threads: number of threads, the caller's included, 1..256.
+        verify: compare the hash of every file before the library is loaded into this process.
+
+    Raises:
+        ArtifactError: damaged, for another architecture, or this CPU lacks an instruction set it needs.
+        UsageError: a bad number of threads.
+    """
+
+    def __init__(self, artifact: Artifact | str | Path, threads: int = 1, *, verify: bool = True) -> None:
+        self._handle: ctypes.c_void_p | None = None
+        opened = Artifact.open(artifact.path if isinstance(artifact, Artifact) else artifact, verify=verify)
+        self.artifact = opened
+        self.threads = threads
+        _check_elf(opened)
+        self._library = _load(opened.library)
+        if self._library.bevel_abi_version() != ABI_VERSION:
+            found = self._library.bevel_abi_version()
+            raise ArtifactError(
+                f"{opened.library}: C API version {found}, this bevel speaks {ABI_VERSION}; compile the model again"
+            )
+        arena_bytes = self._library.bevel_arena_bytes(threads)
+        if arena_bytes == 0:
+            raise UsageError(f"threads = {threads}: expected 1..256")
+        # The arena and the weights belong to Python, so no view can ever point at freed memory.
+        block = np.empty(arena_bytes + _ALIGN, np.uint8)
+        start = -block.ctypes.data % _ALIGN
+        self._arena = block[start : start + arena_bytes]
+        self._weights = _map(opened.weights)
+        handle = ctypes.c_void_p()
+        status = self._library.bevel_open_memory(
+            self._weights.ctypes.data, self._weights.nbytes, self._arena.ctypes.data, threads, ctypes.byref(handle)
+        )
+        self._check(status, f"{opened.path}")
+        self._handle = handle
+        self.inputs = self._tensors(self._library.bevel_num_inputs(), self._library.bevel_input)
+        self._outputs = self._tensors(self._library.bevel_num_outputs(), self._library.bevel_output)
+        self._input_index = {tensor.name: index for index, tensor in enumerate(self.inputs)}
+        self._output_index = {tensor.name: index for index, tensor in enumerate(self._outputs)}
+
+    def __enter__(self) -> HostModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the threads. Calling it again does nothing."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._library.bevel_close(handle)
+
+    @property
+    def output_tensors(self) -> tuple[HostTensor, ...]:
+        """Descriptors and views of the outputs."""
+        return self._outputs
+
+    def run(self) -> None:
+        """Compute the outputs from what the input views hold. Inputs may be overwritten by it: set them before every run.
+
+        Raises:
+            DeviceError: a kernel failed.
+        """
+        self._check(self._library.bevel_run(self._open_handle()), self.artifact.name)
+
+    def set_inputs(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
+        """Copy arrays in the stored dtypes (codes for quantized inputs) into the arena.
+
+        Raises:
+            UsageError: missing or unknown names, another shape or dtype.
+        """
+        self._check_names(arrays)
+        for tensor in self.inputs:
+            array = np.asarray(arrays[tensor.name])
+            if array.shape != tensor.array.shape or array.dtype != tensor.array.dtype:
+                raise UsageError(
+                    f"input {tensor.name!r}: {array.dtype}{list(array.shape)}, expected "
+                    f"{tensor.array.dtype}{list(tensor.array.shape)}"
+                )
+            tensor.array[...] = array
+
+    def outputs(self) -> dict[str, Array]:
+        """Views of the outputs by name; the next run overwrites them."""
+        return {tensor.name: tensor.array for tensor in self._outputs}
+
+    def set_inputs_float(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
+        """Quantize float32 arrays into the inputs, with the contract's one rounding; float32 inputs are copied.
+
+        Raises:
+            UsageError: missing or unknown names, another shape, or an input that is neither quantized nor float32.
+        """
+        self._check_names(arrays)
+        for tensor in self.inputs:
+            array = np.ascontiguousarray(arrays[tensor.name], np.float32).reshape(np.shape(arrays[tensor.name]))
+            if array.shape != tensor.array.shape:
+                raise UsageError(f"input {tensor.name!r}: shape {list(array.shape)}, expected {list(tensor.array.shape)}")
+            index = self._input_index[tensor.name]
+            status = self._library.bevel_set_input_f32(self._open_handle(), index, array.ctypes.data, array.size)
+            self._check(status, f"input {tensor.name!r}")
+
+    def outputs_float(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The outputs as new float32 arrays.
+
+        Raises:
+            UsageError: an output is neither quantized nor float32.
+        """
+        result = {}
+        for tensor in self._outputs:
+            values = np.empty(tensor.array.shape, np.float32)
+            index = self._output_index[tensor.name]
+            status = self._library.bevel_get_output_f32(self._open_handle(), index, values.ctypes.data, values.size)
+            self._check(status, f"output {tensor.name!r}")
+            result[tensor.name] = values
+        return result
+
+    def profile(self) -> list[StepTime]:
+        """Run once and return the time of every step.
+
+        Raises:
+            DeviceError: a kernel failed.
+        """
+        count = self._library.bevel_num_steps()
+        times = (ctypes.c_uint64 * count)()
+        self._check(self._library.bevel_profile(self._open_handle(), times, count), self.artifact.name)
+        result = []
+        for index, ns in enumerate(times):
+            step = self._library.bevel_step_at(index).contents
+            layer, op, kernel, bits = (text.decode() for text in (step.layer, step.op, step.kernel, step.bits))
+            result.append(StepTime(layer, op, kernel, bits, step.macs, step.bytes, ns))
+        return result
+
+    def _open_handle(self) -> ctypes.c_void_p:
+        if self._handle is None:
+            raise UsageError(f"model {self.artifact.name} is closed")
+        return self._handle
+
+    def _check_names(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
+        if arrays.keys() != self._input_index.keys():
+            raise UsageError(f"inputs {sorted(arrays)}: the model's are {sorted(self._input_index)}")
+
+    def _check(self, status: int, what: str) -> None:
+        if status == 0:
+            return
+        text = f"{what}: {self._library.bevel_strerror(status).decode()}"
+        if status == _E_ISA:
+            features = ", ".join(self.artifact.manifest["target"].get("required_features", ()))
+            raise ArtifactError(f"{text} (it needs {features})")
+        if _E_OPEN <= status <= _E_HASH:
+            raise ArtifactError(text)
+        raise (UsageError if status in (1, 12) else DeviceError)(text)
+
+    def _tensors(self, count: int, descriptor: Any) -> tuple[HostTensor, ...]:
+        result = []
+        for index in range(count):
+            tensor = descriptor(self._handle, index).contents
+            shape = tuple(tensor.shape[i] for i in range(tensor.rank))
+            # An output that is a constant lies among the weights.
+            home = next((m for m in (self._arena, self._weights) if 0 <= tensor.data - m.ctypes.data < max(m.nbytes, 1)), None)
+            if home is None:
+                raise ArtifactError(
+                    f"{self.artifact.library}: tensor {tensor.name!r} lies outside its arena; compile the model again"
+                )
+            offset = tensor.data - home.ctypes.data
+            array = home[offset : offset + tensor.nbytes].view(DTYPES[tensor.dtype]).reshape(shape)
+            result.append(HostTensor(tensor.name.decode(), array, tensor.scale, tensor.zero_point))
+        return tuple(result)
+
+
+def _check_elf(artifact: Artifact) -> None:
+    """Refuse a library of another architecture before the dynamic loader sees it."""
+    here = host_arch()
+    if artifact.arch != here:
+        raise ArtifactError(
+            f"{artifact.path}: built for {artifact.arch} ({artifact.manifest['target'].get('name')}), this machine is {here}; "
+            f"run it on its device or compile with --device host"
+        )
+    with artifact.library.open("rb") as stream:
+        head = stream.read(20)
+    if len(head) < 20 or head[:4] != b"\x7fELF" or int.from_bytes(head[18:20], "little") != _MACHINES[here]:
+        raise ArtifactError(f"{artifact.library}: not a shared library for {here}; copy or compile the artifact again")
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path.resolve()))
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be loaded ({error}); copy or compile the artifact again") from error
+    model, size, status = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    tensor = ctypes.POINTER(_Tensor)
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "bevel_abi_version": (ctypes.c_uint32, []),
+        "bevel_arena_bytes": (size, [ctypes.c_int]),
+        "bevel_open_memory": (status, [ctypes.c_void_p, size, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(model)]),
+        "bevel_close": (None, [model]),
+        "bevel_run": (status, [model]),
+        "bevel_profile": (status, [model, ctypes.POINTER(ctypes.c_uint64), size]),
+        "bevel_num_inputs": (size, []),
+        "bevel_num_outputs": (size, []),
+        "bevel_num_steps": (size, []),
+        "bevel_input": (tensor, [model, size]),
+        "bevel_output": (tensor, [model, size]),
+        "bevel_step_at": (ctypes.POINTER(_Step), [size]),
+        "bevel_set_input_f32": (status, [model, size, ctypes.c_void_p, size]),
+        "bevel_get_output_f32": (status, [model, size, ctypes.c_void_p, size]),
+        "bevel_strerror": (ctypes.c_char_p, [status]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name, None)
+        if function is None:
+            raise ArtifactError(f"{path}: exports no {name}; compile the model again")
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def _map(path: Path) -> npt.NDArray[np.uint8]:
+    """A read-only memory map of a file; page aligned."""
+    with path.open("rb") as stream:
+        if path.stat().st_size == 0:
+            raise ArtifactError(f"{path}: empty; copy or compile the artifact again")
+        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
