@@ -1,0 +1,135 @@
+"""An artifact on a device: upload, run, bench, profile, self-test through any transport.
+
+In: an `Artifact` and an open `Transport`. Out: arrays and the JSON that `bevel-run` prints. The device needs nothing but a
+POSIX shell; what is uploaded is the runner, the weights and, for the self-test, the golden vectors.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.devices.errors import RemoteFailed
+from bevel.devices.transport import RunResult, Transport
+from bevel.errors import ArtifactError, CheckFailed, UsageError
+from bevel.ir.protocols import Target
+from bevel.runtime.artifact import Artifact
+
+Array = npt.NDArray[Any]
+
+# What bevel-run's own exit codes mean (runtime/c/bevel_run.c).
+_EXIT_ERRORS = {1: CheckFailed, 2: UsageError, 3: ArtifactError}
+# Emulation is 170-210 times slower than the host; limits are for hangs, not for speed.
+_LIMIT_S = 600.0
+
+
+@dataclass(frozen=True)
+class DeviceRunner:
+    """Runs one artifact on one device.
+
+    Attributes:
+        artifact: what to run.
+        transport: an open transport.
+        threads: threads of the runner.
+    """
+
+    artifact: Artifact
+    transport: Transport
+    threads: int = 1
+
+    @property
+    def _folder(self) -> str:
+        """Work directory of this artifact on the device; equal files are not sent again."""
+        return f"artifacts/{self.artifact.name}-{str(self.artifact.manifest['graph_hash'])[:12]}"
+
+    def install(self) -> None:
+        """Check that the device can run the artifact and send what is missing there.
+
+        Raises:
+            DeviceError: a named subclass: wrong architecture, missing ISA, disk full, noexec, lost connection.
+        """
+        target = self.artifact.manifest["target"]
+        needs = frozenset(target["required_features"])
+        self.transport.preflight(Target(target["name"], target["arch"], needs, target["cpu"], target["triple"]))
+        self.transport.upload(self.artifact.runner, f"{self._folder}/bin/bevel-run")
+        self.transport.upload(self.artifact.weights, f"{self._folder}/weights.bin")
+
+    def run(self, inputs: Mapping[str, Array], *, batch: bool = False) -> dict[str, Array]:
+        """Run once, or once for each index of the leading axis when `batch`; outputs in the stored dtypes.
+
+        Float inputs of a quantized model are quantized on the device.
+
+        Raises:
+            UsageError: names, shapes or dtypes that the model does not take.
+            DeviceError: as `install`, or the run failed.
+        """
+        self.install()
+        names = [str(t["name"]) for t in self.artifact.manifest["inputs"]]
+        if set(inputs) != set(names):
+            raise UsageError(f"inputs {sorted(inputs)} given, {self.artifact.name!r} takes {sorted(names)}")
+        outputs = [str(t["name"]) for t in self.artifact.manifest["outputs"]]
+        args: list[str] = ["--batch"] if batch else []
+        with tempfile.TemporaryDirectory(prefix="bevel-io-") as local:
+            for index, name in enumerate(names):
+                file = Path(local) / f"in.{index}.npy"
+                np.save(file, np.ascontiguousarray(inputs[name]), allow_pickle=False)
+                self.transport.upload(file, f"{self._folder}/io/in.{index}.npy")
+                args += ["--input", f"{name}=io/in.{index}.npy"]
+            for index, name in enumerate(outputs):
+                args += ["--output", f"{name}=io/out.{index}.npy"]
+            try:
+                self._call(args)
+                result = {}
+                for index, name in enumerate(outputs):
+                    file = Path(local) / f"out.{index}.npy"
+                    self.transport.download(f"{self._folder}/io/out.{index}.npy", file)
+                    result[name] = np.load(file, allow_pickle=False)
+            finally:
+                self.transport.cleanup(f"{self._folder}/io")
+        return result
+
+    def bench(self, *, warmup: int, runs: int) -> dict[str, Any]:
+        """One process of timed runs: `bevel-run --bench`; all samples in nanoseconds."""
+        self.install()
+        return self._call(["--bench", "--samples", "--warmup", str(warmup), "--runs", str(runs)])
+
+    def profile(self, *, runs: int) -> dict[str, Any]:
+        """Per-layer times: `bevel-run --profile`."""
+        self.install()
+        return self._call(["--profile", "--runs", str(runs)])
+
+    def selftest(self) -> dict[str, Any]:
+        """Prove on the device that it computes the golden outputs and holds the right weights.
+
+        Raises:
+            CheckFailed: it does not.
+        """
+        self.install()
+        self.transport.upload(self.artifact.path / "selftest", f"{self._folder}/selftest")
+        return self._call(["--selftest", "--golden", "selftest"])
+
+    def _call(self, args: Sequence[str]) -> dict[str, Any]:
+        """Run bevel-run in its folder and parse the JSON it prints."""
+        argv = ["bin/bevel-run", "--threads", str(self.threads), "--weights", "weights.bin", *args]
+        result: RunResult = self.transport.run(argv, cwd=self._folder, timeout_s=_LIMIT_S)
+        message = result.stderr.decode(errors="replace").strip()
+        if result.exit_status != 0:
+            error = _EXIT_ERRORS.get(result.exit_status)
+            if error is not None:
+                raise error(f"{self.transport.label}: {message or result.stdout.decode(errors='replace').strip()}")
+            raise RemoteFailed(self.transport.label, f"bevel-run failed with {result.exit_status}: {message}", "See its message")
+        try:
+            answer = json.loads(result.stdout)
+        except json.JSONDecodeError as problem:
+            raise RemoteFailed(
+                self.transport.label, f"bevel-run printed no JSON ({problem})", "Compile the artifact again"
+            ) from problem
+        assert isinstance(answer, dict)
+        return answer
