@@ -6,11 +6,9 @@ them. Weights `[block][tap][K][channel]`. Reduction runs are read exactly: what 
 
 from __future__ import annotations
 
-from bevel.backends.arm.dense import DenseGenerator
-from bevel.backends.kernel import ConvProblem
 from bevel.backends.kernels.conv import MicroKernel
+from bevel.backends.kernels.generator import ConvGenerator, Pipeline
 from bevel.backends.tvm import Buffer, Builder, Expr
-from bevel.ir.protocols import Target
 
 
 class FmlaKernel(MicroKernel):
@@ -35,19 +33,14 @@ class FmlaKernel(MicroKernel):
         return k.fma(x, w, acc, 4)
 
 
-class ConvF32(DenseGenerator):
-    """float32 convolution and GEMM."""
-
-    name = "arm_conv_f32"
-    shapes = ((8, 2), (4, 4), (6, 3), (5, 4), (2, 8), (1, 8))
-    unroll = 4
-
-    def micro(self, problem: ConvProblem) -> FmlaKernel:
-        """One micro-kernel for every problem."""
-        return FmlaKernel()
-
-    def unsupported(self, problem: ConvProblem, target: Target) -> str | None:
-        """float32 throughout."""
-        if problem.dtype != "float32" or problem.out_dtype != "float32":
-            return f"float32 to float32 only, the problem is {problem.dtype} to {problem.out_dtype}"
-        return None
+# A Cortex-A72: one fmla per cycle, latency seven. Registers as in the sdot kernel.
+CONV_F32 = ConvGenerator(
+    name="arm_conv_f32",
+    arch="aarch64",
+    features=("neon",),
+    dtype="float32",
+    out_dtypes=("float32",),
+    micro=FmlaKernel(),
+    shapes=((8, 2), (4, 4), (6, 3), (5, 4), (2, 8), (1, 8)),
+    pipeline=Pipeline(macs=1, loads=1, in_flight=7),
+)

@@ -2,8 +2,9 @@
 
 The reduction runs in lanes: sixteen codes of a pixel times sixteen weights of a channel are two products per int16 lane
 (`smull`, `smlal2`), which `sadalp` adds in pairs to four int32 partial sums; the epilogue adds those up with `addp`. Two
-products fit int16 only if no weight is -128: |x| * |w| * 2 <= 128 * 127 * 2 = 32512. Problems with `wide_weights` widen each
-product by itself (`smull`, `sadalp`, `smull2`, `sadalp`). Weights `[block][tap][K/16][channel][16]`.
+products fit int16 only if no weight is -128: |x| * |w| * 2 <= 128 * 127 * 2 = 32512. The wide variant adds up each
+product by itself (`smull`, `sadalp`, `smull2`, `sadalp`): as fast on cores that run multiplies and additions side by
+side, slower on others. Weights `[block][tap][K/16][channel][16]`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bevel.backends.arm.dense import DenseGenerator
 from bevel.backends.arm.requantize import NeonInteger
-from bevel.backends.kernel import ConvProblem
+from bevel.backends.kernel import ConvProblem, Problem
 from bevel.backends.kernels.conv import HEADER
+from bevel.backends.kernels.generator import ConvGenerator, Pipeline
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
 
@@ -24,7 +25,7 @@ class WideningKernel(NeonInteger):
     """Reduction in lanes, four partial sums per channel.
 
     Attributes:
-        wide: some weight is -128.
+        wide: weights may be -128.
     """
 
     wide: bool
@@ -101,20 +102,37 @@ def half(k: Builder, vector: Expr, start: int) -> Expr:
     return k.shuffle([vector], range(start, start + 8))
 
 
-class ConvInt8Neon(DenseGenerator):
-    """int8 convolution and GEMM, weights -128..127, exact."""
+class PairingGenerator(ConvGenerator):
+    """The generator whose pairs of products must fit int16."""
 
-    name = "arm_conv_int8_neon"
-    # In channels a vector is four: 16 or 20 accumulators, plus the pixels, a weight and a product.
-    shapes = ((4, 1), (2, 2), (5, 1), (1, 4))
-    unroll = 1
+    def legal(self, problem: Problem, target: Target) -> str | None:
+        """Also refuses weights of -128."""
+        reason = super().legal(problem, target)
+        if reason is None and isinstance(problem, ConvProblem) and problem.wide_weights:
+            return "a weight of -128 overflows the int16 sum of two products"
+        return reason
 
-    def micro(self, problem: ConvProblem) -> WideningKernel:
-        """The pairing kernel wherever it is exact."""
-        return WideningKernel(problem.wide_weights)
 
-    def unsupported(self, problem: ConvProblem, target: Target) -> str | None:
-        """Codes, on any aarch64."""
-        if problem.dtype != "int8" or problem.out_dtype not in ("int8", "int32"):
-            return f"int8 to int8 or int32 only, the problem is {problem.dtype} to {problem.out_dtype}"
-        return None
+# A Cortex-A72: sixteen products of four channels take four multiply pairs of two cycles. 16 or 20 accumulators, an input vector
+# per pixel, a weight and a product.
+_SHAPES = ((4, 1), (5, 1), (2, 2), (1, 4))
+CONV_INT8_NEON = PairingGenerator(
+    name="arm_conv_int8_neon",
+    arch="aarch64",
+    features=("neon",),
+    dtype="int8",
+    out_dtypes=("int8", "int32"),
+    micro=WideningKernel(wide=False),
+    shapes=_SHAPES,
+    pipeline=Pipeline(macs=1 / 8, loads=1, in_flight=1, unroll=1),
+)
+CONV_INT8_NEON_WIDE = ConvGenerator(
+    name="arm_conv_int8_neon_wide",
+    arch="aarch64",
+    features=("neon",),
+    dtype="int8",
+    out_dtypes=("int8", "int32"),
+    micro=WideningKernel(wide=True),
+    shapes=_SHAPES,
+    pipeline=Pipeline(macs=1 / 9, loads=1, in_flight=1, unroll=1),
+)

@@ -6,11 +6,9 @@ vector that holds four groups: `sdot v.4s, w.16b, x.4b[i]`. Weights `[block][tap
 
 from __future__ import annotations
 
-from bevel.backends.arm.dense import DenseGenerator
 from bevel.backends.arm.requantize import NeonInteger
-from bevel.backends.kernel import ConvProblem
+from bevel.backends.kernels.generator import ConvGenerator, Pipeline
 from bevel.backends.tvm import Buffer, Builder, Expr
-from bevel.ir.protocols import Target
 
 
 class SdotKernel(NeonInteger):
@@ -28,22 +26,15 @@ class SdotKernel(NeonInteger):
         return k.call("int32x4", "llvm.aarch64.neon.sdot", acc, w, x)
 
 
-class ConvInt8Sdot(DenseGenerator):
-    """int8 convolution and GEMM, weights -128..127, exact."""
-
-    name = "arm_conv_int8_sdot"
-    # 16 to 20 accumulators, an input vector per pixel, a weight vector per four channels: at most 29 of 32 registers.
-    shapes = ((8, 2), (4, 4), (6, 3), (5, 4), (2, 8), (1, 8))
-    unroll = 4
-
-    def micro(self, problem: ConvProblem) -> SdotKernel:
-        """One micro-kernel for every problem."""
-        return SdotKernel()
-
-    def unsupported(self, problem: ConvProblem, target: Target) -> str | None:
-        """Codes and the dot product extension."""
-        if not target.has("dotprod"):
-            return f"needs dotprod, {target.name} has {', '.join(sorted(target.features)) or 'no features'}"
-        if problem.dtype != "int8" or problem.out_dtype not in ("int8", "int32"):
-            return f"int8 to int8 or int32 only, the problem is {problem.dtype} to {problem.out_dtype}"
-        return None
+# A Cortex-A76: two sdot per cycle with a latency of four. At most 20 accumulators, an input vector per pixel and a weight
+# vector per four channels: 29 of 32 registers.
+CONV_INT8_SDOT = ConvGenerator(
+    name="arm_conv_int8_sdot",
+    arch="aarch64",
+    features=("neon", "dotprod"),
+    dtype="int8",
+    out_dtypes=("int8", "int32"),
+    micro=SdotKernel(),
+    shapes=((8, 2), (4, 4), (6, 3), (5, 4), (2, 8), (1, 8)),
+    pipeline=Pipeline(macs=2, loads=2, in_flight=8),
+)
