@@ -31,7 +31,6 @@ Constant buffers, in ABI order:
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,15 +38,12 @@ from functools import cached_property
 import numpy as np
 
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Tile
+from bevel.backends.kernels.staging import BLOCK_BYTES, Staging
 from bevel.backends.kernels.tiling import Chunks, chunk_count, split, store_valid
 from bevel.backends.tvm import Buffer, Builder, Expr, PrimFunc
 
 # Elements of the bias buffer before the first channel: one 64-byte vector of 4-byte elements.
 HEADER = 16
-# Bytes of padded input rows kept in scratch at a time: within the L2 of the smallest boards; larger blocks gained nothing.
-BLOCK_BYTES = 64 * 1024
-# Vector copies may write this much behind the last row, and integer kernels may read as much.
-SCRATCH_MARGIN = 128
 
 
 class MicroKernel(abc.ABC):
@@ -221,45 +217,27 @@ class Geometry:
         """Length of the parallel axis."""
         return chunk_count(self.columns) if self.by_columns else self.shape.batch * self.groups
 
-    @property
-    def staged(self) -> bool:
-        """Whether input rows go through scratch."""
-        return self.problem.padded or self.micro.x_dtype != self.problem.dtype
-
-    @property
-    def staged_width(self) -> int:
-        """Pixels per row in scratch: exactly those that some output reads."""
-        p = self.shape
-        return (p.ow - 1) * p.stride_w + p.dilation_w * (p.kw - 1) + 1
-
-    @property
-    def row_elements(self) -> int:
-        """Elements between input rows, as the inner loop sees them."""
-        return (self.staged_width if self.staged else self.shape.w) * self.problem.c
-
-    def input_rows(self, output_rows: int) -> int:
-        """Input rows that consecutive output rows read."""
-        p = self.shape
-        return (output_rows - 1) * p.stride_h + p.dilation_h * (p.kh - 1) + 1
+    @cached_property
+    def staging(self) -> Staging:
+        """Where the inner loop finds its input."""
+        return Staging(self.shape, self.micro.x_dtype, self.micro.copy_lanes)
 
     @cached_property
     def block(self) -> int:
         """Row groups whose input rows are in scratch together."""
-        if not self.staged:
+        if not self.staging.needed:
             return self.groups
-        row_bytes = self.row_elements * np.dtype(self.micro.x_dtype).itemsize
         block = self.groups
-        while block > 1 and self.input_rows(block * self.rows[0].size) * row_bytes > BLOCK_BYTES:
+        while block > 1 and self.staging.nbytes(block * self.rows[0].size) > BLOCK_BYTES:
             block -= 1
         return -(-self.groups // -(-self.groups // block))
 
     @property
     def scratch_bytes(self) -> int:
         """Scratch one thread needs."""
-        if not self.staged:
+        if not self.staging.needed:
             return 0
-        rows = self.input_rows(min(self.block * self.rows[0].size, self.shape.oh))
-        return rows * self.row_elements * np.dtype(self.micro.x_dtype).itemsize + SCRATCH_MARGIN
+        return self.staging.nbytes(min(self.block * self.rows[0].size, self.shape.oh))
 
     @property
     def taps(self) -> int:
@@ -368,24 +346,24 @@ class _Nest:
             self.params = k.param("q", micro.params_dtype)
         self.y = k.param("y", problem.out_dtype)
         lo, hi, self.scratch = k.range_params(micro.x_dtype)
-        self.source = self.scratch if g.staged else self.x
+        self.source = self.scratch if g.staging.needed else self.x
         if g.by_columns:
-            if g.staged:
-                stage_rows(k, g, self.x, self.scratch, self.zero(), k.i32(0), k.i32(0), k.i32(g.shape.oh))
+            if g.staging.needed:
+                g.staging.copy(k, self.x, self.scratch, self.zero(), k.i32(0), k.i32(0), k.i32(g.shape.oh))
             self.channel_blocks(k.i32(0), k.i32(0), k.i32(1), k.i32(0), lo, hi)
             return
         image0, image1 = k.floordiv(lo, k.i32(g.groups)), k.floordiv(hi - 1, k.i32(g.groups)) + 1
         with k.serial(image0, image1) as image:
             first = k.max(lo - image * g.groups, k.i32(0))
             last = k.min(hi - image * g.groups, k.i32(g.groups))
-            if not g.staged:
+            if not g.staging.needed:
                 self.channel_blocks(image, first, last, k.i32(0), None, None)
                 return
             with k.serial(k.floordiv(last - first + (g.block - 1), k.i32(g.block))) as block:
                 start = first + block * g.block
                 stop = k.min(start + g.block, last)
                 row = self.first_row(start)
-                stage_rows(k, g, self.x, self.scratch, self.zero(), image, row, self.first_row(stop))
+                g.staging.copy(k, self.x, self.scratch, self.zero(), image, row, self.first_row(stop))
                 self.channel_blocks(image, start, stop, row, None, None)
 
     def zero(self) -> Expr:
@@ -434,9 +412,9 @@ class _Nest:
             with k.serial(*bounds) as group:
                 row = run.start + (group - run.first) * run.size
                 source_row = (row - staged_row) * p.stride_h
-                if not g.staged:
+                if not g.staging.needed:
                     source_row = image * p.h + row * p.stride_h
-                source = source_row * g.row_elements
+                source = source_row * g.staging.row_elements
                 target = (image * p.oh + row) * (p.ow * p.oc) + channel
                 if run.size > 1:
                     self.tile(source, target, channel, run.size, p.ow, nv, valid)
@@ -460,7 +438,7 @@ class _Nest:
         mr = rows * width
         acc = k.alloc(mr * nv * micro.slot, micro.acc_dtype)
         micro.init(k, acc, mr, nv, self.bias, channel)
-        offsets = [r * p.stride_h * g.row_elements + c * p.stride_w * p.c for r in range(rows) for c in range(width)]
+        offsets = [r * p.stride_h * g.staging.row_elements + c * p.stride_w * p.c for r in range(rows) for c in range(width)]
         # Blocks before this one hold `channel` channels of taps * padded_run weights each.
         base = channel * (g.taps * g.padded_run)
         tap_size = g.padded_run * nv * micro.lanes
@@ -470,7 +448,7 @@ class _Nest:
             micro.accumulate(k, acc, self.source, pixels, self.weights, base + index * tap_size, nv, g.run, self.unroll)
 
         with k.serial(p.kh) as kh:
-            row = kh * (p.dilation_h * g.row_elements)
+            row = kh * (p.dilation_h * g.staging.row_elements)
             if p.dilation_w > 1:
                 with k.serial(p.kw) as kw:
                     tap(kh * p.kw + kw, row + kw * (p.dilation_w * p.c))
@@ -501,45 +479,3 @@ class _Nest:
 def offsets_to_output(rows: int, width: int, p: ConvProblem) -> list[int]:
     """Element offset of every pixel of a tile in the output."""
     return [(r * p.ow + c) * p.oc for r in range(rows) for c in range(width)]
-
-
-def stage_rows(
-    k: Builder,
-    g: Geometry,
-    x: Buffer,
-    scratch: Buffer,
-    zero: Expr,
-    image: Expr,
-    row: Expr,
-    stop: Expr,
-) -> None:
-    """Copy the input rows that output rows [row, stop) read into scratch, converted and with borders filled.
-
-    Whole vectors are written: what spills over the end of a part is overwritten by the next part, and behind the last row lies
-    SCRATCH_MARGIN. So the order left border, pixels, right border, next row matters.
-    """
-    p, lanes = g.shape, g.micro.copy_lanes
-    left = min(p.pad_left, g.staged_width)
-    middle = max(0, min(p.w, g.staged_width - left))
-    right = g.staged_width - left - middle
-    count = (stop - row - 1) * p.stride_h + (p.dilation_h * (p.kh - 1) + 1)
-
-    def fill(start: Expr, pixels: int) -> None:
-        if pixels:
-            with k.serial(math.ceil(pixels * p.c / lanes)) as v:
-                k.store(scratch, start + v * lanes, k.splat(zero, lanes), lanes)
-
-    with k.serial(count) as r:
-        source = row * p.stride_h - p.pad_top + r
-        start = r * g.row_elements
-        with k.when_else(k.all(source >= 0, source < p.h)) as (inside, outside):
-            with inside:
-                fill(start, left)
-                with k.serial(math.ceil(middle * p.c / lanes)) as v:
-                    value = k.load(x, (image * p.h + source) * (p.w * p.c) + v * lanes, lanes)
-                    if g.micro.x_dtype != g.problem.dtype:
-                        value = k.cast(value, g.micro.x_dtype, lanes)
-                    k.store(scratch, start + left * p.c + v * lanes, value, lanes)
-                fill(start + (left + middle) * p.c, right)
-            with outside:
-                fill(start, g.staged_width)

@@ -38,8 +38,8 @@ def pack(constants: ConvConstants, lanes: int, lifted: bool) -> Array:
     """Parameters as int64, one record of 4.5 * lanes elements per vector of channels.
 
     A record is six arrays of lanes / 2 int64 (multiplier, shift and rounding constant, each for even then odd channels), then
-    three of `lanes` int32 (-limit, limit, zero point). With `lifted`, the rounding constant includes 2^62 and the zero point takes
-    2^(62-n) back, modulo 2^32.
+    three of `lanes` int32 (-limit, limit, zero point). With `lifted`, the rounding constant includes 2^62 and the zero point
+    takes 2^(62-n) back, modulo 2^32.
     """
     if constants.multiplier is None or constants.shift is None:
         raise CheckFailed("a requantized convolution was packed without multiplier and shift")
