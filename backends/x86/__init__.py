@@ -6,6 +6,21 @@ from bevel.backends.kernel import Generator
 from bevel.backends.x86.conv_f32 import CONV_F32_AVX2, CONV_F32_AVX512
 from bevel.backends.x86.conv_int8_avx2 import CONV_INT8_AVX2
 from bevel.backends.x86.conv_int8_vnni import CONV_INT8_VNNI
+from bevel.backends.x86.depthwise import (
+    DEPTHWISE_F32_AVX2,
+    DEPTHWISE_F32_AVX512,
+    DEPTHWISE_INT8_AVX2,
+    DEPTHWISE_INT8_VNNI,
+)
 
 # The best for a problem come first where several are legal.
-GENERATORS: tuple[Generator, ...] = (CONV_F32_AVX512, CONV_F32_AVX2, CONV_INT8_VNNI, CONV_INT8_AVX2)
+GENERATORS: tuple[Generator, ...] = (
+    CONV_F32_AVX512,
+    CONV_F32_AVX2,
+    CONV_INT8_VNNI,
+    CONV_INT8_AVX2,
+    DEPTHWISE_F32_AVX512,
+    DEPTHWISE_F32_AVX2,
+    DEPTHWISE_INT8_VNNI,
+    DEPTHWISE_INT8_AVX2,
+)

@@ -106,6 +106,14 @@ def requantize(k: Builder, sums: Expr, params: Buffer, channel: Expr, lanes: int
     return k.bitcast(total, "int32", lanes)
 
 
+def clamp_codes(k: Builder, codes: Expr, lanes: int, bounds: Sequence[Expr]) -> Expr:
+    """Clamp uint8 codes to the int32 scalars lo and hi; unchanged when `bounds` is empty."""
+    if not bounds:
+        return codes
+    low, high = (k.splat(k.cast(bound, "uint8"), lanes) for bound in bounds)
+    return k.min(k.max(codes, low), high)
+
+
 def store_avx512(k: Builder, y: Buffer, offset: Expr, values: Sequence[Expr], valid: int, bounds: Sequence[Expr]) -> None:
     """Saturate vectors of 16 int32 to uint8 (vpmovusdb), or clamp to `bounds`, and store `valid` codes."""
     for j, value in enumerate(values):
@@ -124,7 +132,5 @@ def store_avx2(k: Builder, y: Buffer, offset: Expr, values: Sequence[Expr], vali
         first = k.shuffle([words], [*range(4), *range(8, 12)])
         second = k.shuffle([words], [*range(4, 8), *range(12, 16)])
         codes = k.bitcast(k.call("int8x16", "llvm.x86.sse2.packuswb.128", first, second), "uint8", 16)
-        if bounds:
-            low, high = (k.splat(k.cast(bound, "uint8"), 16) for bound in bounds)
-            codes = k.min(k.max(codes, low), high)
+        codes = clamp_codes(k, codes, 16, bounds)
         store_valid(k, y, offset + j * 8, codes, 16, min(8 * len(pair), valid - j * 8))
