@@ -194,7 +194,11 @@ class EmulatedBoard:
         core = "processor\t: {}\nFeatures\t: " + flags + "\nCPU architecture: 8\n\n"
         cpuinfo = self.root / "cpuinfo"
         cpuinfo.write_text("".join(core.format(index) for index in range(self.profile.cores)))
+        home = self.root / "home"
+        home.mkdir()
         environment = {
+            # Not the user's: a shell started by sshd reads ~/.bashrc, and a board knows nothing of this machine's.
+            "HOME": str(home),
             "LD_PRELOAD": str(library),
             "BEVEL_BOARD_ROOT": str(self.root),
             "BEVEL_BOARD_CPUINFO": str(cpuinfo),
