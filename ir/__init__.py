@@ -1,1 +1,4 @@
-"""The intermediate representation: types, graph, op table, interpreter, verifier, text form. Imports numpy and nothing of ours but the errors."""
+"""The intermediate representation: types, graph, op table, interpreter, verifier, text form.
+
+Imports numpy and safetensors, and nothing of ours but the errors.
+"""

@@ -232,35 +232,62 @@ class Graph:
 
         Raises:
             UnsupportedOp: the op is not in the table.
-            VerifyError: operand types break the op's type rule.
+            VerifyError: operand types break the op's type rule, `types` differ from it in more than annotations, or an operand
+                belongs to another graph.
         """
         from bevel.ir.ops import lookup
 
         spec = lookup(op)
         node = Node(op, tuple(inputs), attrs if attrs is not None else spec.attrs(), loc)
-        inferred = spec.infer_node(node)
-        results = tuple(types) if types is not None else inferred
+        results = spec.infer_node(node) if types is None else spec.checked_types(node, self.level, types)
+        for value in dict.fromkeys(node.inputs):
+            self._adopt(value)
         for i, type_ in enumerate(results):
             hint = names[i] if names is not None else (loc or op)
             node.outputs += (self._register(Value(self.unique_name(hint), type_, node)),)
         for value in node.inputs:
-            value._uses[node] = value._uses.get(node, 0) + 1
+            self._connect(node, value)
         self._nodes.insert(self._nodes.index(before) if before is not None else len(self._nodes), node)
         return node
+
+    def _adopt(self, value: Value) -> None:
+        """Register a constant that lost its last reader earlier.
+
+        Raises:
+            VerifyError: the value belongs to another graph, or its node was removed.
+        """
+        if self._values.get(value.name) is value:
+            return
+        if not value.is_constant:
+            raise VerifyError(f"graph {self.name!r} has no value {value.name!r}: it belongs to another graph or was removed")
+        value.name = self.unique_name(value.name)
+        self._values[value.name] = value
+
+    def _connect(self, node: Node, value: Value) -> None:
+        value._uses[node] = value._uses.get(node, 0) + 1
+
+    def _disconnect(self, node: Node, value: Value) -> None:
+        value._uses[node] -= 1
+        if not value._uses[node]:
+            del value._uses[node]
+        if value.is_constant and not value._uses and not self.is_output(value):
+            self._values.pop(value.name, None)
 
     # Rewriting -------------------------------------------------------------------------------------------------------
 
     def set_input(self, node: Node, index: int, value: Value) -> None:
         """Make `node` read `value` as its operand number `index`."""
         old = node.inputs[index]
-        old._uses[node] -= 1
-        if not old._uses[node]:
-            del old._uses[node]
+        if old is value:
+            return
+        self._adopt(value)
+        self._connect(node, value)
         node.inputs = (*node.inputs[:index], value, *node.inputs[index + 1 :])
-        value._uses[node] = value._uses.get(node, 0) + 1
+        self._disconnect(node, old)
 
     def replace_uses(self, old: Value, new: Value) -> None:
         """Make every reader of `old`, graph outputs included, read `new`."""
+        self._adopt(new)
         for user in old.users:
             for i, operand in enumerate(user.inputs):
                 if operand is old:
@@ -273,12 +300,15 @@ class Graph:
             return
         if name in self._values:
             raise VerifyError(f"graph {self.name!r} already has a value named {name!r}")
+        self._adopt(value)
         del self._values[value.name]
         value.name = name
         self._values[name] = value
 
     def take_name(self, new: Value, old: Value) -> None:
         """Replace `old` by `new` everywhere and let `new` carry its name, so that outputs and plans keep theirs."""
+        if old is new:
+            return
         name = old.name
         self.replace_uses(old, new)
         self.rename(old, self.unique_name(f"{name}.old"))
@@ -294,10 +324,8 @@ class Graph:
             if out._uses or self.is_output(out):
                 raise VerifyError(f"cannot remove {node!r}: {out.name!r} is still used")
             del self._values[out.name]
-        for value in set(node.inputs):
-            del value._uses[node]
-            if value.is_constant and not value._uses and not self.is_output(value):
-                self._values.pop(value.name, None)
+        for value in node.inputs:
+            self._disconnect(node, value)
         self._nodes.remove(node)
 
     def prune_dead(self) -> int:
@@ -323,7 +351,7 @@ class Graph:
                 mapped[out] = copy._register(Value(out.name, out.type, twin))
                 twin.outputs += (mapped[out],)
             for value in twin.inputs:
-                value._uses[twin] = value._uses.get(twin, 0) + 1
+                copy._connect(twin, value)
             copy._nodes.append(twin)
         copy.outputs = [mapped[v] for v in self.outputs]
         return copy
@@ -331,3 +359,5 @@ class Graph:
     def set_outputs(self, values: Iterable[Value]) -> None:
         """Declare the graph's results."""
         self.outputs = list(values)
+        for value in self.outputs:
+            self._adopt(value)

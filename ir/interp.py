@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bevel.errors import UsageError
 from bevel.ir.graph import Graph, Level, Node, Value
-from bevel.ir.ops import Call, lookup
+from bevel.ir.ops import Call, Trait, lookup
 from bevel.ir.types import Dim, Quant
 
 Array = npt.NDArray[Any]
@@ -89,7 +89,7 @@ def run(
         env[value] = codes if integer else _as_real(value, codes)
     for value in graph.constants:
         env[value] = value.array if integer else _as_real(value, value.array)
-    wanted = {*graph.outputs, *(graph.value(name) for name in extra_outputs)}
+    wanted = dict.fromkeys((*graph.outputs, *(graph.value(name) for name in extra_outputs)))
     pending = {v: len(v.users) for v in graph.values()}
     for node in graph.nodes:
         _execute(node, env, integer=integer, observe=observe)
@@ -107,6 +107,19 @@ def _execute(node: Node, env: dict[Value, Array], *, integer: bool, observe: Obs
         if observe is not None:
             observe(value, array)
         env[value] = array if integer else _as_real(value, array)
+
+
+def evaluate(node: Node, level: Level) -> tuple[Array, ...]:
+    """Stored arrays of the results of a node whose operands are all constants: codes where a result type is quantized."""
+    # Movement copies elements, so it is exact on codes; arithmetic below INTEGER level is on reals.
+    integer = level is Level.INTEGER or Trait.MOVEMENT in lookup(node.op).traits
+    env = {v: v.array if integer else _as_real(v, v.array) for v in node.inputs}
+    _execute(node, env, integer=True, observe=None)
+    stored = []
+    for value in node.outputs:
+        elem, array = value.type.elem, env[value]
+        stored.append(elem.quantize(array) if isinstance(elem, Quant) and array.dtype.kind == "f" else array)
+    return tuple(stored)
 
 
 def to_real(value: Value, array: Array) -> Array:

@@ -7,6 +7,7 @@ real = scale * (code - zero_point). All types are frozen and hashable.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,10 @@ class Dim:
     lo: int = 1
     hi: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.lo < 0 or (self.hi is not None and self.hi < self.lo):
+            raise ValueError(f"Dim {self.name!r}: bounds {self.lo}..{self.hi}, expected 0 <= lo <= hi")
+
     def __str__(self) -> str:
         return f"{self.name}({self.lo}..{'' if self.hi is None else self.hi})"
 
@@ -33,7 +38,7 @@ Shape = tuple[int | Dim, ...]
 
 @dataclass(frozen=True, slots=True)
 class Float:
-    """IEEE binary floating point of 16 or 32 bits."""
+    """IEEE binary floating point of 16, 32 or 64 bits."""
 
     bits: int = 32
 
@@ -94,9 +99,15 @@ class Int:
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
 
+_FLOAT32_MIN = float(np.finfo(np.float32).smallest_subnormal)
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
 @dataclass(frozen=True, slots=True)
 class Quant:
     """Affine quantized element: real = scale * (code - zero_point).
+
+    Scales and zero points are kept as plain Python numbers, so that equal types print and hash alike wherever they came from.
 
     Attributes:
         storage: the integer type of the codes.
@@ -113,10 +124,15 @@ class Quant:
     block: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.scale or any(not (s > 0 and np.isfinite(s)) for s in self.scale):
-            raise ValueError("Quant: every scale must be finite and positive")
-        if self.axis is None and len(self.scale) != 1:
-            raise ValueError(f"Quant: {len(self.scale)} scales without an axis")
+        object.__setattr__(self, "scale", tuple(float(s) for s in self.scale))
+        object.__setattr__(self, "zero_point", tuple(int(z) for z in self.zero_point))
+        # Quantization divides in float32, where a scale must not become zero or infinite.
+        if not self.scale or any(not _FLOAT32_MIN <= s <= _FLOAT32_MAX for s in self.scale):
+            raise ValueError("Quant: every scale must be positive and finite in float32")
+        if self.axis is None and (len(self.scale) != 1 or self.block is not None):
+            raise ValueError(f"Quant: {len(self.scale)} scales and block {self.block} without an axis")
+        if (self.axis is not None and self.axis < 0) or (self.block is not None and self.block < 1):
+            raise ValueError(f"Quant: axis {self.axis} and block {self.block}, expected axis >= 0 and block >= 1")
         if len(self.zero_point) not in (1, len(self.scale)):
             raise ValueError(f"Quant: {len(self.zero_point)} zero points for {len(self.scale)} scales")
         if any(not self.storage.min <= z <= self.storage.max for z in self.zero_point):
@@ -139,23 +155,27 @@ class Quant:
         """True when one scale and zero point hold for the whole tensor."""
         return self.axis is None
 
-    def _along_axis(self, values: tuple[float, ...] | tuple[int, ...], rank: int) -> npt.NDArray[Any]:
+    def _along_axis(self, values: tuple[float, ...] | tuple[int, ...], shape: tuple[int, ...]) -> npt.NDArray[Any]:
         array = np.asarray(values)
         if self.axis is None or array.size == 1:
             return array.reshape(())
-        return array.reshape([-1 if i == self.axis else 1 for i in range(rank)])
+        if self.block is not None:
+            array = np.repeat(array, self.block)[: shape[self.axis]]
+        return array.reshape([-1 if i == self.axis else 1 for i in range(len(shape))])
 
     def quantize(self, real: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return codes of `real`: clamp(zp + rint_half_even(x / s)) with IEEE float32 division."""
-        scale = self._along_axis(self.scale, real.ndim).astype(np.float32)
-        zero = self._along_axis(self.zero_point, real.ndim).astype(np.float64)
-        codes = np.rint(real.astype(np.float32) / scale).astype(np.float64) + zero
-        return np.clip(codes, self.storage.min, self.storage.max).astype(self.dtype)
+        scale = self._along_axis(self.scale, real.shape).astype(np.float32)
+        zero = self._along_axis(self.zero_point, real.shape).astype(np.float64)
+        # A quotient beyond float32 is infinite and saturates like any other large one.
+        with np.errstate(over="ignore"):
+            codes = np.rint(real.astype(np.float32) / scale).astype(np.float64) + zero
+        return np.asarray(np.clip(codes, self.storage.min, self.storage.max)).astype(self.dtype)
 
     def dequantize(self, codes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return float32 scale * (code - zero_point)."""
-        scale = self._along_axis(self.scale, codes.ndim).astype(np.float32)
-        zero = self._along_axis(self.zero_point, codes.ndim).astype(np.int64)
+        scale = self._along_axis(self.scale, codes.shape).astype(np.float32)
+        zero = self._along_axis(self.zero_point, codes.shape).astype(np.int64)
         return np.asarray((codes.astype(np.int64) - zero).astype(np.float32) * scale, dtype=np.float32)
 
 
@@ -167,6 +187,9 @@ class Codebook:
     table: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "table", tuple(float(v) for v in self.table))
+        if not self.table or not all(np.isfinite(self.table)):
+            raise ValueError("Codebook: the table must hold one or more finite values")
         if len(self.table) > 1 << self.codes.bits:
             raise ValueError(f"Codebook: {len(self.table)} entries do not fit {self.codes.bits}-bit codes")
 
@@ -230,7 +253,7 @@ class TensorType:
     @property
     def size(self) -> int:
         """Number of elements of a static shape."""
-        return int(np.prod(self.static_shape, dtype=np.int64))
+        return prod(self.static_shape)
 
     def with_elem(self, elem: Elem) -> TensorType:
         """The same shape with another element type."""

@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevel.ir.ops.op import FLOAT_ONLY, Call, NoAttrs, PruneRule, QuantRule, Trait, elements, register, require
+from bevel.ir.ops.elementwise import broadcast_shape
+from bevel.ir.ops.op import (
+    FLOAT_ONLY,
+    Call,
+    NoAttrs,
+    PruneRule,
+    QuantRule,
+    Trait,
+    elements,
+    register,
+    require,
+    require_real,
+)
 from bevel.ir.ops.window import output_hw, windows
 from bevel.ir.types import F32, Dim, TensorType
 
@@ -34,7 +46,9 @@ def conv_shape(attrs: ConvAttrs, ins: tuple[TensorType, ...]) -> tuple[int | Dim
     """
     x, w = ins[0], ins[1]
     require(x.rank == 4 and w.rank == 4, f"expected x [N,C,H,W] and w [O,I,KH,KW], found ranks {x.rank} and {w.rank}")
+    require(w.is_static, f"weights {w} have symbolic dimensions")
     oc, ic, kh, kw = w.static_shape
+    require(attrs.groups >= 1, f"{attrs.groups} groups: expected 1 or more")
     require((kh, kw) == attrs.kernel, f"kernel {attrs.kernel} but weights are {kh}x{kw}")
     require(x.shape[1] == ic * attrs.groups, f"input has {x.shape[1]} channels, weights take {ic} x {attrs.groups} groups")
     require(oc % attrs.groups == 0, f"{oc} output channels do not divide into {attrs.groups} groups")
@@ -71,6 +85,7 @@ def convolve(x: Array, w: Array, attrs: ConvAttrs, fill: float) -> Array:
 
 
 def _conv_infer(attrs: ConvAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    require_real(*ins)
     return (TensorType(conv_shape(attrs, ins), F32),)
 
 
@@ -86,7 +101,7 @@ def gemm_shape(ins: tuple[TensorType, ...]) -> tuple[int | Dim, ...]:
         VerifyError: reduction lengths do not agree.
     """
     x, w = ins[0], ins[1]
-    require(w.rank == 2 and x.rank >= 2, f"expected x [...,K] and w [N,K], found ranks {x.rank} and {w.rank}")
+    require(w.rank == 2 and x.rank >= 2 and w.is_static, f"expected x [...,K] and w [N,K], found {x} and {w}")
     require(x.shape[-1] == w.shape[1], f"x reduces over {x.shape[-1]}, w over {w.shape[1]}")
     if len(ins) == 3:
         require(ins[2].shape == (w.shape[0],), f"bias is {list(ins[2].shape)}, expected [{w.shape[0]}]")
@@ -94,6 +109,7 @@ def gemm_shape(ins: tuple[TensorType, ...]) -> tuple[int | Dim, ...]:
 
 
 def _gemm_infer(_attrs: NoAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    require_real(*ins)
     return (TensorType(gemm_shape(ins), F32),)
 
 
@@ -104,10 +120,9 @@ def _gemm_reference(_call: Call, x: Array, w: Array, bias: Array | None = None) 
 
 def _matmul_infer(_attrs: NoAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
     a, b = ins
+    require_real(*ins)
     require(a.rank >= 2 and b.rank >= 2, f"expected matrices, found ranks {a.rank} and {b.rank}")
     require(a.shape[-1] == b.shape[-2], f"a reduces over {a.shape[-1]}, b over {b.shape[-2]}")
-    from bevel.ir.ops.elementwise import broadcast_shape
-
     return (TensorType((*broadcast_shape(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), F32),)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,9 @@ from bevel.ir.ops.op import (
     one_per_result,
     register,
     require,
+    require_real,
 )
-from bevel.ir.types import F32, Dim, Float, Quant, Shape, TensorType
+from bevel.ir.types import F32, Codebook, Dim, Float, Int, Quant, Shape, TensorType
 
 Array = npt.NDArray[Any]
 
@@ -50,7 +52,7 @@ class ClipAttrs:
 
 
 def _real(type_: TensorType) -> bool:
-    return isinstance(type_.elem, Float | Quant)
+    return isinstance(type_.elem, Float | Quant | Codebook)
 
 
 def binary_infer(_attrs: Any, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
@@ -58,20 +60,18 @@ def binary_infer(_attrs: Any, ins: tuple[TensorType, ...]) -> tuple[TensorType, 
     a, b = ins
     if _real(a) and _real(b):
         return (TensorType(broadcast_shape(a.shape, b.shape), F32),)
-    require(a.elem == b.elem, f"operands are {a.elem} and {b.elem}")
+    require(a.elem == b.elem and isinstance(a.elem, Int), f"operands are {a.elem} and {b.elem}")
     return (TensorType(broadcast_shape(a.shape, b.shape), a.elem),)
 
 
 def _unary_infer(_attrs: Any, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
-    require(_real(ins[0]), f"operand is {ins[0].elem}, expected a real type")
+    require_real(*ins)
     return (ins[0].with_elem(F32),)
 
 
 def erf(x: Array) -> Array:
-    """The error function in float64 (Abramowitz and Stegun give too few digits; this is libm's)."""
-    from math import erf as scalar
-
-    return np.asarray(np.vectorize(scalar, otypes=[np.float64])(x), dtype=np.float64)
+    """The error function in float64, from libm: the usual rational approximations give too few digits."""
+    return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x), dtype=np.float64)
 
 
 def _binary(name: str, symbol: str, function: Callable[[Array, Array], Array], integer: str | None) -> None:
@@ -119,7 +119,16 @@ def _unary(
 
 
 def _sigmoid(_call: Call, x: Array) -> Array:
-    return np.asarray(1.0 / (1.0 + np.exp(-x.astype(np.float64)))).astype(x.dtype)
+    # exp(-log(1 + exp(-x))): the plain quotient overflows for large negative x.
+    return np.asarray(np.exp(-np.logaddexp(0.0, -x.astype(np.float64)))).astype(x.dtype)
+
+
+def _divide(a: Array, b: Array) -> Array:
+    if a.dtype.kind == "f":
+        return np.asarray(a / b)
+    # Integers divide towards zero, as in ONNX and C.
+    quotient = np.abs(a) // np.abs(b)
+    return np.asarray(np.where((a < 0) != (b < 0), -quotient, quotient), dtype=a.dtype)
 
 
 def _gelu(_call: Call, x: Array) -> Array:
@@ -130,7 +139,7 @@ def _gelu(_call: Call, x: Array) -> Array:
 _binary("Add", "+", np.add, "IntAdd")
 _binary("Sub", "-", np.subtract, "IntAdd")
 _binary("Mul", "*", np.multiply, "IntMul")
-_binary("Div", "/", np.divide, None)
+_binary("Div", "/", _divide, None)
 
 _CLAMP = frozenset({Trait.ACTIVATION})
 _unary("Relu", "max(x, 0).", lambda _c, x: np.maximum(x, 0), traits=_CLAMP, quant=QuantRule.FUSED)

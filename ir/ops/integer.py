@@ -26,6 +26,7 @@ from bevel.ir.ops.op import (
     one_per_result,
     register,
     require,
+    require_axis,
 )
 from bevel.ir.ops.pool import PoolAttrs, pool_shape
 from bevel.ir.ops.window import windows
@@ -35,8 +36,9 @@ Array = npt.NDArray[Any]
 
 # Softmax works at the fixed output type of its definition: probabilities in steps of 1/256.
 SOFTMAX_OUT = Quant(Int(8), (1.0 / 256.0,), (-128,))
-# Bits of the largest exp table entry: 65,536 of them still sum below 2^31.
+# Bits of the largest exp table entry: SOFTMAX_MAX_EXTENT of them still sum below 2^31.
 SOFTMAX_TABLE_BITS = 15
+SOFTMAX_MAX_EXTENT = (1 << 16) - 1
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,9 @@ def _int_gemm_reference(call: Call, x: Array, w: Array, bias: Array) -> Array:
 
 def _requantize_infer(attrs: RequantizeAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
     acc, m, n = ins
+    require_axis(attrs.axis, acc.rank)
+    require(isinstance(m.elem, Int) and isinstance(n.elem, Int), f"multipliers are {m}, {n}, expected integers")
+    require(attrs.out.per_tensor, f"result {attrs.out} must be quantized per tensor")
     require(acc.elem == I32, f"accumulator is {acc.elem}, expected i32")
     channels = acc.shape[attrs.axis]
     require(m.shape == n.shape == (channels,), f"multipliers are {m}, {n}, expected [{channels}]")
@@ -177,12 +182,14 @@ def _requantize_infer(attrs: RequantizeAttrs, ins: tuple[TensorType, ...]) -> tu
 def _requantize_reference(call: Call, acc: Array, m: Array, n: Array) -> Array:
     a = call.attrs
     shape = [-1 if i == a.axis else 1 for i in range(acc.ndim)]
-    return requantize(acc, m.reshape(shape), n.reshape(shape), a.out.zero_point[0], a.lo, a.hi).astype(a.out.dtype)
+    codes = requantize(acc, m.reshape(shape), n.reshape(shape), a.out.zero_point[0], a.lo, a.hi)
+    return np.asarray(codes, dtype=a.out.dtype)
 
 
 def _pair_infer(attrs: Any, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
     for t in ins:
         require(_quant(t).per_tensor, "operands must be quantized per tensor")
+    require(attrs.out.per_tensor, f"result {attrs.out} must be quantized per tensor")
     return (TensorType(broadcast_shape(ins[0].shape, ins[1].shape), attrs.out),)
 
 
@@ -190,7 +197,7 @@ def _int_add_reference(call: Call, a: Array, b: Array) -> Array:
     at = call.attrs
     total = centered(a, call.inputs[0]) * at.ma + centered(b, call.inputs[1]) * at.mb + (1 << (at.n - 1))
     require(bool((np.abs(total) < 1 << 31).all()), "IntAdd overflowed int32")
-    return np.clip((total >> at.n) + at.out.zero_point[0], at.lo, at.hi).astype(at.out.dtype)
+    return np.asarray(np.clip((total >> at.n) + at.out.zero_point[0], at.lo, at.hi), dtype=at.out.dtype)
 
 
 def _int_mul_reference(call: Call, a: Array, b: Array) -> Array:
@@ -201,14 +208,21 @@ def _int_mul_reference(call: Call, a: Array, b: Array) -> Array:
 
 
 def _int_pool_infer(attrs: IntAveragePoolAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
-    require(_quant(ins[0]).per_tensor, "operand must be quantized per tensor")
+    require(_quant(ins[0]).per_tensor and attrs.out.per_tensor, "operand and result must be quantized per tensor")
+    require(1 <= len(attrs.counts) == len(attrs.m) == len(attrs.n), "counts, m and n must have equal lengths of 1 or more")
     return (TensorType(pool_shape(attrs, ins[0]), attrs.out),)
+
+
+def covered_taps(attrs: PoolAttrs, height: int, width: int) -> Array:
+    """How many elements of a height x width plane each window covers, border left out: int64 [OH, OW]."""
+    ones = np.ones((1, 1, height, width), np.int64)
+    return np.asarray(windows(ones, attrs, 0).sum(axis=(-1, -2))[0, 0], dtype=np.int64)
 
 
 def _int_pool_reference(call: Call, x: Array) -> Array:
     at = call.attrs
     acc = windows(centered(x, call.inputs[0]), at, 0).sum(axis=(-1, -2))
-    taps = windows(np.ones((1, 1, *x.shape[2:]), np.int64), at, 0).sum(axis=(-1, -2))[0, 0]
+    taps = covered_taps(at, *x.shape[2:])
     # With one entry the factor holds everywhere (no padding, or padding that counts as elements).
     index = np.searchsorted(at.counts, taps) if len(at.counts) > 1 else np.zeros_like(taps)
     m, n = np.asarray(at.m, np.int64)[index], np.asarray(at.n, np.int64)[index]
@@ -219,24 +233,27 @@ def _lut_infer(attrs: OutAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType
     x = _quant(ins[0])
     require(x.storage.bits <= 8 and x.per_tensor, "table lookup needs a per-tensor operand of at most 8 bits")
     require(ins[1].shape == (1 << x.storage.bits,), f"table is {ins[1]}, expected [{1 << x.storage.bits}]")
+    require(attrs.out.per_tensor and ins[1].dtype == attrs.out.dtype, f"table is {ins[1]}, expected elements of {attrs.out}")
     return (ins[0].with_elem(attrs.out),)
 
 
 def _lut_reference(call: Call, x: Array, table: Array) -> Array:
-    return table[x.astype(np.int64) - _quant(call.inputs[0]).storage.min].astype(call.attrs.out.dtype)
+    return np.asarray(table[x.astype(np.int64) - _quant(call.inputs[0]).storage.min])
 
 
 def softmax_table(scale: float) -> Array:
     """int32[256]: entry d is rint(2^15 * exp(-d * scale)), computed once in float64 and stored in the graph."""
-    return np.rint(2.0**SOFTMAX_TABLE_BITS * np.exp(-np.arange(256) * scale)).astype(np.int32)
+    return np.asarray(np.rint(2.0**SOFTMAX_TABLE_BITS * np.exp(-np.arange(256) * scale)), dtype=np.int32)
 
 
 def _int_softmax_infer(attrs: AxisAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
     x = _quant(ins[0])
+    require_axis(attrs.axis, ins[0].rank)
     require(x.storage == Int(8) and x.per_tensor, f"operand is {x}, expected a per-tensor i8 type")
     require(ins[1].shape == (256,) and ins[1].elem == I32, f"table is {ins[1]}, expected i32[256]")
     extent = ins[0].shape[attrs.axis]
-    require(isinstance(extent, int) and extent <= 1 << 16, f"softmax over {extent}: at most 65536 entries")
+    known = isinstance(extent, int) and 1 <= extent <= SOFTMAX_MAX_EXTENT
+    require(known, f"softmax over {extent}: expected 1..{SOFTMAX_MAX_EXTENT} entries")
     return (ins[0].with_elem(SOFTMAX_OUT),)
 
 
@@ -246,7 +263,7 @@ def _int_softmax_reference(call: Call, x: Array, table: Array) -> Array:
     e = table.astype(np.int64)[wide.max(axis=axis, keepdims=True) - wide]
     total = e.sum(axis=axis, keepdims=True)
     # floor(256 * e / total + 1/2), in integers.
-    return np.clip((512 * e + total) // (2 * total) - 128, -128, 127).astype(np.int8)
+    return np.asarray(np.clip((512 * e + total) // (2 * total) - 128, -128, 127), dtype=np.int8)
 
 
 def _softmax_work(_attrs: Any, ins: tuple[TensorType, ...], _outs: tuple[TensorType, ...]) -> int:

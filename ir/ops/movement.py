@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bevel.ir.ops.op import EVERYWHERE, Call, PruneRule, QuantRule, Trait, no_macs, register, require
-from bevel.ir.types import Dim, Quant, Shape, TensorType
+from bevel.ir.ops.op import (
+    EVERYWHERE,
+    Call,
+    PruneRule,
+    QuantRule,
+    Trait,
+    no_macs,
+    register,
+    require,
+    require_axis,
+    require_per_tensor,
+)
+from bevel.ir.types import F32, Dim, Float, Quant, Shape, TensorType
 
 Array = npt.NDArray[Any]
 
@@ -58,11 +70,11 @@ class ConcatAttrs:
 
 def _known(shape: Shape) -> tuple[int, Any]:
     """Product of the integers and sorted names of the symbols of a shape."""
-    product = int(np.prod([d for d in shape if isinstance(d, int)], dtype=np.int64))
-    return product, sorted(str(d) for d in shape if isinstance(d, Dim))
+    return prod(d for d in shape if isinstance(d, int)), sorted(str(d) for d in shape if isinstance(d, Dim))
 
 
 def _reshape_infer(attrs: ReshapeAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    require_per_tensor(ins[0])
     found, expected = _known(attrs.shape), _known(ins[0].shape)
     require(found == expected, f"cannot reshape {ins[0]} to {list(map(str, attrs.shape))}")
     return (ins[0].with_shape(attrs.shape),)
@@ -84,6 +96,7 @@ def _transpose_infer(attrs: TransposeAttrs, ins: tuple[TensorType, ...]) -> tupl
 
 
 def _slice_infer(attrs: SliceAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    require_per_tensor(ins[0])
     x = ins[0]
     require(len(attrs.starts) == len(attrs.ends) == len(attrs.steps) == x.rank, f"slice needs {x.rank} entries per field")
     shape: list[int | Dim] = []
@@ -105,9 +118,10 @@ def _slice_reference(call: Call, x: Array) -> Array:
 
 
 def _pad_infer(attrs: PadAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    require_per_tensor(ins[0])
     x = ins[0]
     require(len(attrs.before) == len(attrs.after) == x.rank, f"pad needs {x.rank} entries per field")
-    require(min(*attrs.before, *attrs.after, 0) >= 0, "negative padding: use Slice")
+    require(all(n >= 0 for n in (*attrs.before, *attrs.after)), "negative padding: use Slice")
     shape: list[int | Dim] = []
     for extent, before, after in zip(x.shape, attrs.before, attrs.after, strict=True):
         if isinstance(extent, Dim):
@@ -133,10 +147,14 @@ def _pad_reference(call: Call, x: Array) -> Array:
 
 def _concat_infer(attrs: ConcatAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
     first = ins[0]
-    require(0 <= attrs.axis < first.rank, f"axis {attrs.axis} outside rank {first.rank}")
+    require_per_tensor(first)
+    require_axis(attrs.axis, first.rank)
     total = 0
+    # Reals of different quantized types join as float32 (ANNOTATED); codes of different types never do.
+    alike = all(t.elem == first.elem for t in ins)
     for t in ins:
-        require(t.elem == first.elem, f"operands are {first.elem} and {t.elem}")
+        real = isinstance(t.elem, Float | Quant) and isinstance(first.elem, Float | Quant)
+        require(t.elem == first.elem or real, f"operands are {first.elem} and {t.elem}")
         same = t.rank == first.rank and all(
             a == b for i, (a, b) in enumerate(zip(t.shape, first.shape, strict=True)) if i != attrs.axis
         )
@@ -145,7 +163,8 @@ def _concat_infer(attrs: ConcatAttrs, ins: tuple[TensorType, ...]) -> tuple[Tens
         require(isinstance(extent, int), "the concatenated axis is symbolic")
         assert isinstance(extent, int)
         total += extent
-    return (first.with_shape((*first.shape[: attrs.axis], total, *first.shape[attrs.axis + 1 :])),)
+    joined = first.with_shape((*first.shape[: attrs.axis], total, *first.shape[attrs.axis + 1 :]))
+    return (joined if alike else joined.with_elem(F32),)
 
 
 def _movement(name: str, doc: str, attrs: type[Any], infer: Any, reference: Any, prune: PruneRule, **more: Any) -> None:

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevel.ir.ops.op import FLOAT_ONLY, Call, PruneRule, QuantRule, elements, register, require
+from bevel.ir.ops.op import (
+    FLOAT_ONLY,
+    Call,
+    PruneRule,
+    QuantRule,
+    elements,
+    register,
+    require,
+    require_axis,
+    require_real,
+)
 from bevel.ir.types import F32, TensorType
 
 Array = npt.NDArray[Any]
@@ -38,7 +48,8 @@ class ReduceAttrs:
 
 def softmax_infer(attrs: AxisAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
     """The operand's shape."""
-    require(0 <= attrs.axis < ins[0].rank, f"axis {attrs.axis} outside rank {ins[0].rank}")
+    require_real(*ins)
+    require_axis(attrs.axis, ins[0].rank)
     return (ins[0].with_elem(F32),)
 
 
@@ -49,6 +60,7 @@ def _softmax_reference(call: Call, x: Array) -> Array:
 
 
 def _bn_infer(_attrs: BatchNormAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    require_real(*ins)
     x = ins[0]
     require(x.rank >= 2, f"expected [N,C,...], found rank {x.rank}")
     for t, what in zip(ins[1:], ("scale", "bias", "mean", "variance"), strict=True):
@@ -59,12 +71,15 @@ def _bn_infer(_attrs: BatchNormAttrs, ins: tuple[TensorType, ...]) -> tuple[Tens
 def _bn_reference(call: Call, x: Array, scale: Array, bias: Array, mean: Array, var: Array) -> Array:
     factor = scale.astype(np.float64) / np.sqrt(var.astype(np.float64) + call.attrs.epsilon)
     shape = (1, -1, *([1] * (x.ndim - 2)))
-    return (x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)).astype(x.dtype)
+    return np.asarray(x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)).astype(x.dtype)
 
 
 def _reduce_infer(attrs: ReduceAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    require_real(*ins)
     x = ins[0]
-    require(all(0 <= a < x.rank for a in attrs.axes), f"axes {attrs.axes} outside rank {x.rank}")
+    for axis in attrs.axes:
+        require_axis(axis, x.rank)
+    require(sorted(set(attrs.axes)) == list(attrs.axes), f"axes {attrs.axes} must be sorted and distinct")
     kept = [1 if i in attrs.axes else d for i, d in enumerate(x.shape)]
     shape = kept if attrs.keepdims else [d for i, d in enumerate(x.shape) if i not in attrs.axes]
     return (TensorType(tuple(shape), F32),)

@@ -1,23 +1,23 @@
 """The op table's row type and its registry.
 
 One `Op` says everything the house knows of an operator: frontend, verifier, interpreter, pruner, quantizer, cost model,
-kernel derivation and the generated coverage table all read it. To add an operator, write its attribute dataclass, its row, and its
-generic kernel (docs/adding.md).
+kernel derivation and the generated coverage table all read it. To add an operator, write its attribute dataclass, its row,
+and its generic kernel (docs/adding.md).
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from bevel.errors import UnsupportedOp, VerifyError
 from bevel.ir.graph import Level, Node
-from bevel.ir.types import TensorType
+from bevel.ir.types import F32, Codebook, Float, Quant, TensorType
 
 Array = npt.NDArray[Any]
 
@@ -95,6 +95,11 @@ class Call:
     outputs: tuple[TensorType, ...]
 
 
+def real_type(type_: TensorType) -> TensorType:
+    """The type of the reals that quantized elements stand for; other types unchanged."""
+    return type_.with_elem(F32) if isinstance(type_.elem, Quant | Codebook) else type_
+
+
 InferRule = Callable[[Any, tuple[TensorType, ...]], tuple[TensorType, ...]]
 Reference = Callable[..., Any]
 MacRule = Callable[[Any, tuple[TensorType, ...], tuple[TensorType, ...]], int]
@@ -102,7 +107,7 @@ MacRule = Callable[[Any, tuple[TensorType, ...], tuple[TensorType, ...]], int]
 
 def elements(types: tuple[TensorType, ...]) -> int:
     """Elements of the first type with every symbolic dimension at its lower bound."""
-    return int(np.prod([d if isinstance(d, int) else d.lo for d in types[0].shape], dtype=np.int64))
+    return prod(d if isinstance(d, int) else d.lo for d in types[0].shape)
 
 
 def one_per_result(_attrs: Any, _ins: tuple[TensorType, ...], outs: tuple[TensorType, ...]) -> int:
@@ -149,8 +154,12 @@ class Op:
     prune: PruneRule
     tolerance: float
 
-    def infer_node(self, node: Node) -> tuple[TensorType, ...]:
+    def infer_node(self, node: Node, *, as_real: bool = False) -> tuple[TensorType, ...]:
         """Result types of `node` by this op's type rule.
+
+        Args:
+            node: a node of this op.
+            as_real: see quantized operands as the reals they stand for, as ANNOTATED level computes.
 
         Raises:
             VerifyError: wrong number of operands or operand types, with the node's origin.
@@ -161,10 +170,28 @@ class Op:
             raise VerifyError(f"{self.name} {node.loc!r}: {count} operands, expected {least}..{most or 'any'}")
         if not isinstance(node.attrs, self.attrs):
             raise VerifyError(f"{self.name} {node.loc!r}: attributes are {node.attrs!r}, expected {self.attrs.__name__}")
+        operands = tuple(real_type(v.type) if as_real else v.type for v in node.inputs)
         try:
-            return self.infer(node.attrs, tuple(v.type for v in node.inputs))
+            return self.infer(node.attrs, operands)
         except VerifyError as error:
             raise VerifyError(f"{self.name} {node.loc!r}: {error}") from None
+
+    def checked_types(self, node: Node, level: Level, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
+        """`types` if they may be the result types of `node` at `level`.
+
+        They must be what the type rule says; at ANNOTATED level a real result may carry a Quant annotation.
+
+        Raises:
+            VerifyError: they differ from the rule, or operand types break it.
+        """
+        inferred = self.infer_node(node, as_real=level is Level.ANNOTATED)
+        if len(types) != len(inferred):
+            raise VerifyError(f"{self.name} {node.loc!r}: {len(types)} results, expected {len(inferred)}")
+        for found, rule in zip(types, inferred, strict=True):
+            annotated = level is Level.ANNOTATED and isinstance(found.elem, Quant) and isinstance(rule.elem, Float)
+            if found != (rule.with_elem(found.elem) if annotated else rule):
+                raise VerifyError(f"{self.name} {node.loc!r}: result is {found}, its type rule says {rule}")
+        return tuple(types)
 
     def cost(self, node: Node) -> Cost:
         """MACs and bytes of `node`, symbolic dimensions at their lower bounds."""
@@ -224,6 +251,22 @@ def lookup(name: str) -> Op:
 def table() -> tuple[Op, ...]:
     """All rows, sorted by name."""
     return tuple(_TABLE[name] for name in sorted(_TABLE))
+
+
+def require_real(*types: TensorType) -> None:
+    """Raise VerifyError unless every operand is a float or stands for one."""
+    for t in types:
+        require(isinstance(t.elem, Float | Quant | Codebook), f"operand is {t.elem}, expected a real type")
+
+
+def require_per_tensor(type_: TensorType) -> None:
+    """Raise VerifyError when a quantized operand has channel scales, which the op would misplace."""
+    require(not isinstance(type_.elem, Quant) or type_.elem.per_tensor, f"operand {type_.elem} must be quantized per tensor")
+
+
+def require_axis(axis: int, rank: int) -> None:
+    """Raise VerifyError unless `axis` counts from the front into `rank` dimensions."""
+    require(0 <= axis < rank, f"axis {axis} outside rank {rank}")
 
 
 def require(condition: bool, message: str) -> None:

@@ -19,9 +19,10 @@ from bevel.ir.ops.op import (
     elements,
     register,
     require,
+    require_real,
 )
-from bevel.ir.ops.window import output_hw, windows
-from bevel.ir.types import F32, Float, Quant, TensorType
+from bevel.ir.ops.window import output_hw, require_covered, windows
+from bevel.ir.types import F32, TensorType
 
 Array = npt.NDArray[Any]
 
@@ -46,6 +47,7 @@ class AveragePoolAttrs(PoolAttrs):
 def pool_shape(attrs: PoolAttrs, x: TensorType) -> tuple[Any, ...]:
     """Result shape of pooling x [N, C, H, W]."""
     require(x.rank == 4, f"expected [N,C,H,W], found rank {x.rank}")
+    require_covered(x.shape, attrs)
     return (*x.shape[:2], *output_hw(x.shape, attrs))
 
 
@@ -66,11 +68,24 @@ def _global_macs(_attrs: Any, ins: tuple[TensorType, ...], _outs: tuple[TensorTy
 
 def _average_reference(call: Call, x: Array) -> Array:
     total = windows(x, call.attrs, 0.0).sum(axis=(-1, -2), dtype=np.float64)
-    return (total / window_counts(call.attrs, x.shape[2], x.shape[3])).astype(x.dtype)
+    return np.asarray(total / window_counts(call.attrs, x.shape[2], x.shape[3])).astype(x.dtype)
+
+
+def _average_infer(attrs: AveragePoolAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    require_real(*ins)
+    return (TensorType(pool_shape(attrs, ins[0]), F32),)
+
+
+def _global_infer(_attrs: NoAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    require_real(*ins)
+    x = ins[0]
+    require(x.rank == 4, f"expected [N,C,H,W], found rank {x.rank}")
+    require(all(isinstance(d, int) and d >= 1 for d in x.shape[2:]), f"height and width of {x} must be known and positive")
+    return (TensorType((*x.shape[:2], 1, 1), F32),)
 
 
 def _max_infer(attrs: PoolAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
-    require(isinstance(ins[0].elem, Float | Quant), f"operand is {ins[0].elem}, expected a real type")
+    require_real(*ins)
     return (TensorType(pool_shape(attrs, ins[0]), ins[0].elem),)
 
 
@@ -85,7 +100,7 @@ register(
     "Mean of each window of [N,C,H,W]; the border counts only with count_include_pad.",
     attrs=AveragePoolAttrs,
     arity=(1, 1),
-    infer=lambda attrs, ins: (TensorType(pool_shape(attrs, ins[0]), F32),),
+    infer=_average_infer,
     reference=_average_reference,
     macs=_pool_macs,
     levels=FLOAT_ONLY,
@@ -98,7 +113,7 @@ register(
     "Mean over height and width: [N,C,H,W] to [N,C,1,1].",
     attrs=NoAttrs,
     arity=(1, 1),
-    infer=lambda _attrs, ins: (TensorType((*ins[0].shape[:2], 1, 1), F32),),
+    infer=_global_infer,
     reference=lambda _call, x: x.mean(axis=(2, 3), keepdims=True, dtype=np.float64).astype(x.dtype),
     macs=_global_macs,
     levels=FLOAT_ONLY,

@@ -45,6 +45,10 @@ def output_hw(shape: Shape, attrs: WindowAttrs) -> tuple[int, int]:
     """
     result = []
     for axis in (0, 1):
+        require(attrs.kernel[axis] >= 1, f"kernel {attrs.kernel}: expected 1 or more")
+        require(attrs.strides[axis] >= 1, f"strides {attrs.strides}: expected 1 or more")
+        require(attrs.dilations[axis] >= 1, f"dilations {attrs.dilations}: expected 1 or more")
+        require(min(attrs.pads) >= 0, f"pads {attrs.pads}: expected 0 or more")
         extent = shape[2 + axis]
         require(not isinstance(extent, Dim), f"spatial dimension {extent} is symbolic: give it with --dim")
         assert isinstance(extent, int)
@@ -53,6 +57,17 @@ def output_hw(shape: Shape, attrs: WindowAttrs) -> tuple[int, int]:
         require(free >= 0, f"window of {span} does not fit input of {extent} with pads {attrs.pads}")
         result.append(free // attrs.strides[axis] + 1)
     return result[0], result[1]
+
+
+def require_covered(shape: Shape, attrs: WindowAttrs) -> None:
+    """Raise VerifyError when some window of an NCHW `shape` lies wholly in the border: its mean or maximum has no meaning."""
+    for axis, count in enumerate(output_hw(shape, attrs)):
+        extent = shape[2 + axis]
+        assert isinstance(extent, int)
+        first = np.arange(count)[:, None] * attrs.strides[axis] - attrs.pads[axis]
+        taps = first + np.arange(attrs.kernel[axis]) * attrs.dilations[axis]
+        inside = ((taps >= 0) & (taps < extent)).any(axis=1)
+        require(bool(inside.all()), f"a window {attrs.kernel} with pads {attrs.pads} sees no element of {extent}")
 
 
 def windows(x: Array, attrs: WindowAttrs, fill: float) -> Array:
