@@ -1,0 +1,202 @@
+"""Pass `calibrate`: observe a float graph on data and give its values quantized types.
+
+    %c: f32 = Conv(%x: f32, %w: f32, %b: f32)         %c: f32 = Conv(%x: q8, %w: q8, %b: q32)
+    %r: f32 = Relu(%c)                          ->    %r: q8 = Relu(%c)
+    %s: f32 = Softmax(%r)                             %s: q8 = Softmax(%r)
+
+The op table's quantization rule says how each result is typed. A result that only a Relu or Clip reads stays float: the clamp moves
+into its producer, so one rounding is left. Layers without an integer form, or named in `keep_float`, stay float islands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.errors import InvalidPlan, UsageError
+from bevel.ir.graph import Graph, Level, Node, Value
+from bevel.ir.ops import QuantRule, Trait, lookup
+from bevel.ir.ops.integer import SOFTMAX_OUT
+from bevel.ir.types import F32, Quant
+from bevel.passes.quantize.observe import Batch, MinMax, Progress, RangeObserver, observe_ranges
+from bevel.passes.quantize.scales import (
+    MAX_ADD_RATIO,
+    activation_type,
+    bias_codes,
+    bias_type,
+    constant_type,
+    weight_codes,
+    weight_type,
+)
+
+Array = npt.NDArray[Any]
+
+
+def largest_magnitude(weights: Array) -> Array:
+    """max|w| of each output channel: weights [O, ...] to [O]."""
+    return np.asarray(np.abs(weights.reshape(weights.shape[0], -1)).max(axis=1, initial=0.0))
+
+
+@dataclass(frozen=True)
+class Method:
+    """How ranges are chosen.
+
+    Attributes:
+        observer: makes the accumulator of one activation.
+        weights: the magnitude [O] that maps to the largest code, from weights [O, ...].
+    """
+
+    observer: Callable[[], RangeObserver]
+    weights: Callable[[Array], Array]
+
+
+METHODS = {"minmax": Method(MinMax, largest_magnitude)}
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Type a FLOAT graph's values from calibration data.
+
+    Attributes:
+        method: key of METHODS.
+        data: batches, each a dict of float32 arrays named like the inputs; read once.
+        keep_float: names of node results whose layers stay float.
+        progress: called with the number of batches done.
+    """
+
+    name: ClassVar[str] = "calibrate"
+    method: str = "minmax"
+    data: Iterable[Batch] = field(default=(), compare=False, repr=False)
+    keep_float: frozenset[str] = frozenset()
+    progress: Progress | None = field(default=None, compare=False, repr=False)
+
+    def run(self, graph: Graph) -> Graph:
+        """The ANNOTATED graph of `graph`.
+
+        Raises:
+            UsageError: `graph` is not at FLOAT level, or the method is unknown.
+            InvalidPlan: `keep_float` names no layer.
+            CalibrationError: see `observe_ranges`.
+            UnsupportedModel: weights hold NaN or infinity.
+        """
+        if graph.level is not Level.FLOAT:
+            raise UsageError(f"calibrate: graph {graph.name!r} is at {graph.level.value} level already, expected float")
+        if self.method not in METHODS:
+            raise UsageError(f"calibrate: method {self.method!r} is unknown; choose one of {sorted(METHODS)}")
+        unknown = self.keep_float - {v.name for node in graph.nodes for v in node.outputs}
+        if unknown:
+            raise InvalidPlan(f"layers {sorted(unknown)} do not exist in {graph.name!r}; use the names `bevel profile` prints")
+        result = graph.clone()
+        method = METHODS[self.method]
+        islands = _islands(result, self.keep_float)
+        ranged = [v for v in _typed_values(result, islands) if _has_own_range(v)]
+        ranges = observe_ranges(result, ranged, self.data, method.observer, self.progress)
+        result.level = Level.ANNOTATED
+        _type_values(result, islands, ranges)
+        for node in result.nodes:
+            if node not in islands:
+                _type_constants(result, node, method)
+        return result
+
+
+def _islands(graph: Graph, keep_float: frozenset[str]) -> set[Node]:
+    """Nodes that stay float: no integer form, asked for, or an activation that fuses into such a node."""
+    islands: set[Node] = set()
+    for node in graph.nodes:
+        spec = lookup(node.op)
+        computed = spec.quant in (QuantRule.FLOAT, QuantRule.NONE) or any(v.name in keep_float for v in node.outputs)
+        weights = Trait.WEIGHTED in spec.traits and not all(v.is_constant for v in node.inputs[1:])
+        plain = any(v.type.elem != F32 for v in (*node.inputs, *node.outputs))
+        follows = Trait.ACTIVATION in spec.traits and node.inputs[0].producer in islands
+        if computed or weights or plain or (follows and graph.sole_user(node.inputs[0]) is node):
+            islands.add(node)
+    return islands
+
+
+def _typed_values(graph: Graph, islands: set[Node]) -> list[Value]:
+    """Float values that get a quantized type: what integer nodes read or leave behind, except in front of a fused clamp."""
+    found = [v for v in graph.inputs if v.type.elem == F32 and any(u not in islands for u in v.users)]
+    for node in graph.nodes:
+        for value in node.outputs:
+            if node in islands:
+                typed = value.type.elem == F32 and any(u not in islands for u in value.users)
+            else:
+                user = graph.sole_user(value)
+                fuses = user is not None and user not in islands and Trait.ACTIVATION in lookup(user.op).traits
+                typed = not (fuses and lookup(node.op).quant in (QuantRule.OWN, QuantRule.FUSED))
+            if typed:
+                found.append(value)
+    return found
+
+
+def _has_own_range(value: Value) -> bool:
+    """True when the type comes from observation: not copied from an operand, not fixed by the operator."""
+    node = value.producer
+    if node is None or node.op == "Concat":
+        return True
+    if node.op == "Pad" and node.attrs.value != 0.0 and np.isfinite(node.attrs.value):
+        return True
+    return lookup(node.op).quant not in (QuantRule.SAME, QuantRule.FIXED)
+
+
+def _type_values(graph: Graph, islands: set[Node], ranges: dict[Value, tuple[float, float]]) -> None:
+    """Assign types in execution order."""
+    for value in _typed_values(graph, islands):
+        value.type = value.type.with_elem(_type_of(graph, value, ranges))
+
+
+def _type_of(graph: Graph, value: Value, ranges: dict[Value, tuple[float, float]]) -> Quant:
+    node = value.producer
+    if value not in ranges:
+        assert node is not None
+        if lookup(node.op).quant is QuantRule.FIXED:
+            return SOFTMAX_OUT
+        elem = node.inputs[0].type.elem
+        return elem if isinstance(elem, Quant) else constant_type(node.inputs[0].array)
+    user = graph.sole_user(value)
+    # What only a Concat reads takes the joined type at once: no second rounding, and codes are joined unchanged.
+    joined = user.output if user is not None and user.op == "Concat" and node is not None and user.output in ranges else value
+    return activation_type(*ranges[joined], floor=_add_floor(node))
+
+
+def _add_floor(node: Node | None) -> float:
+    """Least output scale for which the factors of an Add or Sub exist, seen through the activations behind it; else 0."""
+    while node is not None and Trait.ACTIVATION in lookup(node.op).traits and node.inputs[0].type.elem == F32:
+        node = node.inputs[0].producer
+    if node is None or node.op not in ("Add", "Sub"):
+        return 0.0
+    elems = [constant_type(v.array) if v.is_constant else v.type.elem for v in node.inputs]
+    return max(elem.scale[0] for elem in elems if isinstance(elem, Quant)) / MAX_ADD_RATIO
+
+
+def _type_constants(graph: Graph, node: Node, method: Method) -> None:
+    """Quantize the weights and bias of a layer, or the constant operands of another operator."""
+    if Trait.WEIGHTED in lookup(node.op).traits:
+        x = node.inputs[0].type.elem
+        assert isinstance(x, Quant)
+        weights = node.inputs[1].array
+        bias = node.inputs[2].array if len(node.inputs) == 3 else np.zeros(weights.shape[0], np.float32)
+        w = weight_type(weights, method.weights(weights), bias, x.scale[0], node.output.name)
+        _retype(graph, node, 1, weight_codes(weights, w), w)
+        if len(node.inputs) == 3:
+            b = bias_type(x.scale[0], w)
+            _retype(graph, node, 2, bias_codes(bias, b), b)
+        return
+    for i, value in enumerate(node.inputs):
+        if value.is_constant and value.type.elem == F32:
+            elem = constant_type(value.array)
+            _retype(graph, node, i, elem.quantize(value.array), elem)
+
+
+def _retype(graph: Graph, node: Node, index: int, codes: Array, elem: Quant) -> None:
+    """Make operand `index` a constant of `codes`; readers of the same constant elsewhere keep theirs."""
+    old = node.inputs[index]
+    new = graph.add_constant(old.name, codes, old.type.with_elem(elem))
+    name = old.name
+    graph.set_input(node, index, new)
+    if name not in graph:
+        graph.rename(new, name)

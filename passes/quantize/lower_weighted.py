@@ -1,0 +1,85 @@
+"""Conv and Gemm to IntConv / IntGemm with Requantize: biases at the accumulator's scale, dyadic factors, the overflow proof."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.errors import UnsupportedModel
+from bevel.ir.graph import Node, Value
+from bevel.ir.ops.integer import RequantizeAttrs
+from bevel.ir.types import Quant
+from bevel.passes.quantize.dyadic import dyadic, exact
+from bevel.passes.quantize.lowering import Epilogue, Lowering, lowers, quant
+
+Array = npt.NDArray[Any]
+
+
+def accumulator_scales(x: Quant, w: Quant, channels: int) -> list[Fraction]:
+    """Exact s_x * s_w of each output channel; per-tensor weights repeat theirs."""
+    scales = w.scale * channels if w.per_tensor else w.scale
+    return [exact(x.scale[0]) * exact(s) for s in scales]
+
+
+def bias_codes(bias: Value | None, scales: list[Fraction], layer: str) -> Array:
+    """int64 bias at the accumulator scales: rint of the exact quotient, from reals or from codes of any scale.
+
+    Raises:
+        UnsupportedModel: the bias is not finite.
+    """
+    if bias is None:
+        return np.zeros(len(scales), np.int64)
+    if isinstance(bias.type.elem, Quant):
+        elem = bias.type.elem
+        units = [exact(s) for s in (elem.scale * len(scales) if elem.per_tensor else elem.scale)]
+        zeros = elem.zero_point * len(scales) if len(elem.zero_point) == 1 else elem.zero_point
+        reals = [u * (int(q) - z) for u, q, z in zip(units, bias.array, zeros, strict=True)]
+    else:
+        if not np.isfinite(bias.array).all():
+            raise UnsupportedModel(f"layer {layer!r}: bias {bias.name!r} holds NaN or infinity; repair the model")
+        reals = [exact(float(b)) for b in bias.array]
+    return np.asarray([round(r / s) for r, s in zip(reals, scales, strict=True)], dtype=object)
+
+
+def _proved(acc: Array, bias: Array, w: Array, x: Quant, layer: str) -> Array:
+    """`bias` as int32, once sum|w| * max|x - z| + |bias| < 2^31 holds for every output channel."""
+    reach = max(x.storage.max - x.zero_point[0], x.zero_point[0] - x.storage.min)
+    worst = max(int(a) * reach + abs(int(b)) for a, b in zip(acc, bias, strict=True))
+    if worst >= 1 << 31:
+        raise UnsupportedModel(
+            f"layer {layer!r}: accumulators can reach {worst}, int32 holds {(1 << 31) - 1} (reduction of {w[0].size}, inputs up to "
+            f"{reach}, largest bias {max(abs(int(b)) for b in bias)}); keep this layer at fp32 in the plan, or recalibrate"
+        )
+    return bias.astype(np.int32)
+
+
+@lowers("Conv", "Gemm")
+def lower_weighted(ctx: Lowering, node: Node, end: Epilogue) -> None:
+    """Conv(x, w, b) -> Requantize(IntConv(x, w, b'), m, n), Gemm likewise; Relu and Clip behind them become the clamp.
+
+    Raises:
+        UnsupportedModel: asymmetric, blocked or otherwise oriented weights, or accumulators that could overflow.
+    """
+    data, weight = node.inputs[0], node.inputs[1]
+    layer = end.value.name
+    x, w = quant(data), quant(weight)
+    if any(w.zero_point) or w.block is not None or w.axis not in (None, 0):
+        raise UnsupportedModel(
+            f"layer {layer!r}: weights {weight.name!r} have type {w}, expected symmetric ones with one scale per tensor or per "
+            "output channel; re-export with symmetric weights"
+        )
+    channels = weight.array.shape[0]
+    scales = accumulator_scales(x, w, channels)
+    bias = bias_codes(node.inputs[2] if len(node.inputs) == 3 else None, scales, layer)
+    magnitude = np.abs(weight.array.reshape(channels, -1).astype(np.int64)).sum(axis=1)
+    bias32 = ctx.constant(f"{layer}.bias", _proved(magnitude, bias, weight.array, x, layer))
+    op = "IntConv" if node.op == "Conv" else "IntGemm"
+    acc = ctx.emit(op, [ctx.operand(data), ctx.operand(weight), bias32], node.attrs, f"{layer}.acc", node.loc)
+    factors = [dyadic(s / exact(end.out.scale[0])) for s in scales]
+    m = ctx.constant(f"{layer}.m", np.asarray([f[0] for f in factors], np.int32))
+    n = ctx.constant(f"{layer}.n", np.asarray([f[1] for f in factors], np.int32))
+    axis = 1 if node.op == "Conv" else acc.type.rank - 1
+    ctx.finish(end.value, "Requantize", [acc, m, n], RequantizeAttrs(end.out, axis, end.lo, end.hi), node.loc)

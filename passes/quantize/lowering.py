@@ -1,0 +1,191 @@
+"""The context in which ANNOTATED nodes become INTEGER nodes, and the table of rules by op.
+
+A rule gets a `Lowering`, a node whose data operands and final result are quantized per tensor, and the node's `Epilogue`: the value
+the lowered node stands for (the node's own result, or that of the activations fused behind it), its type and its clamp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.errors import UnsupportedModel
+from bevel.ir.graph import Graph, Level, Node, Value
+from bevel.ir.ops import NoAttrs, Trait, lookup
+from bevel.ir.ops.integer import OutAttrs
+from bevel.ir.types import F32, Quant, TensorType
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """Where a lowered node ends.
+
+    Attributes:
+        value: source value that the result replaces.
+        out: its quantized type.
+        lo: least code, from the type and fused clamps.
+        hi: greatest code.
+        fused: activation nodes between the node and `value`.
+    """
+
+    value: Value
+    out: Quant
+    lo: int
+    hi: int
+    fused: tuple[Node, ...] = ()
+
+
+Rule = Callable[["Lowering", Node, Epilogue], None]
+_RULES: dict[str, Rule] = {}
+
+
+def lowers(*ops: str) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the integer form of `ops`."""
+
+    def register(rule: Rule) -> Rule:
+        for op in ops:
+            _RULES[op] = rule
+        return rule
+
+    return register
+
+
+def rule_of(op: str) -> Rule | None:
+    """The rule of `op`, None where it has no integer form."""
+    return _RULES.get(op)
+
+
+def quant(value: Value) -> Quant:
+    """The quantized element type of `value`.
+
+    Raises:
+        UnsupportedModel: it has another type.
+    """
+    if not isinstance(value.type.elem, Quant):
+        raise UnsupportedModel(f"value {value.name!r} has type {value.type}, expected a quantized one")
+    return value.type.elem
+
+
+def is_code(value: Value) -> bool:
+    """True for a value of at most 8 bits with one scale and zero point: what integer operators take and give."""
+    elem = value.type.elem
+    return isinstance(elem, Quant) and elem.per_tensor and elem.storage.bits <= 8 and elem.storage.signed
+
+
+def code_of(real: float, out: Quant) -> int:
+    """The code of `real`, clamped to the storage range; infinities give its ends."""
+    if np.isinf(real):
+        return out.storage.min if real < 0 else out.storage.max
+    return int(out.quantize(np.asarray([real], np.float32))[0])
+
+
+def clamp_bounds(node: Node) -> tuple[float, float]:
+    """Real bounds of an ACTIVATION node."""
+    return (0.0, np.inf) if node.op == "Relu" else (float(node.attrs.lo), float(node.attrs.hi))
+
+
+class Lowering:
+    """One run of to-integer: the source graph, the graph being built, and which value became which.
+
+    Attributes:
+        source: ANNOTATED graph, never changed.
+        target: INTEGER graph under construction.
+    """
+
+    def __init__(self, source: Graph) -> None:
+        self.source = source
+        self.target = Graph(source.name, Level.INTEGER, source.source_hash)
+        self._env: dict[Value, Value] = {}
+        self._reals: dict[Value, Value] = {}
+        for value in source.inputs:
+            self._env[value] = self.target.add_input(value.name, value.type)
+
+    def epilogue(self, node: Node) -> Epilogue | None:
+        """The node's end behind fused activations, or None when it does not end in a code."""
+        if len(node.outputs) != 1:
+            return None
+        value, lo, hi, fused = node.output, -np.inf, np.inf, list[Node]()
+        while Trait.MOVEMENT not in lookup(node.op).traits:
+            user = self.source.sole_user(value)
+            if user is None or Trait.ACTIVATION not in lookup(user.op).traits:
+                break
+            # Clamping codes equals quantizing clamped reals, but only where no second type rounds in between.
+            if value.type.elem not in (F32, user.output.type.elem):
+                break
+            least, most = clamp_bounds(user)
+            lo, hi = min(max(lo, least), most), min(max(hi, least), most)
+            value = user.output
+            fused.append(user)
+        if not is_code(value):
+            return None
+        out = quant(value)
+        return Epilogue(value, out, code_of(lo, out), code_of(hi, out), tuple(fused))
+
+    def fresh(self, hint: str) -> str:
+        """A name free in both graphs, so that source names stay available to the values that carry them."""
+        i, name = 0, hint
+        while name in self.source or name in self.target:
+            i += 1
+            name = f"{hint}.{i}"
+        return name
+
+    def operand(self, value: Value) -> Value:
+        """The target's value for `value`: codes where it is quantized, reals where it is not."""
+        if value not in self._env:
+            self._env[value] = self.target.add_constant(value.name, value.array, value.type)
+        return self._env[value]
+
+    def real(self, value: Value) -> Value:
+        """`value` as float32, through one Dequantize for all its readers where it is quantized."""
+        if not isinstance(value.type.elem, Quant):
+            return self.operand(value)
+        if value not in self._reals:
+            if value.is_constant:
+                reals = value.type.elem.dequantize(value.array)
+                self._reals[value] = self.target.add_constant(self.fresh(f"{value.name}.real"), reals)
+            else:
+                border = self.target.add_node(
+                    "Dequantize", [self.operand(value)], NoAttrs(), names=[self.fresh(f"{value.name}.real")], loc=value.name
+                )
+                self._reals[value] = border.output
+        return self._reals[value]
+
+    def emit(self, op: str, inputs: Sequence[Value], attrs: Any, hint: str, loc: str) -> Value:
+        """Add a node whose result is an intermediate named after `hint`."""
+        return self.target.add_node(op, inputs, attrs, names=[self.fresh(hint)], loc=loc).output
+
+    def finish(self, source: Value, op: str, inputs: Sequence[Value], attrs: Any, loc: str) -> None:
+        """Add the node whose result replaces source value `source` and carries its name."""
+        self._env[source] = self.target.add_node(op, inputs, attrs, names=[source.name], loc=loc).output
+
+    def bind(self, source: Value, value: Value) -> None:
+        """Let `value` of the target stand for `source`."""
+        self._env[source] = value
+
+    def constant(self, hint: str, data: Array, type_: TensorType | None = None) -> Value:
+        """Add a derived constant."""
+        return self.target.add_constant(self.fresh(hint), data, type_)
+
+    def table(self, function: Callable[[Array], Array], x: Quant, end: Epilogue) -> Value:
+        """The table of `function` over all codes of type `x`, computed in float64 and clamped to the epilogue's bounds.
+
+        Codes where the function is undefined give the code of real zero.
+        """
+        codes = np.arange(x.storage.min, x.storage.max + 1, dtype=np.float64)
+        with np.errstate(all="ignore"):
+            y = function(x.scale[0] * (codes - x.zero_point[0]))
+        steps = np.rint(np.where(np.isnan(y), 0.0, y) / end.out.scale[0]) + end.out.zero_point[0]
+        return self.constant(f"{end.value.name}.table", np.clip(steps, end.lo, end.hi).astype(end.out.dtype))
+
+    def convert(self, value: Value, x: Quant, out: Quant, hint: str, loc: str) -> Value:
+        """Codes of type `x` as codes of type `out`: unchanged where the types agree, else through a table."""
+        if x == out:
+            return value
+        end = Epilogue(value, out, out.storage.min, out.storage.max)
+        return self.emit("Lut", [value, self.table(lambda r: r, x, end)], OutAttrs(out), hint, loc)
