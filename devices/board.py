@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -28,15 +29,23 @@ import asyncssh
 import click
 
 from bevel.devices.errors import BoardError
-from bevel.devices.profile import Profile, Ssh, list_profiles, load_profile, save_profile
+from bevel.devices.profile import Profile, Ssh, list_profiles, load_profile, save_profile, user_directory
 from bevel.devices.resolve import emulator_command
 from bevel.devices.ssh import SshTransport
-from bevel.errors import ToolchainError, UsageError
+from bevel.errors import BevelError, ToolchainError, UsageError
 
 # e_machine and uname of each architecture a board can have, and the /proc/cpuinfo line its Linux shows per core.
 _MACHINES = {"aarch64": (183, "aarch64"), "armv7": (40, "armv7l")}
 _CPUINFO_FLAGS = {"neon": "fp asimd evtstrm crc32 cpuid", "dotprod": "asimddp", "i8mm": "i8mm"}
 START_TIMEOUT_S = 20
+# The server in the foreground, and beside it a watcher that ends it and removes its directory ($1) when bevel dies without
+# doing so: the watcher's end of the pipe then closes.
+_SERVE = r"""
+root=$1; shift
+exec 3<&0 </dev/null
+((cat <&3; [ -d "$root" ] && kill "$$" && rm -rf -- "$root") >/dev/null 2>&1 &)
+exec "$@" 3<&-
+"""
 
 
 def _find(program: str, package: str, *places: str) -> str:
@@ -88,16 +97,18 @@ class EmulatedBoard:
 
     def stop(self) -> None:
         """End the server and all that runs on the board, and remove its directory."""
-        if self._server is not None:
-            self._server.terminate()
-            self._server.wait()
-            self._server = None
+        server, self._server = self._server, None
+        if server is not None:
+            server.terminate()
+            server.wait()
         for pid in self.processes():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         shutil.rmtree(self.root, ignore_errors=True)
+        if server is not None and server.stdin is not None:
+            server.stdin.close()  # last: the watcher must find the directory gone
 
     def processes(self) -> list[int]:
         """Process ids of everything a session started on the board and that still runs."""
@@ -141,8 +152,8 @@ class EmulatedBoard:
                 port = probe.getsockname()[1]
             self._configure(port, user, host_key, user_key, environment)
             log = (self.root / "sshd.log").open("wb")
-            command = [sshd, "-D", "-e", "-f", str(self.root / "sshd_config")]
-            self._server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            command = ["sh", "-c", _SERVE, "board", str(self.root), sshd, "-D", "-e", "-f", str(self.root / "sshd_config")]
+            self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
             log.close()
             if self._answers(port):
                 break
@@ -259,11 +270,21 @@ class EmulatedBoard:
 @click.option("--save-as", metavar="NAME", help="Make it a device of this name (--device NAME) while it runs.")
 def main(arch: str, cpu: str, save_as: str | None) -> None:
     """Run an emulated board until Ctrl-C."""
+    try:
+        _serve(arch, cpu, save_as)
+    except BevelError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _serve(arch: str, cpu: str, save_as: str | None) -> None:
     candidates = [load_profile(name) for name in list_profiles() if name != "host"]
-    profile = next((p for p in candidates if p.arch == arch and p.qemu_cpu == cpu), None)
-    profile = profile or next((p for p in candidates if p.arch == arch), None)
-    if profile is None:
-        raise UsageError(f"no device profile has arch {arch}; add one to emulate")
+    of_arch = [profile for profile in candidates if profile.arch == arch]
+    if not of_arch:
+        raise UsageError(f"no device profile has arch {arch}; add one to {user_directory()}")
+    profile = next((profile for profile in of_arch if profile.qemu_cpu == cpu), of_arch[0])
+    # SIGTERM as Ctrl-C, so that the board is taken down either way.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with EmulatedBoard(profile, cpu) as board:
         saved = save_profile(replace(board.profile, name=save_as)) if save_as else None
         try:
@@ -271,7 +292,10 @@ def main(arch: str, cpu: str, save_as: str | None) -> None:
             click.echo(f"  log in: ssh -F {board.ssh_config} board")
             if saved is not None:
                 click.echo(f"  use it: bevel run model.bevel --device {save_as}")
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            while True:
+                signal.pause()
+        except KeyboardInterrupt:
+            return
         finally:
             if saved is not None:
                 saved.unlink(missing_ok=True)

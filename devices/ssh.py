@@ -124,9 +124,9 @@ class SshTransport(Transport):
         given: dict[str, Any] = {
             "port": ssh.port,
             "username": ssh.user,
-            "known_hosts": ssh.known_hosts,
-            "client_keys": [ssh.identity] if ssh.identity else None,
-            "config": [ssh.config] if ssh.config else None,
+            "known_hosts": _expand(ssh.known_hosts),
+            "client_keys": [_expand(ssh.identity)] if ssh.identity else None,
+            "config": [_expand(ssh.config)] if ssh.config else None,
         }
         options = {key: value for key, value in given.items() if value is not None}
         options |= {"connect_timeout": timeout, "login_timeout": timeout, "keepalive_interval": HEARTBEAT_S}
@@ -166,9 +166,8 @@ class SshTransport(Transport):
                 where, f"no answer within {timeout:g} s", "Check that the device is on, on this network and not behind a firewall"
             ) from error
         except FileNotFoundError as error:
-            raise AuthenticationFailed(
-                where, f"{error.filename} does not exist", "Check identity, known_hosts and config in the [ssh] table"
-            ) from error
+            kind = HostKeyRejected if error.filename == _expand(ssh.known_hosts) else AuthenticationFailed
+            raise kind(where, f"{error.filename} does not exist", "Check the paths in the profile's [ssh] table") from error
         except (asyncssh.Error, OSError) as error:
             raise HostUnreachable(
                 where, f"cannot connect ({error})", "Check power, network and the address in the profile"
@@ -254,3 +253,7 @@ class SshTransport(Transport):
             ) from error
         except asyncssh.Error as error:
             raise OSError(str(error)) from error
+
+
+def _expand(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser())

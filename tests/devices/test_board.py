@@ -82,7 +82,8 @@ def session_servers(board: EmulatedBoard) -> list[int]:
 
 def test_board_looks_like_the_profile(board: EmulatedBoard, device: Transport) -> None:
     assert device.emulated
-    assert (device.info.arch, device.info.features) == ("aarch64", {"neon"})
+    assert device.info.arch == "aarch64"
+    assert device.info.features == {"neon"}
     assert device.info.emulator.startswith("qemu-aarch64 -cpu cortex-a72")
     assert device.info.cpuinfo.count("processor") == 4
     device.preflight(board.profile.target())
@@ -148,6 +149,8 @@ def test_unknown_host_key_is_never_accepted(board: EmulatedBoard, tmp_path: Path
     known.write_text("")
     refused_with(errors.HostKeyRejected, replace(address(board), known_hosts=str(known)))
     assert known.read_text() == ""
+    missing = replace(address(board), known_hosts=str(tmp_path / "none"))
+    assert "none does not exist" in refused_with(errors.HostKeyRejected, missing)
 
 
 def test_configuration_cannot_switch_host_keys_off(board: EmulatedBoard, tmp_path: Path) -> None:
@@ -223,7 +226,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_disk_full(board: EmulatedBoard, small_disk: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_full(
+    board: EmulatedBoard, small_disk: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = small_disk("size=4m")
     (tmp_path / "big").write_bytes(os.urandom(6_000_000))
     with SshTransport(replace(address(board), workdir=str(disk / "w"))) as transport:
@@ -327,7 +332,7 @@ class Background:
     def _run(self, device: Transport, program: str) -> None:
         try:
             device.run([program], timeout_s=120)
-        except BaseException as error:  # noqa: BLE001 - the test looks at it
+        except BaseException as error:
             self.error = error
 
     def join(self) -> BaseException | None:
@@ -407,7 +412,26 @@ def test_interrupt_ends_the_program_on_the_device(board: EmulatedBoard, device: 
     assert nothing_runs(board, within_s=5)
 
 
-def test_board_command_is_usable_as_a_device(tmp_path: Path) -> None:
+def test_board_ends_with_a_killed_owner(tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import os
+        from bevel.devices.board import EmulatedBoard
+        board = EmulatedBoard()
+        board.start()
+        print(board.root, board.server_pid, flush=True)
+        os._exit(9)
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    root, pid = done.stdout.split()
+    end = time.monotonic() + 10
+    while (Path(root).exists() or Path(f"/proc/{pid}").exists()) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not Path(root).exists()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_board_command_is_usable_as_a_device(tmp_path: Path, end: signal.Signals) -> None:
     """`python -m bevel.devices.board --save-as NAME`: a device for as long as it runs."""
     environment = {**os.environ, "BEVEL_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "bevel.devices.board", "--arch", "aarch64", "--cpu", "cortex-a76", "--save-as", "demo"]
@@ -420,6 +444,6 @@ def test_board_command_is_usable_as_a_device(tmp_path: Path) -> None:
         with SshTransport(profile.ssh) as transport:
             assert transport.info.features == {"neon", "dotprod"}
     finally:
-        server.send_signal(signal.SIGINT)
+        server.send_signal(end)
         assert server.wait(30) == 0
     assert not (tmp_path / "devices/demo.toml").exists()

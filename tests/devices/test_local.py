@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bevel.devices import errors, resolve
+from bevel.devices import errors
 from bevel.devices.local import LocalTransport
 from bevel.devices.profile import Ssh, load_profile
 from bevel.devices.resolve import resolve_transport
@@ -92,7 +92,9 @@ def test_interrupted_or_killed_bevel_leaves_nothing_running(tmp_path: Path, end:
         with resolve_transport(load_profile("host")) as here:
             here.run(["sh", "-c", "echo $$ >{tmp_path}/pid; exec sleep 300"], timeout_s=300)
     """)
-    client = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(tmp_path)})
+    client = subprocess.Popen(
+        [sys.executable, "-c", script], stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
     pid = _read_pid(tmp_path / "pid")
     client.send_signal(end)
     assert client.wait(30) != 0
@@ -222,7 +224,7 @@ def test_address_wins_over_this_machine() -> None:
 
 
 def test_foreign_device_without_emulator_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     host = load_profile("x86-64-avx2")
     with pytest.raises(ToolchainError, match=r"qemu-aarch64.*apt-get install qemu-user.*\[ssh\] address"):
         resolve_transport(load_profile("raspberry-pi-4"), host)
