@@ -1,0 +1,5 @@
+"""`python -m bevel`."""
+
+from bevel.cli import main
+
+main()

@@ -1,0 +1,154 @@
+"""`bevel bench`: latency on the device, alone or against peers."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from bevel.benchmarking.host import PROCESSES, Contest, find_peers, measure_host
+from bevel.benchmarking.statistics import Latency, summarize
+from bevel.cli import options
+from bevel.cli.output import emit, progress, table
+from bevel.compiler import Say
+from bevel.devices.local import LocalTransport
+from bevel.devices.runner import DeviceRunner
+from bevel.devices.transport import Transport
+from bevel.errors import UsageError
+from bevel.runtime.artifact import Artifact
+
+# Emulated runs prove the road, not the speed: a few suffice.
+_EMULATED = (1, 1, 3)
+
+
+@click.command("bench")
+@options.artifact_argument
+@options.device()
+@options.threads
+@options.seed
+@click.option(
+    "--against", metavar="PEER[,PEER]", default="", help="Measure peers in the same run: onnxruntime, onnxruntime-int8."
+)
+@click.option("--model", type=click.Path(path_type=Path, exists=True), help="Model file for the peers.")
+@click.option("--calib", type=click.Path(path_type=Path), help="Calibration data for onnxruntime-int8.")
+@click.option("--processes", type=click.IntRange(1), default=PROCESSES, show_default=True, help="Measuring processes.")
+@click.option("--runs", type=click.IntRange(1), default=200, show_default=True, help="Timed runs per process on a device.")
+@options.universal
+def command(
+    artifact: Path,
+    device: str | None,
+    threads: int,
+    seed: int,
+    against: str,
+    model: Path | None,
+    calib: Path | None,
+    processes: int,
+    runs: int,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    r"""Measure the latency of ARTIFACT on its device.
+
+    Several processes are measured and the interval is taken over them. On this machine peers run interleaved with the artifact in
+    the same process, with the same inputs bound once.
+
+    \b
+    bevel bench model.bevel
+    bevel bench model.bevel --against onnxruntime --model model.onnx
+    bevel bench model.bevel --device raspberry-pi-4
+    """
+    opened = Artifact.open(artifact)
+    names = [name for name in against.split(",") if name]
+    with options.open_transport(opened, device) as transport, progress() as say:
+        label, emulated = transport.label, transport.emulated
+        if isinstance(transport, LocalTransport) and not emulated:
+            contest = _on_host(opened, names, model, calib, threads, seed, processes, say)
+        elif names:
+            raise UsageError(f"--against: peers are measured on this machine only, and the artifact runs on {label}")
+        else:
+            contest = Contest(_on_device(opened, transport, threads, processes, runs, say), {}, {})
+    latency = contest.ours
+    document: dict[str, Any] = {
+        "artifact": str(opened.path),
+        "device": label,
+        "latency_ms": latency.document(),
+        "threads": threads,
+        "provenance": "emulated" if emulated else "measured",
+        "unstable": latency.unstable,
+        "peers": {name: {"latency_ms": peer.document(), "ratio": contest.ratios[name]} for name, peer in contest.peers.items()},
+    }
+    rows: list[tuple[object, ...]] = [("bevel", latency.median, latency.p10, _interval(latency), None)]
+    rows += [(name, p.median, p.p10, _interval(p), contest.ratios[name]) for name, p in contest.peers.items()]
+    text: list[object] = [
+        table(
+            f"{opened.name} on {label}, {threads} thread{'s' * (threads > 1)}",
+            ("", "median ms", "p10 ms", "95 % interval", "peer / bevel"),
+            rows,
+        )
+    ]
+    if emulated:
+        text.append("emulated: these times say nothing about the device's speed")
+    if latency.unstable:
+        text.append("unstable: processes disagree by more than 5 %; close other programs and measure again")
+    emit(as_json, document, text)
+
+
+def _interval(latency: Latency) -> str:
+    return f"{latency.ci95[0]:.4g} to {latency.ci95[1]:.4g}"
+
+
+def bench_inputs(artifact: Artifact, model: Path | None, calibration: Path | None, seed: int) -> dict[str, np.ndarray]:
+    """Inputs every contestant takes: the first calibration sample, else uniform noise in the type of the model's inputs."""
+    if calibration is not None:
+        from bevel.data import open_data
+        from bevel.evaluation import artifact_inputs
+
+        return open_data(calibration, artifact_inputs(artifact)).sample(0)
+    rng = np.random.default_rng(seed)
+    dtypes = _model_dtypes(model) if model is not None else {}
+    inputs = {}
+    for tensor in artifact.manifest["inputs"]:
+        dtype = np.dtype(dtypes.get(tensor["name"], tensor["dtype"]))
+        noise = rng.uniform(-1, 1, tensor["shape"]) if dtype.kind == "f" else rng.integers(-100, 100, tensor["shape"])
+        inputs[str(tensor["name"])] = noise.astype(dtype)
+    return inputs
+
+
+def _model_dtypes(model: Path) -> dict[str, str]:
+    """Input dtypes of an ONNX file."""
+    from bevel.compiler import load_graph
+
+    return {v.name: v.type.dtype.name for v in load_graph(model).inputs}
+
+
+def _on_host(
+    artifact: Artifact,
+    names: list[str],
+    model: Path | None,
+    calib: Path | None,
+    threads: int,
+    seed: int,
+    processes: int,
+    say: Say,
+) -> Contest:
+    inputs = bench_inputs(artifact, model, calib, seed)
+    with tempfile.TemporaryDirectory(prefix="bevel-peers-") as folder:
+        peers = find_peers(names, model, artifact, inputs, calib, Path(folder))
+        return measure_host(artifact, inputs, peers, threads=threads, processes=processes, say=say)
+
+
+def _on_device(artifact: Artifact, transport: Transport, threads: int, processes: int, runs: int, say: Say) -> Latency:
+    runner = DeviceRunner(artifact, transport, threads)
+    if transport.emulated:
+        processes, warmup, runs = _EMULATED
+    else:
+        warmup = max(10, runs // 10)
+    samples = []
+    for done in range(processes):
+        answer = runner.bench(warmup=warmup, runs=runs)
+        samples.append([ns / 1e6 for ns in answer["samples_ns"]])
+        say("measure", done + 1, processes)
+    return summarize(samples)

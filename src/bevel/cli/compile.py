@@ -1,0 +1,84 @@
+"""`bevel compile`: a model file becomes an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bevel.cli import options
+from bevel.cli.output import emit, kib, progress, table
+from bevel.compiler import Options, compile_model
+from bevel.report import write_report
+from bevel.runtime.artifact import Artifact
+
+
+@click.command("compile")
+@click.argument("model", type=click.Path(path_type=Path))
+@options.device(required=True)
+@click.option("--bits", default="8", show_default=True, help="Precision: fp32, or 8 (= w8a8, integer-only).")
+@click.option("--calib", type=click.Path(path_type=Path), help="Calibration data: .npz or directory of .npy (docs/data.md).")
+@click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Calibration samples to use at most.")
+@click.option("--method", default="minmax", show_default=True, help="Calibration method.")
+@click.option("--dim", "dims", multiple=True, metavar="NAME=N", help="Extent of a symbolic dimension; repeatable.")
+@click.option("--plan", type=click.Path(path_type=Path), help="Compression plan (JSON).")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: MODEL.bevel]")
+@options.universal
+def command(
+    model: Path,
+    device: str,
+    bits: str,
+    calib: Path | None,
+    samples: int,
+    method: str,
+    dims: tuple[str, ...],
+    plan: Path | None,
+    output: Path | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    r"""Compile MODEL (.onnx, a saved graph .ir, or another artifact) into an artifact for one device.
+
+    \b
+    bevel compile model.onnx --device host --bits fp32
+    bevel compile model.onnx --device raspberry-pi-4 --bits 8 --calib images.npz -o model.bevel
+    bevel compile model.bevel --device raspberry-pi-5 -o model-pi5.bevel   # the same integer graph, same bits
+    """
+    target = output or Path(f"{model.name.removesuffix('.onnx').removesuffix('.ir').removesuffix('.bevel')}.bevel")
+    chosen = Options(device, bits, calib, samples, method, options.parse_dims(dims), plan)
+    with progress() as say:
+        artifact, seconds = compile_model(model, target, chosen, say)
+        write_report(artifact)
+    emit(as_json, _document(artifact, seconds), _text(artifact, seconds))
+
+
+def _document(artifact: Artifact, seconds: float) -> dict[str, object]:
+    m = artifact.manifest
+    return {
+        "artifact": str(artifact.path),
+        "device": m["target"]["name"],
+        "bytes": m["bytes"],
+        "arena_bytes": m["arena_bytes"],
+        "integer_only": m["integer_only"],
+        "float_islands": m["float_islands"],
+        "layers": [{key: layer[key] for key in ("name", "op", "kernel", "bits")} for layer in m["layers"]],
+        "seconds": round(seconds, 3),
+    }
+
+
+def _text(artifact: Artifact, seconds: float) -> list[object]:
+    m = artifact.manifest
+    generic = [layer for layer in m["layers"] if layer["kernel"].startswith("generic")]
+    macs = sum(layer["macs"] for layer in m["layers"]) or 1
+    share = 100 * sum(layer["macs"] for layer in generic) / macs
+    rows = [(layer["name"], layer["op"], layer["kernel"], layer["bits"], layer["macs"]) for layer in m["layers"]]
+    lines: list[object] = [
+        table(f"{artifact.name} for {m['target']['name']}", ("layer", "op", "kernel", "bits", "MACs"), rows),
+        f"{len(generic)} of {len(rows)} layers run generic kernels, {share:.1f} % of the MACs",
+        f"library {kib(m['bytes']['library'])}, weights {kib(m['bytes']['weights'])}, arena {kib(m['arena_bytes'])}, "
+        f"{'integer only' if m['integer_only'] else 'not integer only'}",
+    ]
+    if m["float_islands"]:
+        lines.append(f"float islands: {', '.join(m['float_islands'])}")
+    lines.append(f"wrote {artifact.path} in {seconds:.1f} s; report: {artifact.path / 'report.html'}")
+    return lines

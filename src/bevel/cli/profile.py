@@ -1,0 +1,64 @@
+"""`bevel profile`: where the time goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bevel.cli import options
+from bevel.cli.output import emit, table
+from bevel.devices.runner import DeviceRunner
+from bevel.runtime.artifact import Artifact
+
+
+@click.command("profile")
+@options.artifact_argument
+@options.device()
+@options.threads
+@click.option("--runs", type=click.IntRange(1), default=200, show_default=True, help="Timed runs.")
+@options.universal
+def command(artifact: Path, device: str | None, threads: int, runs: int, as_json: bool, verbose: bool) -> None:
+    r"""Time every layer of ARTIFACT on its device.
+
+    \b
+    bevel profile model.bevel
+    bevel profile model.bevel --device raspberry-pi-4 --json
+    """
+    opened = Artifact.open(artifact)
+    with options.open_transport(opened, device) as transport:
+        answer = DeviceRunner(opened, transport, threads).profile(runs=10 if transport.emulated else runs)
+        label, emulated = transport.label, transport.emulated
+    total = sum(layer["ns"]["median"] for layer in answer["layers"]) or 1
+    layers = [
+        {
+            "name": layer["name"],
+            "op": layer["op"],
+            "kernel": layer["kernel"],
+            "bits": layer["bits"],
+            "macs": layer["macs"],
+            "ms": layer["ns"]["median"] / 1e6,
+            "share": layer["ns"]["median"] / total,
+        }
+        for layer in answer["layers"]
+    ]
+    document = {
+        "device": label,
+        "provenance": "emulated" if emulated else "measured",
+        "threads": threads,
+        "total_ms": total / 1e6,
+        "layers": layers,
+    }
+    rows = [
+        (l["name"], l["op"], l["kernel"], l["bits"], l["ms"] * 1e3, 100 * l["share"], l["macs"] / max(l["ms"], 1e-9) / 1e6)
+        for l in layers
+    ]
+    note = "emulated: shares and order only, times mean nothing" if emulated else "median of per-layer timers"
+    emit(
+        as_json,
+        document,
+        [
+            table(f"{opened.name} on {label}", ("layer", "op", "kernel", "bits", "us", "%", "GMAC/s"), rows),
+            f"total {total / 1e3:.1f} us; {note}",
+        ],
+    )

@@ -1,0 +1,91 @@
+"""`bevel run`: an artifact computes outputs from inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+
+from bevel.cli import options
+from bevel.cli.output import emit, table
+from bevel.devices.runner import DeviceRunner
+from bevel.errors import UsageError
+from bevel.runtime.artifact import Artifact
+
+
+@click.command("run")
+@options.artifact_argument
+@click.option("--input", "inputs", multiple=True, metavar="[NAME=]FILE.npy", help="An input; repeat for each. Or one .npz.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the outputs to this .npz.")
+@click.option("--selftest", is_flag=True, help="Prove on the device that it computes the artifact's golden outputs.")
+@options.device()
+@options.threads
+@options.universal
+def command(
+    artifact: Path,
+    inputs: tuple[str, ...],
+    output: Path | None,
+    selftest: bool,
+    device: str | None,
+    threads: int,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    r"""Run ARTIFACT on its device: over SSH if the profile has an address, here if this machine can, else emulated.
+
+    \b
+    bevel run model.bevel --input image.npy -o out.npz
+    bevel run model.bevel --device pi.toml --selftest
+    """
+    opened = Artifact.open(artifact)
+    if not inputs and not selftest:
+        raise UsageError("nothing to do: give --input FILE.npy for each input, or --selftest")
+    with options.open_transport(opened, device) as transport:
+        runner = DeviceRunner(opened, transport, threads)
+        document: dict[str, object] = {"device": transport.label, "emulated": transport.emulated}
+        if selftest:
+            document["selftest"] = runner.selftest()
+        results = runner.run(_read(inputs, opened)) if inputs else {}
+    if output is not None and results:
+        # savez takes names as keywords, which cannot say "file"; a dict of arrays has no such limit through its ** form.
+        with output.open("wb") as stream:
+            np.savez(stream, **results)  # type: ignore[arg-type]
+    document["outputs"] = {
+        name: {
+            "shape": list(a.shape),
+            "dtype": str(a.dtype),
+            "min": a.min().item(),
+            "max": a.max().item(),
+            "argmax": int(a.argmax()),
+        }
+        for name, a in results.items()
+    }
+    rows = [(n, list(a.shape), a.dtype, a.min().item(), a.max().item(), int(a.argmax())) for n, a in results.items()]
+    text: list[object] = [f"on {transport.label}" + (" (emulated)" if transport.emulated else "")]
+    if selftest:
+        text.append("self-test passed")
+    if rows:
+        text.append(table("outputs", ("name", "shape", "dtype", "min", "max", "argmax"), rows))
+    emit(as_json, document, text)
+
+
+def _read(pairs: tuple[str, ...], artifact: Artifact) -> dict[str, np.ndarray]:
+    """Arrays by input name; a bare file serves the only input, an .npz names its own."""
+    names = [str(t["name"]) for t in artifact.manifest["inputs"]]
+    arrays: dict[str, np.ndarray] = {}
+    for pair in pairs:
+        name, separator, file = pair.rpartition("=")
+        if not separator and file.endswith(".npz"):
+            with np.load(file, allow_pickle=False) as archive:
+                arrays.update({key: archive[key] for key in archive.files})
+            continue
+        if not separator:
+            if len(names) != 1:
+                raise UsageError(f"--input {pair}: the model has inputs {names}; write NAME=FILE")
+            name = names[0]
+        try:
+            arrays[name] = np.load(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--input {pair}: not a readable .npy file ({error})") from error
+    return arrays
