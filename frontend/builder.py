@@ -1,0 +1,320 @@
+"""What converters work with: the graph being built, and one ONNX node seen through its operands and attributes.
+
+An operand is one of three things. A `Value` of the graph holds reals (fake-quantized where its type is `Quant`). A numpy array
+is known at import time: a weight, or shape arithmetic, whose elements may be symbolic `Dim`s. `Codes` are what lies between
+QuantizeLinear and DequantizeLinear: the integers that a Value of `Quant` type stores.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir
+
+from bevel.errors import UnsupportedModel, UnsupportedOp, VerifyError
+from bevel.ir.graph import Graph, Level, Value
+from bevel.ir.interp import evaluate
+from bevel.ir.ops import Trait, lookup
+from bevel.ir.types import F32, Dim, Quant, Shape, TensorType
+
+Array = npt.NDArray[Any]
+
+# One tensor of 2^31 elements exceeds every device bevel serves; a declared size beyond it is an attack or a mistake.
+MAX_ELEMENTS = 2**31
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The integer codes of a quantized value, or a plain integer value that no DequantizeLinear gives a scale."""
+
+    value: Value
+
+
+Operand = Value | Codes | Array
+
+
+def is_known(operand: Operand | None) -> bool:
+    """True when the operand's elements are known at import time."""
+    return isinstance(operand, np.ndarray)
+
+
+def normalize_array(array: Array, name: str) -> Array:
+    """`array` as importers keep it: float32 for every float type, integers and truth values as they are.
+
+    Raises:
+        UnsupportedModel: NaN or infinity, or an element type without meaning here; names the tensor.
+    """
+    array = np.asarray(array)
+    if array.dtype.kind in "iub" or array.dtype.name in ("int4", "uint4", "int2", "uint2"):
+        return array
+    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+        with np.errstate(over="ignore"):
+            real = array.astype(np.float32)
+        if not np.isfinite(real).all():
+            raise UnsupportedModel(f"tensor {name!r} holds NaN, infinity or values beyond float32; weights must be finite")
+        return real
+    raise UnsupportedModel(f"tensor {name!r} has element type {array.dtype}; expected floats, integers or bool")
+
+
+class Builder:
+    """The graph under construction and what each ONNX value name stands for.
+
+    Attributes:
+        graph: the result.
+        opset: version of the default operator set.
+        env: operand of each ONNX value converted so far.
+    """
+
+    def __init__(self, graph: Graph, opset: int) -> None:
+        self.graph = graph
+        self.opset = opset
+        self.env: dict[str, Operand] = {}
+        self.names: Counter[Value] = Counter()
+        self._materialized: dict[str, Value] = {}
+
+    def bind(self, name: str, operand: Operand) -> None:
+        """Let ONNX value `name` stand for `operand`."""
+        self.env[name] = operand
+        if isinstance(operand, Value):
+            self.names[operand] += 1
+
+    def constant(self, array: Array, name: str) -> Value:
+        """A constant of the graph holding `array`."""
+        if array.dtype == object:
+            raise UnsupportedOp(f"value {name!r} depends on a symbolic dimension; bind it with dims= at import")
+        if array.dtype.kind not in "fiub":
+            array = array.astype(np.int8 if array.dtype.name.startswith("int") else np.uint8)
+        return self.graph.add_constant(name, array)
+
+    def value(self, operand: Operand, name: str) -> Value:
+        """The graph value of any operand; a known array called `name` becomes one constant however often it is used."""
+        if isinstance(operand, Codes):
+            return operand.value
+        if isinstance(operand, Value):
+            return operand
+        if name not in self._materialized or self._materialized[name].data is not operand:
+            self._materialized[name] = self.constant(operand, name)
+        return self._materialized[name]
+
+    def check_size(self, type_: TensorType, name: str) -> None:
+        """Refuse absurd extents.
+
+        Raises:
+            UnsupportedModel: more than MAX_ELEMENTS elements with every symbolic dimension at its lower bound.
+        """
+        count = 1
+        for extent in type_.shape:
+            count *= extent if isinstance(extent, int) else extent.lo
+        if count > MAX_ELEMENTS:
+            raise UnsupportedModel(f"value {name!r} of type {type_} has {count} elements, expected at most {MAX_ELEMENTS}")
+
+
+class OnnxNode:
+    """One ONNX node as its converter reads it; every attribute must be read, so none is ignored silently.
+
+    Attributes:
+        op: operator type.
+        loc: node name, or its first output where it has none.
+        opset: operator set version.
+        outputs: ONNX names of its results.
+        source: the onnx-ir node.
+    """
+
+    def __init__(self, builder: Builder, source: onnx_ir.Node) -> None:
+        self.builder = builder
+        self.source = source
+        self.op = source.op_type
+        self.opset = builder.opset
+        self.outputs = tuple(v.name or "" for v in source.outputs)
+        self.loc = source.name or (self.outputs[0] if self.outputs else source.op_type)
+        self._unread = set(source.attributes)
+
+    def refuse(self, found: str, supported: str) -> NoReturn:
+        """Raise the error that names this node, what it asks for and what bevel has instead."""
+        raise UnsupportedOp(f"node {self.loc!r} ({self.op}, opset {self.opset}): {found}; supported: {supported}")
+
+    def check_attributes_read(self) -> None:
+        """Refuse attributes that the converter knows nothing of."""
+        if self._unread:
+            self.refuse(f"unknown attributes {sorted(self._unread)}", "the attributes of the ONNX operator specification")
+
+    # Attributes ------------------------------------------------------------------------------------------------------
+
+    def has(self, name: str) -> bool:
+        """True when the attribute is present."""
+        return name in self.source.attributes
+
+    def _attribute(self, name: str) -> Any:
+        self._unread.discard(name)
+        attribute = self.source.attributes.get(name)
+        if attribute is not None and attribute.is_ref():
+            self.refuse(f"attribute {name} refers to a function parameter", "models with functions inlined")
+        return None if attribute is None else attribute.value
+
+    def integer(self, name: str, default: int) -> int:
+        """Integer attribute."""
+        value = self._attribute(name)
+        return default if value is None else int(value)
+
+    def number(self, name: str, default: float) -> float:
+        """Float attribute; must be finite."""
+        value = self._attribute(name)
+        if value is not None and not np.isfinite(value):
+            self.refuse(f"{name}={value}", "finite numbers")
+        return default if value is None else float(value)
+
+    def text(self, name: str, default: str) -> str:
+        """String attribute."""
+        value = self._attribute(name)
+        return default if value is None else str(value)
+
+    def ints(self, name: str) -> tuple[int, ...] | None:
+        """List of integers, None where absent."""
+        value = self._attribute(name)
+        return None if value is None else tuple(int(v) for v in value)
+
+    def raw(self, name: str) -> Any:
+        """The attribute as onnx-ir has it, None where absent."""
+        return self._attribute(name)
+
+    # Operands --------------------------------------------------------------------------------------------------------
+
+    def input_name(self, index: int) -> str:
+        """ONNX name of operand `index`, "" where it is left out."""
+        inputs = self.source.inputs
+        value = inputs[index] if index < len(inputs) else None
+        return (value.name or "") if value is not None else ""
+
+    def optional(self, index: int) -> Operand | None:
+        """Operand `index`, None where it is left out."""
+        name = self.input_name(index)
+        if not name:
+            return None
+        if name not in self.builder.env:
+            raise UnsupportedModel(f"node {self.loc!r} ({self.op}) reads {name!r}, which nothing computes")
+        return self.builder.env[name]
+
+    def operand(self, index: int) -> Operand:
+        """Operand `index`."""
+        found = self.optional(index)
+        if found is None:
+            self.refuse(f"operand {index} is missing", "the operands of the ONNX operator specification")
+        return found
+
+    def operands(self) -> tuple[Operand, ...]:
+        """All operands; none may be left out."""
+        return tuple(self.operand(i) for i in range(len(self.source.inputs)))
+
+    def shape(self, index: int) -> Shape:
+        """Shape of operand `index`."""
+        operand = self.operand(index)
+        if isinstance(operand, np.ndarray):
+            return tuple(operand.shape)
+        return operand.value.type.shape if isinstance(operand, Codes) else operand.type.shape
+
+    def known(self, index: int, what: str) -> Array | None:
+        """Elements of operand `index` if they are known at import time (quantized weights as reals), None where left out."""
+        operand = self.optional(index)
+        if operand is None or isinstance(operand, np.ndarray):
+            return operand
+        value = operand.value if isinstance(operand, Codes) else operand
+        if value.data is None:
+            self.refuse(f"{what} {self.input_name(index)!r} is computed by the model", f"a constant {what}")
+        elem = value.type.elem
+        return elem.dequantize(value.data) if isinstance(elem, Quant) and not isinstance(operand, Codes) else value.data
+
+    def known_ints(self, index: int, what: str) -> tuple[int, ...] | None:
+        """Integers of operand `index`, None where left out."""
+        array = self.known(index, what)
+        if array is None:
+            return None
+        if array.dtype == object:
+            self.refuse(f"{what} depends on a symbolic dimension", f"constant {what}; bind the dimension with dims=")
+        return tuple(int(v) for v in array.reshape(-1))
+
+    def ints_or_input(self, name: str, index: int) -> tuple[int, ...] | None:
+        """Integers that older operator sets keep in an attribute and newer ones in an operand."""
+        return self.ints(name) if self.has(name) else self.known_ints(index, name)
+
+    def axis(self, axis: int, rank: int) -> int:
+        """`axis` counted from the front."""
+        if not -rank <= axis < rank:
+            self.refuse(f"axis {axis} outside rank {rank}", f"axes of {-rank} to {rank - 1}")
+        return axis % rank
+
+    def static(self, shape: Shape, what: str) -> tuple[int, ...]:
+        """`shape` as integers; refuses symbolic dimensions."""
+        for extent in shape:
+            if isinstance(extent, Dim):
+                self.refuse(f"{what} has symbolic dimension {extent}", f"static {what}; bind it with dims= at import")
+        return tuple(d for d in shape if isinstance(d, int))
+
+    # Building --------------------------------------------------------------------------------------------------------
+
+    def emit(
+        self,
+        op: str,
+        operands: Sequence[Operand],
+        attrs: Any = None,
+        *,
+        suffix: str = "",
+        type_: TensorType | None = None,
+    ) -> Operand:
+        """Add one node, or its result at once where every operand is known.
+
+        Args:
+            op: name in the op table.
+            operands: reals, known arrays, or codes for data movement.
+            attrs: the op's attribute dataclass.
+            suffix: appended to the ONNX output's name, for helper nodes before the last.
+            type_: result type instead of the type rule's.
+        """
+        codes = any(isinstance(o, Codes) for o in operands)
+        if codes and Trait.MOVEMENT not in lookup(op).traits:
+            self.refuse("arithmetic on integers without scale", "QuantizeLinear/DequantizeLinear around the operator")
+        builder, name = self.builder, self.outputs[0] + suffix
+        values = [builder.value(o, self._operand_name(o, name, i)) for i, o in enumerate(operands)]
+        try:
+            node = builder.graph.add_node(op, values, attrs, names=[name], loc=self.loc, types=None if type_ is None else [type_])
+        except VerifyError as error:
+            self.refuse(f"{error}", lookup(op).doc)
+        result = node.output
+        builder.check_size(result.type, name)
+        if not all(v.is_constant for v in values):
+            return Codes(result) if codes else result
+        (array,) = evaluate(node, Level.ANNOTATED)
+        kept = result.type
+        builder.graph.remove(node)
+        if isinstance(kept.elem, Quant):
+            constant = builder.graph.add_constant(name, array, kept)
+            return Codes(constant) if codes else constant
+        return normalize_array(array, name)
+
+    def _operand_name(self, operand: Operand, name: str, index: int) -> str:
+        """The ONNX name of a known operand, so that weights keep theirs; derived from the result for new ones."""
+        for i in range(len(self.source.inputs)):
+            if self.optional(i) is operand:
+                return self.input_name(i)
+        return f"{name}.{index}"
+
+    def real(self, operand: Operand, suffix: str) -> Value:
+        """A graph value holding the operand's reals, float32 for a known array."""
+        if isinstance(operand, np.ndarray) and operand.dtype.kind != "f":
+            operand = operand.astype(np.float32)
+        return self.builder.value(operand, self._operand_name(operand, self.outputs[0] + suffix, 0))
+
+
+def scalar_of(array: Array) -> float | None:
+    """The value that every element of `array` has, None if they differ or there is none."""
+    flat = array.reshape(-1)
+    return float(flat[0]) if flat.size and bool((flat == flat[0]).all()) else None
+
+
+def float_type(shape: Shape) -> TensorType:
+    """float32 of `shape`."""
+    return TensorType(shape, F32)

@@ -1,0 +1,29 @@
+"""ONNX operators by family: each file has a TABLE from operator type to converter.
+
+A converter takes the builder and the node and returns the operand (or operands) that the node's results stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bevel.frontend.builder import Builder, OnnxNode, Operand
+from bevel.frontend.onnx_ops import constants, convolution, elementwise, movement, normalize, pool, quantize
+
+Converter = Callable[[Builder, OnnxNode], Operand | tuple[Operand, ...]]
+
+CONVERTERS: dict[str, Converter] = {
+    **constants.TABLE,
+    **convolution.TABLE,
+    **elementwise.TABLE,
+    **movement.TABLE,
+    **normalize.TABLE,
+    **pool.TABLE,
+    **quantize.TABLE,
+}
+
+# Operators of other quantization styles, and the export that bevel reads instead.
+HINTS: dict[str, str] = dict.fromkeys(
+    ("QLinearConv", "QLinearMatMul", "QLinearAdd", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"),
+    "quantized models in QDQ format (QuantizeLinear and DequantizeLinear around float operators)",
+)

@@ -1,0 +1,191 @@
+"""What is known at import time: Constant nodes, Shape, and arithmetic on arrays whose elements may be symbolic dimensions.
+
+Exporters compute shapes with operators (Shape, Gather, Concat, ...). Such chains are evaluated here on numpy arrays; where a
+dimension is symbolic the array has dtype object and holds its `Dim`, which moves along but takes part in no arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir
+
+from bevel.frontend.builder import Array, Builder, OnnxNode, Operand, normalize_array
+from bevel.ir.types import Dim
+
+# Shape arithmetic and tables; a folded array beyond this is weights and should be an initializer.
+MAX_FOLDED = 2**26
+
+
+def convert_constant(_builder: Builder, node: OnnxNode) -> Operand:
+    """Constant given as tensor, number or list of numbers."""
+    if (tensor := node.raw("value")) is not None:
+        return normalize_array(tensor.numpy(), node.outputs[0])
+    for name, dtype in (
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+    ):
+        if (value := node.raw(name)) is not None:
+            return normalize_array(np.asarray(value, dtype), node.outputs[0])
+    node.refuse("a constant that is no dense tensor of numbers", "value, value_float(s), value_int(s)")
+
+
+def convert_shape(_builder: Builder, node: OnnxNode) -> Operand:
+    """Shape, or a range of it; symbolic dimensions stay symbolic."""
+    shape = node.shape(0)
+    begin, end = node.integer("start", 0), node.integer("end", len(shape))
+    part = shape[slice(begin, end)]
+    return np.asarray(part, object if any(isinstance(d, Dim) for d in part) else np.int64)
+
+
+def convert_size(_builder: Builder, node: OnnxNode) -> Operand:
+    """Number of elements of a static shape."""
+    return np.asarray(prod(node.static(node.shape(0), "operand")), np.int64)
+
+
+def _axes(node: OnnxNode) -> tuple[int, ...] | None:
+    return node.ints_or_input("axes", 1)
+
+
+def _cast(node: OnnxNode, x: Array) -> Array:
+    if x.dtype == object:
+        return x
+    dtype = onnx_ir.DataType(node.integer("to", 1)).numpy()
+    return x.astype(np.float32 if dtype.kind == "f" else dtype)
+
+
+def _gather(node: OnnxNode, x: Array, indices: Array) -> Array:
+    return np.asarray(np.take(x, indices.astype(np.int64), axis=node.integer("axis", 0)))
+
+
+def _slice(node: OnnxNode, x: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None) -> Array:
+    where = range(len(starts)) if axes is None else axes.tolist()
+    cut = [slice(None)] * x.ndim
+    for i, axis in enumerate(where):
+        cut[axis] = slice(int(starts[i]), int(ends[i]), 1 if steps is None else int(steps[i]))
+    return x[tuple(cut)]
+
+
+def _squeeze(node: OnnxNode, x: Array, _axes_operand: Array | None = None) -> Array:
+    return np.squeeze(x, _axes(node))
+
+
+def _unsqueeze(node: OnnxNode, x: Array, _axes_operand: Array | None = None) -> Array:
+    return np.expand_dims(x, _axes(node) or ())
+
+
+def _reshape(node: OnnxNode, x: Array, shape: Array) -> Array:
+    copy = not node.integer("allowzero", 0)
+    return x.reshape([x.shape[i] if d == 0 and copy else int(d) for i, d in enumerate(shape.tolist())])
+
+
+def _divide(_node: OnnxNode, a: Array, b: Array) -> Array:
+    # ONNX integer division truncates toward zero.
+    return a / b if a.dtype.kind == "f" else np.asarray(np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b)), a.dtype)
+
+
+def _limited(node: OnnxNode, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if min(shape, default=0) < 0 or prod(shape) > MAX_FOLDED:
+        node.refuse(f"a constant of shape {list(shape)}", f"up to {MAX_FOLDED} elements")
+    return shape
+
+
+def _constant_of_shape(node: OnnxNode, shape: Array) -> Array:
+    tensor = node.raw("value")
+    fill = np.zeros(1, np.float32) if tensor is None else normalize_array(tensor.numpy(), node.outputs[0])
+    return np.full(_limited(node, tuple(int(d) for d in shape)), fill.reshape(-1)[0], fill.dtype)
+
+
+def _expand(node: OnnxNode, x: Array, shape: Array) -> Array:
+    return np.broadcast_to(x, _limited(node, np.broadcast_shapes(x.shape, tuple(int(d) for d in shape)))).copy()
+
+
+def _range(node: OnnxNode, start: Array, limit: Array, delta: Array) -> Array:
+    count = max(int(np.ceil((float(limit) - float(start)) / float(delta))), 0)
+    _limited(node, (count,))
+    return np.asarray(start + np.arange(count) * delta, start.dtype)
+
+
+def _reduce_prod(node: OnnxNode, x: Array, _axes_operand: Array | None = None) -> Array:
+    axes = _axes(node)
+    return np.asarray(np.prod(x, axis=tuple(axes) if axes else None, keepdims=bool(node.integer("keepdims", 1))), x.dtype)
+
+
+def _mod(node: OnnxNode, a: Array, b: Array) -> Array:
+    return np.asarray(np.fmod(a, b) if node.integer("fmod", 0) else np.mod(a, b))
+
+
+def _ufunc(function: Callable[..., Any]) -> Callable[..., Array]:
+    def fold(_node: OnnxNode, *arrays: npt.NDArray[Any]) -> Array:
+        if any(a.dtype == object for a in arrays):
+            raise TypeError("arithmetic on a symbolic dimension")
+        _limited(_node, np.broadcast_shapes(*(a.shape for a in arrays)))
+        return np.asarray(function(*arrays))
+
+    return fold
+
+
+FOLDERS: dict[str, Callable[..., Array]] = {
+    "Abs": _ufunc(np.abs),
+    "Add": _ufunc(np.add),
+    "And": _ufunc(np.logical_and),
+    "Cast": _cast,
+    "Ceil": _ufunc(np.ceil),
+    "Concat": lambda node, *xs: np.concatenate(xs, axis=node.integer("axis", 0)),
+    "ConstantOfShape": _constant_of_shape,
+    "Div": _divide,
+    "Equal": lambda _node, a, b: np.asarray(a == b),
+    "Expand": _expand,
+    "Floor": _ufunc(np.floor),
+    "Gather": _gather,
+    "Greater": _ufunc(np.greater),
+    "Identity": lambda _node, x: x,
+    "Less": _ufunc(np.less),
+    "Max": _ufunc(np.maximum),
+    "Min": _ufunc(np.minimum),
+    "Mod": _mod,
+    "Mul": _ufunc(np.multiply),
+    "Neg": _ufunc(np.negative),
+    "Not": _ufunc(np.logical_not),
+    "Or": _ufunc(np.logical_or),
+    "Pow": _ufunc(np.power),
+    "Range": _range,
+    "ReduceProd": _reduce_prod,
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Sqrt": _ufunc(np.sqrt),
+    "Squeeze": _squeeze,
+    "Sub": _ufunc(np.subtract),
+    "Transpose": lambda node, x: x.transpose(node.ints("perm")),
+    "Unsqueeze": _unsqueeze,
+    "Where": lambda _node, condition, a, b: np.asarray(np.where(condition, a, b)),
+}
+
+
+def fold(node: OnnxNode) -> Operand | None:
+    """The result of a node whose operands are all known, None where its operator or an operand is not."""
+    if node.op not in FOLDERS or not node.source.inputs:
+        return None
+    operands = [node.optional(i) for i in range(len(node.source.inputs))]
+    arrays: list[Array | None] = []
+    for operand in operands:
+        if operand is not None and not isinstance(operand, np.ndarray):
+            return None
+        arrays.append(operand)
+    try:
+        with np.errstate(all="ignore"):
+            result = FOLDERS[node.op](node, *arrays)
+    except (ArithmeticError, ValueError, TypeError, IndexError, AttributeError) as error:
+        node.refuse(f"cannot be evaluated at import: {error}", "static shapes; bind symbolic dimensions with dims=")
+    if result.dtype == object:
+        return result
+    return normalize_array(result, node.outputs[0])
+
+
+TABLE = {"Constant": convert_constant, "Shape": convert_shape, "Size": convert_size}

@@ -1,0 +1,175 @@
+"""QuantizeLinear and DequantizeLinear become types.
+
+Before:  x --QuantizeLinear(s, z)--> q --DequantizeLinear(s, z)--> y --Conv-->
+After:   x: q<i8, s, z> --Conv-->
+
+Unsigned codes are re-expressed as signed ones (128 off for 8 bits, from zero points and stored codes alike), so the activations
+of a graph are int8 whatever the exporter chose. Where a value is also read unquantized, or quantized twice, an unbounded Clip
+carries the quantized type: to-integer turns it into a table, or into nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir
+
+from bevel.frontend.builder import Array, Builder, Codes, OnnxNode, Operand, normalize_array
+from bevel.ir.graph import Value
+from bevel.ir.ops.elementwise import ClipAttrs
+from bevel.ir.types import Float, Int, Quant, TensorType
+
+# ONNX integer element types of codes: bits and whether they are signed.
+CODE_TYPES = {
+    "int2": (2, True),
+    "uint2": (2, False),
+    "int4": (4, True),
+    "uint4": (4, False),
+    "int8": (8, True),
+    "uint8": (8, False),
+    "int16": (16, True),
+    "uint16": (16, False),
+    "int32": (32, True),
+}
+
+
+def signed_codes(array: npt.NDArray[Any]) -> Array:
+    """Codes of any ONNX integer type as the signed codes of as many bits."""
+    bits, signed = CODE_TYPES[array.dtype.name]
+    native = Int(bits).dtype
+    return array.astype(native) if signed else (array.astype(np.int64) - (1 << (bits - 1))).astype(native)
+
+
+def read_quant(node: OnnxNode, codes: str | None, rank: int) -> Quant:
+    """The type that a QuantizeLinear or DequantizeLinear node describes.
+
+    Args:
+        node: the node.
+        codes: numpy name of the code type where an operand gives it, else the zero point or `output_dtype` does.
+        rank: rank of the tensor.
+    """
+    scale, zero = node.known(1, "scale"), node.known(2, "zero point")
+    axis, block = node.integer("axis", 1), node.integer("block_size", 0)
+    node.integer("saturate", 1)
+    declared = node.integer("output_dtype", 0)
+    if node.op == "QuantizeLinear":
+        node.integer("precision", 0)
+        codes = onnx_ir.DataType(declared).numpy().name if declared else None
+    name = codes or (zero.dtype.name if zero is not None else "uint8")
+    if name not in CODE_TYPES or (zero is not None and zero.dtype.name != name):
+        node.refuse(f"codes of type {name}, zero point {None if zero is None else zero.dtype}", f"one of {', '.join(CODE_TYPES)}")
+    if scale is None or scale.dtype.kind != "f" or (zero is not None and zero.size != scale.size):
+        node.refuse("scale and zero point that do not pair", "a float scale with as many zero points")
+    bits, signed = CODE_TYPES[name]
+    points = [0] * scale.size if zero is None else [int(z) for z in zero.reshape(-1)]
+    if not signed:
+        points = [z - (1 << (bits - 1)) for z in points]
+    if block and scale.ndim > 1:
+        node.refuse(f"block_size={block}", "scales per tensor or per axis")
+    if len(set(points)) == 1:
+        points = points[:1]
+    along = None if scale.size == 1 else node.axis(axis, rank)
+    if along is not None and scale.ndim != 1:
+        node.refuse(f"scale of shape {list(scale.shape)}", "a scalar, or one scale for every index of an axis")
+    try:
+        return Quant(Int(bits), tuple(float(s) for s in scale.reshape(-1)), tuple(points), along)
+    except ValueError as error:
+        node.refuse(str(error), "finite positive scales, zero points within the code type")
+
+
+def _annotate(builder: Builder, node: OnnxNode, value: Value, quant: Quant) -> Value:
+    """`value` with type `quant`: retyped where nobody reads it otherwise, else through an unbounded Clip."""
+    if value.type.elem == quant:
+        return value
+    source = node.source.inputs[0]
+    assert source is not None
+    readers = [use.node for use in source.uses()]
+    only_quantized = all(r.op_type == "QuantizeLinear" for r in readers) and not source.is_graph_output()
+    if (
+        builder.names[value] == 1
+        and isinstance(value.type.elem, Float)
+        and only_quantized
+        and all(read_quant(OnnxNode(builder, r), None, value.type.rank) == quant for r in readers)
+    ):
+        value.type = value.type.with_elem(quant)
+        return value
+    result = node.emit("Clip", [value], ClipAttrs(), type_=value.type.with_elem(quant))
+    assert isinstance(result, Value)
+    return result
+
+
+def convert_quantize(builder: Builder, node: OnnxNode) -> Operand:
+    """QuantizeLinear: the operand gets a Quant type, the result is its codes."""
+    operand = node.operand(0)
+    quant = read_quant(node, None, len(node.shape(0)))
+    if isinstance(operand, np.ndarray):
+        real = normalize_array(operand, node.input_name(0))
+        codes = quant.quantize(real)
+        return Codes(builder.graph.add_constant(node.input_name(0), codes, TensorType(real.shape, quant)))
+    if isinstance(operand, Codes):
+        node.refuse("an integer operand", "a real operand")
+    if not quant.per_tensor and not operand.is_constant:
+        node.refuse(f"activation {node.input_name(0)!r} with {len(quant.scale)} scales", "one scale for an activation")
+    return Codes(_annotate(builder, node, operand, quant))
+
+
+def convert_dequantize(builder: Builder, node: OnnxNode) -> Operand:
+    """DequantizeLinear: constant codes become a quantized constant, codes of an activation become its reals."""
+    operand = node.operand(0)
+    rank = len(node.shape(0))
+    if isinstance(operand, np.ndarray):
+        if operand.dtype.name not in CODE_TYPES:
+            node.refuse(f"codes of type {operand.dtype}", f"one of {', '.join(CODE_TYPES)}")
+        quant = read_quant(node, operand.dtype.name, rank)
+        if quant.axis is not None and operand.shape[quant.axis] != len(quant.scale):
+            node.refuse(f"{len(quant.scale)} scales for extent {operand.shape[quant.axis]}", "one scale for every index")
+        return builder.graph.add_constant(node.input_name(0), signed_codes(operand), TensorType(operand.shape, quant))
+    if not isinstance(operand, Codes):
+        node.refuse("a real operand", "the integers that QuantizeLinear or a quantized input gives")
+    elem = operand.value.type.elem
+    quant = read_quant(node, None, rank)
+    if node.optional(2) is None and isinstance(elem, Quant) and elem.zero_point in ((0,), (elem.storage.min,)):
+        # Without a zero point both sides mean code 0 of their type, which is the lowest code where that was unsigned.
+        quant = replace(quant, storage=elem.storage, zero_point=elem.zero_point)
+    if elem != quant:
+        node.refuse(f"codes quantized as {elem} read as {quant}", "the same scale and zero point on both sides")
+    return operand.value
+
+
+def input_quant(builder: Builder, value: onnx_ir.Value) -> Quant | None:
+    """The type of an integer graph input: what the DequantizeLinear nodes behind it say, looking through data movement.
+
+    Returns:
+        None where no DequantizeLinear reads it: then it is a plain integer input.
+
+    Raises:
+        UnsupportedOp: they disagree.
+    """
+    found: Quant | None = None
+    pending, seen = [value], {value}
+    while pending:
+        for use in pending.pop().uses():
+            if use.node.op_type == "DequantizeLinear" and use.idx == 0:
+                node = OnnxNode(builder, use.node)
+                assert value.dtype is not None
+                quant = read_quant(node, value.dtype.numpy().name, 0)
+                if found not in (None, quant):
+                    node.refuse(f"input {value.name!r} is read as {quant} and as {found}", "one scale and zero point")
+                found = quant
+            elif use.idx == 0 and use.node.op_type in MOVEMENT:
+                fresh = [v for v in use.node.outputs if v not in seen]
+                pending += fresh
+                seen.update(fresh)
+    return found
+
+
+# ONNX operators that move codes without changing them.
+MOVEMENT = frozenset(
+    "Concat DepthToSpace Expand Flatten Gather Identity MaxPool Pad Reshape Slice Split Squeeze Transpose Unsqueeze".split()
+)
+
+
+TABLE = {"QuantizeLinear": convert_quantize, "DequantizeLinear": convert_dequantize}
