@@ -22,6 +22,12 @@ Array = npt.NDArray[Any]
 Observer = Callable[[Value, Array], None]
 
 
+def _fits(dim: int | Dim, extent: int) -> bool:
+    if isinstance(dim, Dim):
+        return dim.lo <= extent and (dim.hi is None or extent <= dim.hi)
+    return dim == extent
+
+
 def check_input(value: Value, array: Array) -> Array:
     """`array` if it fits graph input `value`.
 
@@ -29,8 +35,7 @@ def check_input(value: Value, array: Array) -> Array:
         UsageError: another rank, extent or dtype, or NaN or infinity; names the input, what was found and expected.
     """
     shape = value.type.shape
-    fits = array.ndim == len(shape) and all(isinstance(d, Dim) or d == n for d, n in zip(shape, array.shape, strict=True))
-    if not fits:
+    if array.ndim != len(shape) or not all(_fits(d, n) for d, n in zip(shape, array.shape, strict=True)):
         expected = ", ".join(str(d) for d in shape)
         raise UsageError(f"input {value.name!r}: shape {list(array.shape)} given, expected [{expected}]")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -39,12 +44,22 @@ def check_input(value: Value, array: Array) -> Array:
 
 
 def boundary_codes(value: Value, array: Array) -> Array:
-    """`array` as the codes of a quantized graph input: floats are quantized, codes pass unchanged."""
+    """`array` as the elements that `value` stores: floats for a quantized type become codes, the rest passes unchanged.
+
+    Raises:
+        UsageError: another dtype, or codes outside the storage range.
+    """
     elem = value.type.elem
     if isinstance(elem, Quant) and array.dtype.kind == "f":
         return elem.quantize(array)
     if array.dtype != value.type.dtype:
-        raise UsageError(f"input {value.name!r}: dtype {array.dtype} given, expected {value.type.dtype} or float32")
+        choice = " or float32" if isinstance(elem, Quant) else ""
+        raise UsageError(f"value {value.name!r}: dtype {array.dtype} given, expected {value.type.dtype}{choice}")
+    if isinstance(elem, Quant) and array.size and not elem.storage.min <= array.min() <= array.max() <= elem.storage.max:
+        raise UsageError(
+            f"value {value.name!r}: codes {array.min()}..{array.max()} given, {elem.storage} holds {elem.storage.min}.."
+            f"{elem.storage.max}"
+        )
     return array
 
 
@@ -83,8 +98,10 @@ def run(
         raise UsageError(f"inputs {sorted(inputs)} given, {graph.name!r} expects {sorted(expected)}")
     integer = graph.level is Level.INTEGER
     env: dict[Value, Array] = {}
+    symbols: dict[str, int] = {}
     for value in graph.inputs:
         array = check_input(value, np.asarray(inputs[value.name]))
+        _bind_symbols(value, array, symbols)
         codes = boundary_codes(value, array)
         env[value] = codes if integer else _as_real(value, codes)
     for value in graph.constants:
@@ -100,10 +117,20 @@ def run(
     return {v.name: env[v] for v in wanted}
 
 
-def _execute(node: Node, env: dict[Value, Array], *, integer: bool, observe: Observer | None) -> None:
+def _bind_symbols(value: Value, array: Array, symbols: dict[str, int]) -> None:
+    for dim, extent in zip(value.type.shape, array.shape, strict=True):
+        if isinstance(dim, Dim) and symbols.setdefault(dim.name, extent) != extent:
+            raise UsageError(f"input {value.name!r}: dimension {dim.name} is {extent}, another input has {symbols[dim.name]}")
+
+
+def _call(node: Node, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
     call = Call(node.attrs, tuple(v.type for v in node.inputs), tuple(v.type for v in node.outputs))
-    results = lookup(node.op).reference(call, *(env[v] for v in node.inputs))
-    for value, array in zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=True):
+    results = lookup(node.op).reference(call, *arrays)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _execute(node: Node, env: dict[Value, Array], *, integer: bool, observe: Observer | None) -> None:
+    for value, array in zip(node.outputs, _call(node, tuple(env[v] for v in node.inputs)), strict=True):
         if observe is not None:
             observe(value, array)
         env[value] = array if integer else _as_real(value, array)
@@ -111,15 +138,11 @@ def _execute(node: Node, env: dict[Value, Array], *, integer: bool, observe: Obs
 
 def evaluate(node: Node, level: Level) -> tuple[Array, ...]:
     """Stored arrays of the results of a node whose operands are all constants: codes where a result type is quantized."""
-    # Movement copies elements, so it is exact on codes; arithmetic below INTEGER level is on reals.
-    integer = level is Level.INTEGER or Trait.MOVEMENT in lookup(node.op).traits
-    env = {v: v.array if integer else _as_real(v, v.array) for v in node.inputs}
-    _execute(node, env, integer=True, observe=None)
-    stored = []
-    for value in node.outputs:
-        elem, array = value.type.elem, env[value]
-        stored.append(elem.quantize(array) if isinstance(elem, Quant) and array.dtype.kind == "f" else array)
-    return tuple(stored)
+    # Movement of one type copies elements, so it is exact on codes; arithmetic below INTEGER level is on reals.
+    moved = Trait.MOVEMENT in lookup(node.op).traits and len({v.type.elem for v in (*node.inputs, *node.outputs)}) == 1
+    stored = level is Level.INTEGER or moved
+    results = _call(node, tuple(v.array if stored else _as_real(v, v.array) for v in node.inputs))
+    return tuple(boundary_codes(v, a) for v, a in zip(node.outputs, results, strict=True))
 
 
 def to_real(value: Value, array: Array) -> Array:
