@@ -106,7 +106,8 @@ def prepare(graph: Graph, options: Options, say: Say = _silent) -> Graph:
         return graph
     if graph.level is Level.INTEGER:
         return graph
-    from bevel.passes.quantize import Calibrate, ToInteger
+    from bevel.passes.quantize.calibrate import Calibrate
+    from bevel.passes.quantize.to_integer import ToInteger
 
     if graph.level is Level.FLOAT:
         if options.calibration is None:
@@ -116,12 +117,12 @@ def prepare(graph: Graph, options: Options, say: Say = _silent) -> Graph:
             )
         data = open_data(options.calibration, inputs_of(graph))
         total = min(options.samples, len(data))
-        batches = data.batches(CALIBRATION_BATCH, options.samples)
-        graph = (
-            Calibrate(method=options.method)
-            .with_data(batches, progress=lambda done: say("calibrate", min(done, total), total))
-            .run(graph)
+        calibrate = Calibrate(
+            options.method,
+            data.batches(CALIBRATION_BATCH, options.samples),
+            progress=lambda done: say("calibrate", min(done * CALIBRATION_BATCH, total), total),
         )
+        graph = calibrate.run(graph)
     return ToInteger().run(graph)
 
 
@@ -201,7 +202,7 @@ def build(
     schedule = lower(graph, profile.target())
     objects = compile_kernels(schedule.kernels, schedule.target, progress=lambda done, total: say("kernels", done, total))
     say("link", 0, 1)
-    islands = [name for island in float_islands(graph) for name in island.layers] if graph.level is Level.INTEGER else []
+    islands = [node.loc or node.outputs[0].name for island in float_islands(graph) for node in island]
     return write_artifact(
         output,
         schedule,
@@ -210,12 +211,13 @@ def build(
         provenance=provenance or {"bevel": __version__},
         graph_bytes=dumps(graph),
         integer_only=is_integer_only(graph),
-        float_islands=islands,
+        float_islands=islands if graph.level is Level.INTEGER else [],
+        fields={"memory": [vars(lifetime) for lifetime in schedule.lifetimes]},
     )
 
 
 def golden_cases(graph: Graph, options: Options) -> list[tuple[dict[str, Array], dict[str, Array]]]:
-    """Self-test cases: inputs from the calibration data where there is some, else drawn from a fixed seed; outputs by the interpreter."""
+    """Self-test cases: inputs from the calibration data, else drawn from a fixed seed; outputs by the interpreter."""
     from bevel.ir import interp
 
     data: DataSet | None = None

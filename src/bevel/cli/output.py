@@ -1,6 +1,6 @@
 """What the command line prints: JSON on stdout, or tables and progress for people.
 
-With `--json` stdout holds one JSON object and nothing else; progress and messages go to stderr. Progress shows on a terminal only.
+With `--json` stdout holds one JSON object and nothing else. Messages go to stderr, and so does progress, on a terminal only.
 """
 
 from __future__ import annotations
