@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from bevel.errors import VerifyError
 from bevel.ir.graph import Graph, Level, Node, Value
-from bevel.ir.ops import lookup
+from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.integer import (
     SOFTMAX_TABLE_BITS,
     IntAddAttrs,
@@ -222,6 +222,10 @@ def _check_node(node: Node, level: Level) -> None:
             node,
             f"a float operator reads {codes}: at INTEGER level float stands between Dequantize and Quantize only",
         )
+    if level is Level.INTEGER and Trait.MOVEMENT in spec.traits:
+        for value in (*node.inputs, *node.outputs):
+            alike = value.type.elem == node.inputs[0].type.elem
+            _require(alike, node, f"moves {node.inputs[0].type.elem} and {value.type.elem}: codes of one tensor share one type")
     if isinstance(node.attrs, RequantizeAttrs | IntAddAttrs | IntMulAttrs | IntAveragePoolAttrs):
         out = node.attrs.out
         fits = out.storage.min <= node.attrs.lo <= node.attrs.hi <= out.storage.max

@@ -213,7 +213,7 @@ _movement(
 _movement("Pad", "A constant border.", PadAttrs, _pad_infer, _pad_reference, PruneRule.BLOCKS)
 _movement(
     "Concat",
-    "Operands of one element type joined along an axis.",
+    "Operands joined along an axis.",
     ConcatAttrs,
     _concat_infer,
     lambda call, *xs: np.concatenate(xs, axis=call.attrs.axis),
