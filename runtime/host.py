@@ -15,13 +15,12 @@ import numpy.typing as npt
 from bevel.errors import ArtifactError, DeviceError, UsageError
 from bevel.runtime.artifact import Artifact
 from bevel.runtime.codegen import DTYPES
+from bevel.runtime.elf import check_shared_library
 from bevel.runtime.toolchain import host_arch
 
 Array = npt.NDArray[Any]
 
 ABI_VERSION = 1
-# ELF e_machine of each architecture.
-_MACHINES = {"x86_64": 62, "aarch64": 183, "armv7": 40}
 _ALIGN = 64
 # bevel_status values that need a class of their own here.
 _E_OPEN, _E_HASH, _E_ISA = 2, 7, 10
@@ -111,7 +110,7 @@ class HostModel:
         opened = Artifact.open(artifact.path if isinstance(artifact, Artifact) else artifact, verify=verify)
         self.artifact = opened
         self.threads = threads
-        _check_elf(opened)
+        _check_machine(opened)
         self._library = _load(opened.library)
         if self._library.bevel_abi_version() != ABI_VERSION:
             found = self._library.bevel_abi_version()
@@ -268,7 +267,7 @@ class HostModel:
         return tuple(result)
 
 
-def _check_elf(artifact: Artifact) -> None:
+def _check_machine(artifact: Artifact) -> None:
     """Refuse a library of another architecture before the dynamic loader sees it."""
     here = host_arch()
     if artifact.arch != here:
@@ -276,10 +275,7 @@ def _check_elf(artifact: Artifact) -> None:
             f"{artifact.path}: built for {artifact.arch} ({artifact.manifest['target'].get('name')}), this machine is {here}; "
             f"run it on its device or compile with --device host"
         )
-    with artifact.library.open("rb") as stream:
-        head = stream.read(20)
-    if len(head) < 20 or head[:4] != b"\x7fELF" or int.from_bytes(head[18:20], "little") != _MACHINES[here]:
-        raise ArtifactError(f"{artifact.library}: not a shared library for {here}; copy or compile the artifact again")
+    check_shared_library(artifact.library, here)
 
 
 def _load(path: Path) -> ctypes.CDLL:

@@ -109,7 +109,6 @@ def tiny_model(arch: str, objects: dict[str, bytes], name: str = "tiny", extra_w
     payload = table.tobytes() + weights.tobytes() + rng.bytes(extra_weights) + bytes(64)
     arena, const = (lambda offset: Place("arena", offset)), (lambda offset: Place("weights", offset))
     problem = NodeProblem("Test", None, (), ())
-    # The padding before "rows" makes offsets differ from sizes; "hidden" may not overlap "x" because threads lag behind each other.
     schedule = Schedule(
         name=name,
         target=Target(f"test-{arch}", arch, ARCH_FEATURES[arch], "generic", f"{arch}-linux-gnu"),
