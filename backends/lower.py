@@ -323,8 +323,25 @@ class _Lowering:
             return ConvProblem(1, 1, rows, k, w.type.static_shape[0], dtype=dtype, out_dtype="float32")
         a = node.attrs
         n, c, h, width = shape
+        top, left, bottom, right = a.pads
         return ConvProblem(
-            n, h, width, c, w.type.static_shape[0], *a.kernel, *a.strides, *a.dilations, *a.pads, groups=a.groups, dtype=dtype
+            n,
+            h,
+            width,
+            c,
+            w.type.static_shape[0],
+            kh=a.kernel[0],
+            kw=a.kernel[1],
+            stride_h=a.strides[0],
+            stride_w=a.strides[1],
+            dilation_h=a.dilations[0],
+            dilation_w=a.dilations[1],
+            pad_top=top,
+            pad_left=left,
+            pad_bottom=bottom,
+            pad_right=right,
+            groups=a.groups,
+            dtype=dtype,
         )
 
     def _requantized(

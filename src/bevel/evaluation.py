@@ -55,7 +55,8 @@ def artifact_inputs(artifact: Artifact) -> tuple[Inputs, ...]:
 
 def choices(outputs: Array, samples: int) -> Array:
     """Top-1 class of each sample: the last axis holds the classes."""
-    return np.asarray(outputs).reshape(samples, -1).argmax(axis=1)
+    best: Array = outputs.reshape(samples, -1).argmax(axis=1)
+    return best
 
 
 def evaluate(

@@ -23,7 +23,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .2rem .6rem; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 th { cursor: pointer; } td.n, th.n { text-align: right; overflow-wrap: normal; }
-svg { width: 100%; height: auto; background: var(--soft); } rect { fill: var(--bar); } svg text { font: 10px sans-serif; fill: currentColor; }
+svg { width: 100%; height: auto; background: var(--soft); }
+rect { fill: var(--bar); opacity: .6; } svg text { font: 10px sans-serif; fill: currentColor; }
 code { font-size: .85em; overflow-wrap: anywhere; } .note { opacity: .75; }
 """
 
@@ -150,8 +151,7 @@ def _memory(manifest: Mapping[str, Any]) -> str:
         x, w = width * t["first"] / steps, width * (t["last"] - t["first"] + 1) / steps
         y, h = height * t["offset"] / arena, max(1.0, height * t["nbytes"] / arena)
         tip = f"{t['name']}: {t['nbytes']:,} bytes at {t['offset']:,}, steps {t['first']} to {t['last']}"
-        bars.append(
-            f"<rect x='{x:.1f}' y='{height - y - h:.1f}' width='{w:.1f}' height='{h:.1f}' opacity='.6'><title>{_text(tip)}</title></rect>"
-        )
+        box = f"x='{x:.1f}' y='{height - y - h:.1f}' width='{w:.1f}' height='{h:.1f}'"
+        bars.append(f"<rect {box}><title>{_text(tip)}</title></rect>")
     label = f"<text x='4' y='12'>{arena:,} bytes</text><text x='{width - 60:.0f}' y='{height - 4:.0f}'>{steps} steps</text>"
     return f"<svg viewBox='0 0 {width:.0f} {height:.0f}' role=img>{''.join(bars)}{label}</svg>"

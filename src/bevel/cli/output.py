@@ -35,12 +35,12 @@ def emit(as_json: bool, document: Mapping[str, Any], text: Iterable[Any]) -> Non
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A table whose columns are right-aligned where they hold numbers."""
-    rows = [[_cell(cell) for cell in row] for row in rows]
+    cells = [[_cell(cell) for cell in row] for row in rows]
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
+        numeric = bool(cells) and all(_is_number(row[index]) for row in cells)
         grid.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
+    for row in cells:
         grid.add_row(*row)
     return grid
 
