@@ -105,8 +105,8 @@ def diagnose(where: str, program: str, trailer: Trailer, limit_s: int, stderr: s
             f"the dynamic loader of {program} is not on the device ({last})",
             "Install its C library there, or link statically",
         )
-    if status == 127:
-        return MissingTool(where, f"there is no command {program} on the device", "Install it there")
+    if status in (126, 127) and "/" not in program:
+        return MissingTool(where, f"there is no command {program} this user may run", "Install it there")
     if status == 126:
         return NotExecutable(where, f"{program} cannot be executed ({last})", "Check its permissions and format")
     if "No space left on device" in stderr:

@@ -19,6 +19,7 @@ from bevel.devices.host import cpu_features, normalize_arch
 # (link down) ends the job. The wait's status is 128 + signal for a job that a signal ended.
 LAUNCH = r"""
 nonce=$1 limit=$2 patience=$3 input=$4; shift 4
+export LC_ALL=C
 exec 3<&0
 read -r begin idle </proc/uptime
 setsid timeout -k 1 "$limit" "$@" <"$input" 3<&- &
@@ -137,7 +138,7 @@ def split_trailer(stderr: bytes, nonce: str) -> tuple[bytes, Trailer | None]:
     if match is None:
         return stderr, None
     status, begin, end = int(match[1]), float(match[2]), float(match[3])
-    return stderr[: match.start()], Trailer(status, end - begin)
+    return stderr[: match.start()], Trailer(status, round(end - begin, 2))
 
 
 def is_noexec(mounts: str, mount_point: str) -> bool:

@@ -113,6 +113,11 @@ def test_plain_ssh_logs_in(board: EmulatedBoard) -> None:
         pytest.skip("no ssh client: apt-get install openssh-client")
     done = subprocess.run(["ssh", "-F", board.ssh_config, "board", "uname -m"], capture_output=True, check=True)
     assert done.stdout == b"aarch64\n"
+    # A board refuses another machine's programs whoever starts them.
+    shutil.copy(Path("/bin/true").resolve(), board.root / "home/true")
+    done = subprocess.run(["ssh", "-F", board.ssh_config, "board", "~/true"], capture_output=True, check=False)
+    assert done.returncode == 126
+    assert b"Exec format error" in done.stderr
 
 
 def test_board_leaves_nothing_behind() -> None:
@@ -164,6 +169,17 @@ def test_configuration_is_honoured(board: EmulatedBoard) -> None:
     ssh = Ssh("board", config=str(board.ssh_config), workdir=address(board).workdir)
     with SshTransport(ssh) as transport:
         assert transport.info.arch == "aarch64"
+
+
+def test_jump_host(board: EmulatedBoard, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    text = board.ssh_config.read_text()
+    config.write_text(f"{text}Host behind\n  ProxyJump board\n{text.partition(chr(10))[2]}")
+    with SshTransport(Ssh("behind", config=str(config), workdir=address(board).workdir)) as transport:
+        connection = transport._connection
+        assert connection is not None
+        assert connection.get_extra_info("peername") == ("", 0)  # no socket of its own: it goes through another connection
+        assert transport.run(["uname", "-m"]).stdout == b"aarch64\n"
 
 
 def test_key_the_board_does_not_know(board: EmulatedBoard, tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ def test_status_to_named_error(status: int, seconds: float, stderr: str, error: 
 
 def test_unknown_command_is_a_missing_tool() -> None:
     assert isinstance(diagnose("b", "perf", Trailer(127, 0.0), 60, ""), errors.MissingTool)
+    # A directory of PATH the user may not read.
+    assert isinstance(diagnose("b", "perf", Trailer(126, 0.0), 60, "Permission denied"), errors.MissingTool)
 
 
 def elf(machine: int, big_endian: bool = False) -> bytes:
