@@ -235,6 +235,21 @@ class Builder:
         """float32 a * b + c with one rounding."""
         return self.call("float32" if lanes == 1 else f"float32x{lanes}", "llvm.fma", a, b, c)
 
+    def opaque(self, value: Expr, dtype: str, lanes: int = 1) -> Expr:
+        """`value` as it is, at no cost, but LLVM does not know what it is.
+
+        A loop that stores a loaded or constant value unchanged becomes a call of memcpy or memset, an undefined symbol.
+
+        Args:
+            value: of any type whose bytes are a multiple of 4.
+            dtype: its scalar type.
+            lanes: its lanes.
+        """
+        words = lanes * int(dtype.lstrip("uintfloa")) // 32
+        name = "float32" if words == 1 else f"float32x{words}"
+        fenced = self.call(name, "llvm.arithmetic.fence", self.bitcast(value, "float32", words))
+        return self.bitcast(fenced, dtype, lanes)
+
     def math(self, name: str, *operands: Expr) -> Expr:
         """A TIR math function by name ("exp", "sqrt", "popcount"): only those LLVM lowers without a library call are legal."""
         return getattr(self._ns.T, name)(*operands)

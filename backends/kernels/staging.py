@@ -73,7 +73,7 @@ class Staging:
         def fill(start: Expr, pixels: int) -> None:
             if pixels:
                 with k.serial(math.ceil(pixels * p.c / lanes)) as v:
-                    k.store(scratch, start + v * lanes, k.splat(zero, lanes), lanes)
+                    k.store(scratch, start + v * lanes, k.opaque(k.splat(zero, lanes), self.x_dtype, lanes), lanes)
 
         with k.serial((stop - row - 1) * p.stride_h + self.input_rows(1)) as r:
             source = row * p.stride_h - p.pad_top + r
@@ -85,6 +85,8 @@ class Staging:
                         value = k.load(x, (image * p.h + source) * (p.w * p.c) + v * lanes, lanes)
                         if self.x_dtype != p.dtype:
                             value = k.cast(value, self.x_dtype, lanes)
+                        else:
+                            value = k.opaque(value, self.x_dtype, lanes)
                         k.store(scratch, start + left * p.c + v * lanes, value, lanes)
                     fill(start + (left + middle) * p.c, right)
                 with outside:

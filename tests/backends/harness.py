@@ -112,9 +112,12 @@ class Compiled:
         self.object_path = folder / "kernels.o"
         self.object_path.write_bytes(compile_object(functions, target))
         self._native = platform.machine() == target.arch
+        prefix = "" if self._native else f"{target.arch}-linux-gnu-"
+        undefined = _check([f"{prefix}nm", "-u", str(self.object_path)]).split()[1::2]
+        assert not undefined, f"kernels call {', '.join(undefined)}; the kernel ABI allows no undefined symbol"
         if self._native:
             library = folder / "kernels.so"
-            _check(["cc", "-shared", "-o", str(library), str(self.object_path)])
+            _check(["cc", "-shared", "-nostdlib", "-o", str(library), str(self.object_path)])
             self._library = ctypes.CDLL(str(library))
         else:
             self._runner = folder / "runner"
@@ -201,9 +204,11 @@ class _Prepared:
         return values
 
 
-def _check(command: Sequence[str]) -> None:
+def _check(command: Sequence[str]) -> str:
+    """Output of a command that must succeed."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)} failed ({done.returncode}): {done.stderr[-2000:]}"
+    return done.stdout
 
 
 _RUNNER = r"""
