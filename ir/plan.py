@@ -1,0 +1,285 @@
+"""CompressionPlan: what to do to a model, as one JSON document that search writes, passes apply and people edit.
+
+    {
+      "bevel_plan": 1,
+      "model": "<sha256 of the model file, or empty for any model>",
+      "bits": "w8a8",
+      "calibration": "minmax",
+      "granularity": "channel",
+      "rounding": "nearest",
+      "layers": {"conv1": {"bits": "fp32"}}
+    }
+
+Layers are named by the value they compute in the original model, channel indices count in the original model. A field left out
+takes the document's default. Nothing is ever ignored: unknown fields are refused when a plan is read, unknown layers and what no
+pass implements when it is validated against a graph.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from bevel.errors import InvalidPlan
+from bevel.ir.graph import Graph
+
+PLAN_VERSION = 1
+_FLOAT_BITS = 32
+_SHORT = {"8": "w8a8", "4": "w4a8"}
+_BITS = re.compile(r"w([1-8])a([1-8]|32)")
+_SPARSITY = re.compile(r"[1-9]\d{0,3}:[1-9]\d{0,3}|0\.\d{1,6}")
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Precision of one layer: bits of its weights and of its activations; 32 and 16 stand for floating point."""
+
+    weights: int
+    activations: int
+
+    def __str__(self) -> str:
+        if self.weights == self.activations and self.weights > 8:
+            return f"fp{self.weights}"
+        return f"w{self.weights}a{self.activations}"
+
+
+FP32 = Bits(_FLOAT_BITS, _FLOAT_BITS)
+W8A8 = Bits(8, 8)
+
+# What the passes of this version carry out. Everything else a plan can say is read, written and refused by `validate`.
+_IMPLEMENTED_BITS = (FP32, W8A8)
+_IMPLEMENTED = {"calibration": ("minmax",), "granularity": ("channel",), "rounding": ("nearest",)}
+
+
+def parse_bits(spec: str) -> Bits:
+    """The precision spelled `spec`: "fp32", "fp16", "w8a8" (= "8"), "w4a8" (= "4"), "w2a2", weight-only "w4a32".
+
+    Raises:
+        InvalidPlan: no such spelling.
+    """
+    if spec in ("fp32", "fp16"):
+        return Bits(int(spec[2:]), int(spec[2:]))
+    match = _BITS.fullmatch(_SHORT.get(spec, spec))
+    if match is None:
+        raise InvalidPlan(
+            f"bits {spec!r}: expected fp32, fp16, w8a8 (= 8), w4a8 (= 4), or wNaM with N in 1..8 and M in 1..8 or 32"
+        )
+    return Bits(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What a plan says of one layer; None takes the plan's default.
+
+    Attributes:
+        bits: precision of weights and activations.
+        granularity: what shares a weight scale: "channel", "tensor" or a group.
+        rounding: how weights become codes: "nearest" or a learned method.
+        dropped: the layer is bypassed.
+        kept_channels: output channels that stay, by original index, ascending; None keeps all.
+        sparsity: zero pattern of the weights: "2:4", or a fraction such as "0.5".
+    """
+
+    bits: Bits | None = None
+    granularity: str | None = None
+    rounding: str | None = None
+    dropped: bool = False
+    kept_channels: tuple[int, ...] | None = None
+    sparsity: str | None = None
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    """The whole plan of a model.
+
+    Attributes:
+        model: sha256 of the model file that names and channel indices refer to; "" for a plan that fits any model.
+        bits: precision of layers that say nothing else.
+        calibration: how activation ranges are chosen.
+        granularity: what shares a weight scale.
+        rounding: how weights become codes.
+        layers: exceptions by layer name.
+    """
+
+    model: str = ""
+    bits: Bits = W8A8
+    calibration: str = "minmax"
+    granularity: str = "channel"
+    rounding: str = "nearest"
+    layers: Mapping[str, LayerPlan] = field(default_factory=dict)
+
+    def bits_of(self, layer: str) -> Bits:
+        """Precision of the layer that computes value `layer`."""
+        return self.layers.get(layer, LayerPlan()).bits or self.bits
+
+    def layers_at(self, bits: Bits, graph: Graph) -> frozenset[str]:
+        """Names of the node results of `graph` whose precision is `bits`."""
+        return frozenset(name for name in _layer_names(graph) if self.bits_of(name) == bits)
+
+    def validate(self, graph: Graph) -> None:
+        """Check that this version of bevel can apply the plan to `graph` in full.
+
+        Raises:
+            InvalidPlan: the plan belongs to another model, names a layer that does not exist (with near matches), or asks for
+                what no pass implements.
+        """
+        if self.model and graph.source_hash and self.model != graph.source_hash:
+            raise InvalidPlan(
+                f"the plan was made for the model with sha256 {self.model}, {graph.name!r} has {graph.source_hash}; "
+                "make a plan for this model, or set its field 'model' to \"\" if the layers are the same"
+            )
+        names = _layer_names(graph)
+        for name in self.layers:
+            if name not in names:
+                raise InvalidPlan(f"layer {name!r} does not exist in {graph.name!r}{_near(name, names)}")
+        _require_implemented("the plan", self)
+        for name, layer in self.layers.items():
+            _require_implemented(f"layer {name!r}", layer)
+
+    def dumps(self) -> str:
+        """The plan as JSON; `loads_plan` reads it back equal. Fields at their defaults are left out of layers."""
+        document: dict[str, Any] = {"bevel_plan": PLAN_VERSION, "model": self.model, "bits": str(self.bits)}
+        document |= {name: getattr(self, name) for name in _IMPLEMENTED}
+        document["layers"] = {name: _layer_json(layer) for name, layer in self.layers.items()}
+        return json.dumps(document, indent=2) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON to `path`."""
+        Path(path).write_text(self.dumps(), encoding="utf-8")
+
+
+def loads_plan(text: str, origin: str = "plan") -> CompressionPlan:
+    """The plan in a JSON document.
+
+    Args:
+        text: JSON.
+        origin: what to call it in errors.
+
+    Raises:
+        InvalidPlan: no JSON, another version, an unknown or repeated field, or a field that holds what it cannot mean.
+    """
+    try:
+        document = json.loads(text, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise InvalidPlan(f"{origin} is no JSON document: {error}") from None
+    except InvalidPlan as error:
+        raise InvalidPlan(f"{origin}: {error}") from None
+    document = _object(document, origin, ("bevel_plan", *(f.name for f in fields(CompressionPlan))))
+    if document.pop("bevel_plan", None) != PLAN_VERSION:
+        raise InvalidPlan(f"{origin}: expected field 'bevel_plan': {PLAN_VERSION}")
+    layers = document.pop("layers", {})
+    if not isinstance(layers, dict):
+        raise InvalidPlan(f"{origin}: field 'layers' is {layers!r}, expected an object with one entry for each layer")
+    values = {name: _field(name, value, origin) for name, value in document.items()}
+    return CompressionPlan(**values, layers={name: _layer(value, f"{origin}: layer {name!r}") for name, value in layers.items()})
+
+
+def load_plan(path: str | Path) -> CompressionPlan:
+    """The plan stored at `path`.
+
+    Raises:
+        InvalidPlan: the file cannot be read, or see `loads_plan`.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidPlan(f"plan {path}: {error}") from None
+    return loads_plan(text, f"plan {path}")
+
+
+def _layer(value: Any, where: str) -> LayerPlan:
+    document = _object(value, where, tuple(f.name for f in fields(LayerPlan)))
+    return LayerPlan(**{name: _field(name, v, where) for name, v in document.items()})
+
+
+def _layer_json(layer: LayerPlan) -> dict[str, Any]:
+    found = {f.name: getattr(layer, f.name) for f in fields(layer) if getattr(layer, f.name) != f.default}
+    if layer.bits is not None:
+        found["bits"] = str(layer.bits)
+    if layer.kept_channels is not None:
+        found["kept_channels"] = list(layer.kept_channels)
+    return found
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidPlan(f"{name!r} is given twice")
+        found[name] = value
+    return found
+
+
+def _object(value: Any, where: str, known: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidPlan(f"{where} is {value!r}, expected a JSON object")
+    for name in value:
+        if name not in known:
+            raise InvalidPlan(f"{where}: unknown field {name!r}{_near(name, known)}; known are {', '.join(known)}")
+    return dict(value)
+
+
+def _field(name: str, value: Any, where: str) -> Any:
+    """One field of a plan or a layer from its JSON value."""
+    if name == "dropped":
+        expected, valid = "true or false", isinstance(value, bool)
+    elif name == "kept_channels":
+        integers = isinstance(value, list) and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value)
+        expected, valid = (
+            "ascending distinct channel indices, at least one",
+            bool(integers and value and value == sorted(set(value))),
+        )
+    elif name == "sparsity":
+        expected, valid = 'a pattern such as "2:4" or a fraction such as "0.5"', _is_sparsity(value)
+    else:
+        expected, valid = "a text", isinstance(value, str)
+    if not valid:
+        raise InvalidPlan(f"{where}: field {name!r} is {value!r}, expected {expected}")
+    if name == "bits":
+        try:
+            return parse_bits(value)
+        except InvalidPlan as error:
+            raise InvalidPlan(f"{where}: {error}") from None
+    return tuple(value) if name == "kept_channels" else value
+
+
+def _is_sparsity(value: Any) -> bool:
+    if not isinstance(value, str) or not _SPARSITY.fullmatch(value):
+        return False
+    kept, colon, of = value.partition(":")
+    return int(kept) < int(of) if colon else True
+
+
+def _layer_names(graph: Graph) -> dict[str, None]:
+    return {value.name: None for node in graph.nodes for value in node.outputs}
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(repr(m) for m in matches)}?" if matches else ""
+
+
+def _require_implemented(where: str, plan: CompressionPlan | LayerPlan) -> None:
+    def refuse(what: str, found: object, supported: Collection[object]) -> None:
+        raise InvalidPlan(
+            f"{where} asks for {what} {found}, which no pass implements; supported: {', '.join(map(str, supported))}"
+        )
+
+    if plan.bits is not None and plan.bits not in _IMPLEMENTED_BITS:
+        refuse("bits", plan.bits, _IMPLEMENTED_BITS)
+    for name, supported in _IMPLEMENTED.items():
+        found = getattr(plan, name, None)
+        if found is not None and found not in supported:
+            refuse(name, repr(found), supported)
+    if isinstance(plan, LayerPlan):
+        if plan.dropped:
+            refuse("dropping the layer", "(dropped)", ["false"])
+        if plan.kept_channels is not None:
+            refuse("pruning", f"to {len(plan.kept_channels)} channels (kept_channels)", ["all channels"])
+        if plan.sparsity is not None:
+            refuse("sparsity", plan.sparsity, ["dense weights"])
