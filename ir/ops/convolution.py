@@ -68,19 +68,29 @@ def gemm_macs(_attrs: Any, ins: tuple[TensorType, ...], outs: tuple[TensorType, 
 
 
 def convolve(x: Array, w: Array, attrs: ConvAttrs, fill: float) -> Array:
-    """Convolution by im2col and BLAS in the dtype of x and w, one group at a time; the border holds `fill`."""
+    """Convolution in the dtype of x and w; the border holds `fill`.
+
+    Depthwise: one multiply-add of whole planes for each tap. Otherwise im2col and BLAS, one group of one image at a time: columns
+    [C * KH * KW, OH * OW] are copied in runs of whole rows, stay in the cache, and the product lands in NCHW order.
+    """
     n, c = x.shape[:2]
     oc = w.shape[0]
     view = windows(x, attrs, fill)
-    oh, ow = view.shape[2:4]
+    oh, ow, kh, kw = view.shape[2:]
     per_in, per_out = c // attrs.groups, oc // attrs.groups
+    result = np.zeros((n, oc, oh, ow), x.dtype)
     if per_in == 1 and per_out == 1:
-        return np.asarray(np.einsum("nchwij,cij->nchw", view, w[:, 0], optimize=True))
-    result = np.empty((n, oc, oh, ow), x.dtype)
-    for g in range(attrs.groups):
-        columns = view[:, g * per_in : (g + 1) * per_in].transpose(0, 2, 3, 1, 4, 5).reshape(n * oh * ow, -1)
-        rows = w[g * per_out : (g + 1) * per_out].reshape(per_out, -1)
-        result[:, g * per_out : (g + 1) * per_out] = (columns @ rows.T).reshape(n, oh, ow, per_out).transpose(0, 3, 1, 2)
+        taps = w.reshape(1, oc, 1, 1, kh, kw)
+        for i, j in np.ndindex(kh, kw):
+            result += view[..., i, j] * taps[..., i, j]
+        return result
+    columns = np.empty((per_in, kh, kw, oh, ow), x.dtype)
+    flat = columns.reshape(per_in * kh * kw, oh * ow)
+    rows = w.reshape(attrs.groups, per_out, -1)
+    for image, g in np.ndindex(n, attrs.groups):
+        np.copyto(columns, view[image, g * per_in : (g + 1) * per_in].transpose(0, 3, 4, 1, 2))
+        out = result[image, g * per_out : (g + 1) * per_out].reshape(per_out, oh * ow)
+        np.matmul(rows[g], flat, out=out)
     return result
 
 

@@ -6,6 +6,7 @@ fuse the pair. Every function here is exact integer arithmetic, whatever dtype n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,11 +108,13 @@ def requantize(acc: Array, m: Array, n: Array, zero_point: int, lo: int, hi: int
     Returns:
         int64 codes.
     """
-    product = acc.astype(np.int64) * m.astype(np.int64)
+    codes = np.asarray(np.multiply(acc, m, dtype=np.int64))
     n = n.astype(np.int64)
-    # |product| < 2^62 and 2^(n-1) <= 2^61, so the sum cannot overflow int64.
-    scaled = (product + (np.int64(1) << (n - 1))) >> n
-    return np.clip(scaled + zero_point, lo, hi)
+    # |acc * m| < 2^62 and 2^(n-1) <= 2^61, so the sum cannot overflow int64.
+    codes = np.add(codes, np.int64(1) << (n - 1), out=codes)
+    codes >>= n
+    codes += zero_point
+    return np.asarray(np.clip(codes, lo, hi, out=codes))
 
 
 def _quant(type_: TensorType) -> Quant:
@@ -120,23 +123,29 @@ def _quant(type_: TensorType) -> Quant:
     return type_.elem
 
 
-def centered(codes: Array, type_: TensorType) -> Array:
-    """Code minus zero point as int64, for a per-tensor quantized operand."""
-    return codes.astype(np.int64) - _quant(type_).zero_point[0]
+def centered(codes: Array, type_: TensorType, dtype: type[np.signedinteger[Any]] = np.int64) -> Array:
+    """Code minus zero point in `dtype`, for a per-tensor quantized operand."""
+    return np.asarray(np.subtract(codes, _quant(type_).zero_point[0], dtype=dtype))
 
 
-def _exact_dtype(reduction: int, x: Array, w: Array) -> type[np.floating[Any]]:
-    """The BLAS dtype in which sums of `reduction` products are exact: float32 below 2^24, float64 below 2^53."""
-    bound = reduction * int(np.abs(x).max(initial=0)) * int(np.abs(w).max(initial=0))
+def _weighted(x: Array, type_: TensorType, w: Array, bias: Array, product: Callable[[Array, Array], Array], axis: int) -> Array:
+    """int32 accumulators of `product(x - zp, w)` plus a bias along `axis`, computed exactly through floating-point BLAS.
+
+    Sums of integers are exact in float32 while their bound is below 2^24, in float64 below 2^53.
+    """
+    zero = _quant(type_).zero_point[0]
+    reach = max(int(x.max(initial=zero)) - zero, zero - int(x.min(initial=zero)))
+    bound = reach * int(np.abs(w.astype(np.int64)).reshape(w.shape[0], -1).sum(axis=1).max(initial=0))
     require(bound < 1 << 53, f"accumulation bound {bound} does not fit float64")
-    return np.float32 if bound < 1 << 24 else np.float64
-
-
-def _accumulate(total: Array, bias: Array) -> Array:
-    result = np.rint(total).astype(np.int64) + bias
+    dtype = np.float32 if bound < 1 << 24 else np.float64
+    total = product(np.subtract(x, zero, dtype=dtype), w.astype(dtype))
+    bias = bias.reshape([-1 if i == axis % total.ndim else 1 for i in range(total.ndim)])
+    if bound + int(np.abs(bias.astype(np.int64)).max(initial=0)) < 1 << 31:
+        return np.add(total.astype(np.int32), bias, dtype=np.int32)
+    wide = total.astype(np.int64) + bias
     limit = np.iinfo(np.int32)
-    require(bool((result >= limit.min).all() and (result <= limit.max).all()), "an int32 accumulator overflowed")
-    return result.astype(np.int32)
+    require(bool((wide >= limit.min).all() and (wide <= limit.max).all()), "an int32 accumulator overflowed")
+    return wide.astype(np.int32)
 
 
 def _int_weighted(ins: tuple[TensorType, ...]) -> None:
@@ -152,9 +161,10 @@ def _int_conv_infer(attrs: ConvAttrs, ins: tuple[TensorType, ...]) -> tuple[Tens
 
 
 def _int_conv_reference(call: Call, x: Array, w: Array, bias: Array) -> Array:
-    real = centered(x, call.inputs[0])
-    dtype = _exact_dtype(int(np.prod(w.shape[1:])), real, w)
-    return _accumulate(convolve(real.astype(dtype), w.astype(dtype), call.attrs, 0), bias.reshape(1, -1, 1, 1))
+    def product(real: Array, weights: Array) -> Array:
+        return convolve(real, weights, call.attrs, 0)
+
+    return _weighted(x, call.inputs[0], w, bias, product, axis=1)
 
 
 def _int_gemm_infer(_attrs: NoAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
@@ -163,9 +173,7 @@ def _int_gemm_infer(_attrs: NoAttrs, ins: tuple[TensorType, ...]) -> tuple[Tenso
 
 
 def _int_gemm_reference(call: Call, x: Array, w: Array, bias: Array) -> Array:
-    real = centered(x, call.inputs[0])
-    dtype = _exact_dtype(w.shape[1], real, w)
-    return _accumulate(real.astype(dtype) @ w.astype(dtype).T, bias)
+    return _weighted(x, call.inputs[0], w, bias, lambda real, weights: real @ weights.T, axis=-1)
 
 
 def _requantize_infer(attrs: RequantizeAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
@@ -195,9 +203,16 @@ def _pair_infer(attrs: Any, ins: tuple[TensorType, ...]) -> tuple[TensorType, ..
 
 def _int_add_reference(call: Call, a: Array, b: Array) -> Array:
     at = call.attrs
-    total = centered(a, call.inputs[0]) * at.ma + centered(b, call.inputs[1]) * at.mb + (1 << (at.n - 1))
-    require(bool((np.abs(total) < 1 << 31).all()), "IntAdd overflowed int32")
-    return np.asarray(np.clip((total >> at.n) + at.out.zero_point[0], at.lo, at.hi), dtype=at.out.dtype)
+    x, y = centered(a, call.inputs[0], np.int32), centered(b, call.inputs[1], np.int32)
+    reach = abs(at.ma) * int(np.abs(x).max(initial=0)) + abs(at.mb) * int(np.abs(y).max(initial=0)) + (1 << (at.n - 1))
+    require(reach < 1 << 31, "IntAdd overflowed int32")
+    x *= at.ma
+    y *= at.mb
+    total = np.asarray(x + y)
+    total += np.int32(1 << (at.n - 1))
+    total >>= at.n
+    total += at.out.zero_point[0]
+    return np.asarray(np.clip(total, at.lo, at.hi), dtype=at.out.dtype)
 
 
 def _int_mul_reference(call: Call, a: Array, b: Array) -> Array:

@@ -4,8 +4,8 @@
     %r: f32 = Relu(%c)                          ->    %r: q8 = Relu(%c)
     %s: f32 = Softmax(%r)                             %s: q8 = Softmax(%r)
 
-The op table's quantization rule says how each result is typed. A result that only a Relu or Clip reads stays float: the clamp moves
-into its producer, so one rounding is left. Layers without an integer form, or named in `keep_float`, stay float islands.
+The op table's quantization rule says how each result is typed. A result that only a Relu or Clip reads stays float: the clamp
+moves into its producer, so one rounding is left. Layers without an integer form, or named in `keep_float`, stay float islands.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ import numpy.typing as npt
 from bevel.errors import UnsupportedModel
 from bevel.ir.graph import Node
 from bevel.ir.ops import Call, Trait, lookup, table
-from bevel.ir.ops.integer import SOFTMAX_OUT, IntAddAttrs, IntMulAttrs, OutAttrs, softmax_table
+from bevel.ir.ops.integer import SOFTMAX_MAX_EXTENT, SOFTMAX_OUT, IntAddAttrs, IntMulAttrs, OutAttrs, softmax_table
+from bevel.ir.types import I8
 from bevel.passes.quantize.dyadic import add_factors, dyadic, exact
-from bevel.passes.quantize.lowering import Epilogue, Lowering, lowers, quant
+from bevel.passes.quantize.lowering import Epilogue, Lowering, is_code, lowers, quant
 
 Array = npt.NDArray[Any]
 
@@ -61,7 +62,13 @@ def lower_unary(ctx: Lowering, node: Node, end: Epilogue) -> None:
     ctx.finish(end.value, "Lut", [ctx.operand(source), codes], OutAttrs(end.out), node.loc)
 
 
-@lowers("Softmax")
+def _softmax_fits(node: Node) -> bool:
+    x = node.inputs[0]
+    extent = x.type.shape[node.attrs.axis]
+    return is_code(x) and quant(x).storage == I8 and isinstance(extent, int) and extent <= SOFTMAX_MAX_EXTENT
+
+
+@lowers("Softmax", fits=_softmax_fits)
 def lower_softmax(ctx: Lowering, node: Node, end: Epilogue) -> None:
     """Softmax -> IntSoftmax at its fixed type, and a Lut to another annotated type or clamp."""
     source = node.inputs[0]

@@ -17,9 +17,9 @@ def lower_average(ctx: Lowering, node: Node, end: Epilogue) -> None:
     source = node.inputs[0]
     height, width = (int(d) for d in source.type.shape[2:] if isinstance(d, int))
     at = node.attrs if isinstance(node.attrs, AveragePoolAttrs) else AveragePoolAttrs((height, width), (height, width))
-    # A window that lies in the border entirely averages nothing; it counts as one element of real zero.
-    counts = tuple(int(c) for c in np.unique(np.maximum(window_counts(at, height, width), 1)))
+    counts = tuple(int(c) for c in np.unique(window_counts(at, height, width)))
     ratio = exact(quant(source).scale[0]) / exact(end.out.scale[0])
-    m, n = zip(*(dyadic(ratio / c) for c in counts), strict=True)
+    # A window that lies in the border entirely averages nothing and yields zero.
+    m, n = zip(*(dyadic(ratio / c) if c else (0, 1) for c in counts), strict=True)
     attrs = IntAveragePoolAttrs(at.kernel, at.strides, at.pads, at.dilations, end.out, counts, m, n, end.lo, end.hi)
     ctx.finish(end.value, "IntAveragePool", [ctx.operand(source)], attrs, node.loc)

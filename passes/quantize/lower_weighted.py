@@ -13,7 +13,7 @@ from bevel.ir.graph import Node, Value
 from bevel.ir.ops.integer import RequantizeAttrs
 from bevel.ir.types import Quant
 from bevel.passes.quantize.dyadic import dyadic, exact
-from bevel.passes.quantize.lowering import Epilogue, Lowering, lowers, quant
+from bevel.passes.quantize.lowering import Epilogue, Lowering, is_code, lowers, quant
 
 Array = npt.NDArray[Any]
 
@@ -50,13 +50,19 @@ def _proved(acc: Array, bias: Array, w: Array, x: Quant, layer: str) -> Array:
     worst = max(int(a) * reach + abs(int(b)) for a, b in zip(acc, bias, strict=True))
     if worst >= 1 << 31:
         raise UnsupportedModel(
-            f"layer {layer!r}: accumulators can reach {worst}, int32 holds {(1 << 31) - 1} (reduction of {w[0].size}, inputs up to "
-            f"{reach}, largest bias {max(abs(int(b)) for b in bias)}); keep this layer at fp32 in the plan, or recalibrate"
+            f"layer {layer!r}: accumulators can reach {worst}, int32 holds {(1 << 31) - 1} (reduction of {w[0].size}, inputs up "
+            f"to {reach}, largest bias {max(abs(int(b)) for b in bias)}); keep this layer at fp32 in the plan, or recalibrate"
         )
     return bias.astype(np.int32)
 
 
-@lowers("Conv", "Gemm")
+def _fits(node: Node) -> bool:
+    weight = node.inputs[1].type.elem
+    narrow = isinstance(weight, Quant) and weight.storage.bits <= 8
+    return is_code(node.inputs[0]) and narrow and all(v.is_constant for v in node.inputs[1:])
+
+
+@lowers("Conv", "Gemm", fits=_fits)
 def lower_weighted(ctx: Lowering, node: Node, end: Epilogue) -> None:
     """Conv(x, w, b) -> Requantize(IntConv(x, w, b'), m, n), Gemm likewise; Relu and Clip behind them become the clamp.
 

@@ -1,7 +1,7 @@
 """The context in which ANNOTATED nodes become INTEGER nodes, and the table of rules by op.
 
-A rule gets a `Lowering`, a node whose data operands and final result are quantized per tensor, and the node's `Epilogue`: the value
-the lowered node stands for (the node's own result, or that of the activations fused behind it), its type and its clamp.
+A rule gets a `Lowering`, a node whose data operands and final result are quantized per tensor, and the node's `Epilogue`: the
+value the lowered node stands for (the node's own result, or that of the activations fused behind it), its type and its clamp.
 """
 
 from __future__ import annotations
@@ -41,26 +41,6 @@ class Epilogue:
     fused: tuple[Node, ...] = ()
 
 
-Rule = Callable[["Lowering", Node, Epilogue], None]
-_RULES: dict[str, Rule] = {}
-
-
-def lowers(*ops: str) -> Callable[[Rule], Rule]:
-    """Register the decorated function as the integer form of `ops`."""
-
-    def register(rule: Rule) -> Rule:
-        for op in ops:
-            _RULES[op] = rule
-        return rule
-
-    return register
-
-
-def rule_of(op: str) -> Rule | None:
-    """The rule of `op`, None where it has no integer form."""
-    return _RULES.get(op)
-
-
 def quant(value: Value) -> Quant:
     """The quantized element type of `value`.
 
@@ -88,6 +68,33 @@ def code_of(real: float, out: Quant) -> int:
 def clamp_bounds(node: Node) -> tuple[float, float]:
     """Real bounds of an ACTIVATION node."""
     return (0.0, np.inf) if node.op == "Relu" else (float(node.attrs.lo), float(node.attrs.hi))
+
+
+def operands_are_codes(node: Node) -> bool:
+    """True when every operand is a code: what most rules need."""
+    return all(is_code(v) for v in node.inputs)
+
+
+Rule = Callable[["Lowering", Node, Epilogue], None]
+Fits = Callable[[Node], bool]
+_RULES: dict[str, tuple[Rule, Fits]] = {}
+
+
+def lowers(*ops: str, fits: Fits = operands_are_codes) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the integer form of `ops`, for nodes whose operands satisfy `fits`."""
+
+    def register(rule: Rule) -> Rule:
+        for op in ops:
+            _RULES[op] = rule, fits
+        return rule
+
+    return register
+
+
+def rule_for(node: Node) -> Rule | None:
+    """The rule that lowers `node`, None where it has no integer form."""
+    rule, fits = _RULES.get(node.op, (None, operands_are_codes))
+    return rule if fits(node) else None
 
 
 class Lowering:

@@ -75,7 +75,7 @@ def batches(graph: Graph, arrays: Batch, size: int = 32) -> Iterator[dict[str, A
     for i in range(0, max(counts.values(), default=0), step):
         batch = {}
         for name, shape in shapes.items():
-            whole = bool(shape) and (isinstance(shape[0], Dim) or arrays[name].ndim == len(shape) and shape[0] == 1)
+            whole = bool(shape) and (isinstance(shape[0], Dim) or (arrays[name].ndim == len(shape) and shape[0] == 1))
             batch[name] = arrays[name][i : i + step] if whole else arrays[name][i]
         yield batch
 
@@ -84,7 +84,7 @@ def _checked(graph: Graph, batch: Batch, index: int) -> dict[str, Array]:
     expected = {v.name for v in graph.inputs}
     if set(batch) != expected:
         raise CalibrationError(
-            f"calibration batch {index}: holds {sorted(batch)}, model {graph.name!r} expects {sorted(expected)}; rename the arrays"
+            f"calibration batch {index}: holds {sorted(batch)}, model {graph.name!r} expects {sorted(expected)}; rename them"
         )
     arrays = {}
     for value in graph.inputs:
@@ -129,7 +129,7 @@ def observe_ranges(
         if value in observers:
             if not np.isfinite(array).all():
                 raise CalibrationError(
-                    f"calibration batch {done}: layer {value.name!r} computes NaN or infinity; check the data's range and the weights"
+                    f"calibration batch {done}: layer {value.name!r} computes NaN or infinity; check the data and the weights"
                 )
             observers[value].update(array)
 
@@ -142,7 +142,5 @@ def observe_ranges(
         if progress is not None:
             progress(done)
     if not done:
-        raise CalibrationError(
-            f"no calibration data for {graph.name!r}: give at least one batch, better 100 to 500 samples (--calib)"
-        )
+        raise CalibrationError(f"no calibration data for {graph.name!r}: give at least one batch, better 100 to 500 samples")
     return {value: watcher.range() for value, watcher in observers.items()}

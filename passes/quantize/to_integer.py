@@ -9,6 +9,7 @@ between Dequantize and Quantize. docs/numerics.md states what the integer operat
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.integer import OutAttrs
 from bevel.ir.types import F32, Quant
 from bevel.passes.quantize import lower_elementwise, lower_movement, lower_pool, lower_weighted
-from bevel.passes.quantize.lowering import Lowering, is_code, rule_of
+from bevel.passes.quantize.lowering import Lowering, is_code, rule_for
 
 # Importing them registers their rules.
 RULE_FILES = (lower_elementwise, lower_movement, lower_pool, lower_weighted)
@@ -55,7 +56,7 @@ class ToInteger:
 def spread_types(graph: Graph) -> None:
     """Give float results of data movement the quantized type on its other side, in place.
 
-    Moving and quantizing commute, so a type before the movement and one behind it mean the same; codes then move instead of reals.
+    Moving and quantizing commute, so a type before the movement and one behind it mean the same; codes move then, not reals.
     """
     movements = [n for n in graph.nodes if Trait.MOVEMENT in lookup(n.op).traits]
     for node in reversed(movements):
@@ -70,25 +71,31 @@ def spread_types(graph: Graph) -> None:
 
 def _lower(ctx: Lowering, node: Node) -> tuple[Node, ...]:
     """Lower one node; returns the activations fused into it."""
-    rule, end = rule_of(node.op), ctx.epilogue(node)
-    if rule is None or end is None or not _operands_fit(node):
+    rule, end = rule_for(node), ctx.epilogue(node)
+    if rule is None or end is None:
         _island(ctx, node)
+        return ()
+    if end.value is node.output and _is_conversion(node) and node.inputs[0].type == end.value.type and not _leaves(ctx, node):
+        ctx.bind(end.value, ctx.operand(node.inputs[0]))
         return ()
     rule(ctx, node, end)
     return end.fused
 
 
-def _operands_fit(node: Node) -> bool:
-    """True when the node's operands are codes, and weights and bias of a layer constants of any quantized type."""
-    if Trait.WEIGHTED not in lookup(node.op).traits:
-        return all(is_code(v) for v in node.inputs)
-    weight = node.inputs[1]
-    known = all(v.is_constant for v in node.inputs[1:])
-    return is_code(node.inputs[0]) and known and isinstance(weight.type.elem, Quant) and weight.type.elem.storage.bits <= 8
+def _is_conversion(node: Node) -> bool:
+    """True for an unbounded Clip: it computes nothing and only gives its result another type."""
+    return node.op == "Clip" and (node.attrs.lo, node.attrs.hi) == (-math.inf, math.inf)
+
+
+def _leaves(ctx: Lowering, node: Node) -> bool:
+    return any(ctx.source.is_output(v) for v in node.outputs)
 
 
 def _island(ctx: Lowering, node: Node) -> None:
     """Keep `node` in float32, or untouched where it works on plain integers, with conversions at its borders."""
+    if _is_conversion(node) and node.inputs[0].type.elem == F32 and isinstance(node.output.type.elem, Quant):
+        ctx.finish(node.output, "Quantize", [ctx.operand(node.inputs[0])], OutAttrs(node.output.type.elem), node.loc)
+        return
     operands = [ctx.real(v) for v in node.inputs]
     names = [ctx.fresh(f"{v.name}.real") if isinstance(v.type.elem, Quant) else v.name for v in node.outputs]
     island = ctx.target.add_node(node.op, operands, node.attrs, names=names, loc=node.loc)
