@@ -1,0 +1,256 @@
+"""Elementwise operators, float and integer: one line of arithmetic each.
+
+Operands broadcast, have any layout, and may be constants. A new operator is one entry of `UNARY`, `BINARY` or a `_body`
+function. Integer bodies work in int32 or int64 and contain no floating point. docs/numerics.md has the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bevel.backends.generic import functions
+from bevel.backends.generic.definition import define
+from bevel.backends.generic.lanes import Lanes, code_bias
+from bevel.backends.generic.regions import Body, Region, Regional, whole
+from bevel.backends.kernel import Buf, NodeProblem
+from bevel.backends.tvm import Expr
+
+Unary = Callable[[Lanes, Any, Expr], Expr]
+
+UNARY: Mapping[str, Unary] = {
+    "Relu": lambda v, _a, x: v.max(x, v.f32(0)),
+    "Clip": lambda v, a, x: v.clamp(x, a.lo, a.hi, "float32"),
+    "Sigmoid": lambda v, _a, x: functions.sigmoid(v, x),
+    "Tanh": lambda v, _a, x: functions.tanh(v, x),
+    "Exp": lambda v, _a, x: functions.exp(v, x),
+    "Erf": lambda v, _a, x: functions.erf(v, x),
+    "Gelu": lambda v, _a, x: functions.gelu(v, x),
+    "HardSwish": lambda v, _a, x: x * v.clamp(x / v.f32(6) + v.f32(0.5), 0, 1, "float32"),
+    "Silu": lambda v, _a, x: x * functions.sigmoid(v, x),
+    "Neg": lambda v, _a, x: v.bitcast(v.bitcast(x, "uint32") ^ v.const(0x80000000, "uint32"), "float32"),
+    "Abs": lambda v, _a, x: functions.absolute(v, x),
+    "Sqrt": lambda v, _a, x: v.k.math("sqrt", x),
+}
+
+BINARY: Mapping[str, Callable[[Expr, Expr], Expr]] = {
+    "Add": lambda a, b: a + b,
+    "Sub": lambda a, b: a - b,
+    "Mul": lambda a, b: a * b,
+    "Div": lambda a, b: a / b,
+}
+
+
+def finish(v: Lanes, problem: NodeProblem, value: Expr) -> Expr:
+    """`value` after the problem's epilogue."""
+    for op, attrs in problem.epilogue:
+        value = UNARY[op](v, attrs, value)
+    return value
+
+
+def requantize(v: Lanes, acc: Expr, m: Expr, n: Expr, zero_point: Expr, lo: Expr, hi: Expr) -> Expr:
+    """clamp(zp + ((acc * m + 2^(n-1)) >> n)) in int64.
+
+    Args:
+        v: lanes.
+        acc: int64, within int32 (or its product with m within 2^62).
+        m: int64 in [2^30, 2^31) or 0.
+        n: int64 in 1..62.
+        zero_point: int64.
+        lo: int64.
+        hi: int64.
+
+    Returns:
+        int64 codes.
+    """
+    half = v.k.shift_left(v.i64(1), n - v.i64(1))
+    scaled = v.k.shift_right(acc * m + half, n)
+    return v.min(v.max(scaled + zero_point, lo), hi)
+
+
+def aligned_strides(buf: Buf, rank: int, *, first: int | None = None) -> tuple[int, ...]:
+    """Strides of `buf` broadcast to `rank` axes: its own are the last ones, or start at axis `first`."""
+    at = rank - len(buf.shape) if first is None else first
+    own = [0 if extent == 1 else s for extent, s in zip(buf.shape, buf.strides(), strict=True)]
+    return (*([0] * at), *own, *([0] * (rank - at - len(own))))
+
+
+class Elementwise(Regional):
+    """An operator whose body sees operand elements of one index.
+
+    Args:
+        body: makes the computation of a problem.
+        refuse: why a problem cannot be computed.
+        operands: number of inputs that broadcast with the result; further ones are placed by `axis`.
+        axis: the result's axis that the remaining one-dimensional inputs lie along.
+    """
+
+    def __init__(
+        self,
+        body: Callable[[NodeProblem], Body],
+        refuse: Callable[[NodeProblem], str | None] = lambda _problem: None,
+        operands: int = 2,
+        axis: Callable[[NodeProblem], int] = lambda _problem: 0,
+    ) -> None:
+        self._body, self._refuse, self._operands, self._axis = body, refuse, operands, axis
+
+    def refuse(self, problem: NodeProblem) -> str | None:
+        """As given."""
+        return self._refuse(problem)
+
+    def regions(self, problem: NodeProblem) -> list[Region]:
+        """One region: the output."""
+        out = problem.outputs[0]
+        rank = len(out.shape)
+        views = []
+        for i, buf in enumerate(problem.inputs):
+            first = None if i < self._operands else self._axis(problem)
+            views.append((i, 0, aligned_strides(buf, rank, first=first)))
+        return [whole(out, views, self._body(problem))]
+
+
+def _needs(*dtypes: str) -> Callable[[NodeProblem], str | None]:
+    """Refuse problems with an operand outside `dtypes`."""
+
+    def refuse(problem: NodeProblem) -> str | None:
+        found = {buf.dtype for buf in (*problem.inputs, *problem.outputs)} - set(dtypes)
+        return f"{problem.op} over {', '.join(sorted(found))}: expected {' or '.join(dtypes)}" if found else None
+
+    return refuse
+
+
+def _unary(problem: NodeProblem) -> Body:
+    function = UNARY[problem.op]
+    return lambda v, xs: finish(v, problem, function(v, problem.attrs, xs[0]))
+
+
+def _binary(problem: NodeProblem) -> Body:
+    function, dtype = BINARY[problem.op], problem.outputs[0].dtype
+    if dtype == "float32":
+        return lambda v, xs: finish(v, problem, function(xs[0], xs[1]))
+    # Signed additions are undefined on overflow in LLVM; the reference wraps.
+    return lambda v, xs: v.cast(function(*(v.cast(x, f"u{dtype}") for x in xs[:2])), dtype)
+
+
+def _binary_refuse(problem: NodeProblem) -> str | None:
+    dtypes = {buf.dtype for buf in (*problem.inputs, *problem.outputs)}
+    known = {"float32"} if problem.op == "Div" else {"float32", "int32", "int64"}
+    if len(dtypes) == 1 and dtypes <= known:
+        return None
+    return f"{problem.op} over {', '.join(sorted(dtypes))}: expected one of {', '.join(sorted(known))} for all operands"
+
+
+def _batch_normalization(problem: NodeProblem) -> Body:
+    epsilon = float(problem.attrs.epsilon)
+
+    def body(v: Lanes, xs: Sequence[Expr]) -> Expr:
+        x, scale, bias, mean, var = xs
+        return finish(v, problem, (x - mean) * (scale / v.k.math("sqrt", var + v.f32(epsilon))) + bias)
+
+    return body
+
+
+def _requantize(problem: NodeProblem) -> Body:
+    out, attrs = problem.outputs[0], problem.attrs
+    bias = code_bias(out, signed=attrs.out.storage.signed)
+
+    def body(v: Lanes, xs: Sequence[Expr]) -> Expr:
+        acc, m, n = (v.cast(x, "int64") for x in xs)
+        code = requantize(v, acc, m, n, v.i64(out.zero_point), v.i64(attrs.lo + bias), v.i64(attrs.hi + bias))
+        return v.cast(code, out.dtype)
+
+    return body
+
+
+def _int_add(problem: NodeProblem) -> Body:
+    (a, b), out, at = problem.inputs, problem.outputs[0], problem.attrs
+    bias = code_bias(out, signed=at.out.storage.signed)
+    # The total fits int32 by IntAdd's definition; uint32 arithmetic makes the order of additions irrelevant.
+    constant = (1 << (at.n - 1)) - at.ma * a.zero_point - at.mb * b.zero_point
+
+    def body(v: Lanes, xs: Sequence[Expr]) -> Expr:
+        terms = [v.bitcast(v.cast(x, "int32"), "uint32") * _wrapped(v, m) for x, m in zip(xs, (at.ma, at.mb), strict=True)]
+        total = v.bitcast(terms[0] + terms[1] + _wrapped(v, constant), "int32")
+        code = v.k.shift_right(total, v.i32(at.n)) + v.i32(out.zero_point)
+        return v.cast(v.clamp(code, at.lo + bias, at.hi + bias, "int32"), out.dtype)
+
+    return body
+
+
+def _wrapped(v: Lanes, value: int) -> Expr:
+    """`value` modulo 2^32 as uint32."""
+    return v.const(value % (1 << 32), "uint32")
+
+
+def _int_mul(problem: NodeProblem) -> Body:
+    (a, b), out, at = problem.inputs, problem.outputs[0], problem.attrs
+    bias = code_bias(out, signed=at.out.storage.signed)
+
+    def body(v: Lanes, xs: Sequence[Expr]) -> Expr:
+        left, right = (v.cast(x, "int32") - v.i32(buf.zero_point) for x, buf in zip(xs, (a, b), strict=True))
+        product = v.cast(left * right, "int64")
+        lo, hi = v.i64(at.lo + bias), v.i64(at.hi + bias)
+        return v.cast(requantize(v, product, v.i64(at.m), v.i64(at.n), v.i64(out.zero_point), lo, hi), out.dtype)
+
+    return body
+
+
+def _quantize(problem: NodeProblem) -> Body:
+    out, quant = problem.outputs[0], problem.attrs.out
+    bias = code_bias(out, signed=quant.storage.signed)
+    lo, hi = quant.storage.min + bias - out.zero_point, quant.storage.max + bias - out.zero_point
+    scale = float(np.float32(quant.scale[0]))
+
+    def body(v: Lanes, xs: Sequence[Expr]) -> Expr:
+        # Clamping to integers before rounding equals clamping after it, and keeps the rounding in range.
+        ratio = v.clamp(xs[0] / v.f32(scale), lo, hi, "float32")
+        return v.cast(functions.round_to_int(v, ratio) + v.i32(out.zero_point), out.dtype)
+
+    return body
+
+
+def _dequantize(problem: NodeProblem) -> Body:
+    scale, zero_point = float(np.float32(problem.scales[0])), problem.inputs[0].zero_point
+
+    def body(v: Lanes, xs: Sequence[Expr]) -> Expr:
+        return finish(v, problem, v.cast(v.cast(xs[0], "int32") - v.i32(zero_point), "float32") * v.f32(scale))
+
+    return body
+
+
+class _Lut(Regional):
+    """table[code - lowest code]; entries are converted to the result's storage where it differs from the table's."""
+
+    def refuse(self, problem: NodeProblem) -> str | None:
+        return _CODES(problem)
+
+    def regions(self, problem: NodeProblem) -> list[Region]:
+        (x, table), out = problem.inputs, problem.outputs[0]
+        # Code c of b bits is entry c + 2^(b-1).
+        lowest = code_bias(x) - table.size // 2
+
+        def body(v: Lanes, xs: Sequence[Expr]) -> Expr:
+            entry = v.gather(xs[1], v.cast(xs[0], "int32") - v.i32(lowest))
+            if table.dtype == out.dtype:
+                return entry
+            return v.bitcast(v.bitcast(entry, "uint8") ^ v.const(128, "uint8"), out.dtype)
+
+        return [whole(out, [(0, 0, x.strides())], body, table=1)]
+
+
+_FLOAT = _needs("float32")
+_CODES = _needs("int8", "uint8")
+
+for _name in UNARY:
+    define(_name, Elementwise(_unary, _FLOAT))
+for _name in BINARY:
+    define(_name, Elementwise(_binary, _binary_refuse))
+define("BatchNormalization", Elementwise(_batch_normalization, _FLOAT, operands=1, axis=lambda _p: 1))
+define("Requantize", Elementwise(_requantize, operands=1, axis=lambda p: int(p.attrs.axis)))
+define("IntAdd", Elementwise(_int_add, _CODES))
+define("IntMul", Elementwise(_int_mul, _CODES))
+define("Lut", _Lut())
+define("Quantize", Elementwise(_quantize))
+define("Dequantize", Elementwise(_dequantize))

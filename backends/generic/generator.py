@@ -1,0 +1,70 @@
+"""The generators of derived kernels for every operator that is not a convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bevel.backends.generic import definition
+from bevel.backends.kernel import Array, ConvConstants, NodeProblem, Problem, Tile
+from bevel.backends.tvm import PrimFunc
+from bevel.ir.protocols import Target
+
+# Offsets are int32.
+_MOST_ELEMENTS = 1 << 31
+
+
+@dataclass(frozen=True)
+class NodeGenerator:
+    """Derived kernels of node problems.
+
+    Attributes:
+        name: "vector" for problems whose inner loop is contiguous, "generic" for all.
+        vector: whether it accepts only the former.
+    """
+
+    name: str
+    vector: bool
+
+    def legal(self, problem: Problem, target: Target) -> str | None:
+        """Checks that the operator has a definition which takes these operands; every target will do."""
+        if not isinstance(problem, NodeProblem):
+            return "a convolution"
+        if problem.op not in definition.DEFINITIONS:
+            return f"operator {problem.op} has no derived kernel"
+        bufs = (*problem.inputs, *problem.outputs)
+        if any(not 0 < buf.size < _MOST_ELEMENTS for buf in bufs):
+            return f"an operand of {problem.op} has no elements, or 2^31 or more"
+        found = definition.definition_of(problem)
+        if (reason := found.refuse(problem)) is not None:
+            return reason
+        if self.vector and not found.vectorised(problem):
+            return "the inner axis is not contiguous in every operand"
+        return None
+
+    def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
+        """One: derived kernels have no parameters."""
+        return [{}]
+
+    def pack(self, problem: Problem, tile: Tile, target: Target, constants: ConvConstants | None) -> list[Array]:
+        """None: a node's constants are among its inputs."""
+        return []
+
+    def parallel_extent(self, problem: Problem, tile: Tile) -> int:
+        """As the operator's definition says."""
+        node = _node(problem)
+        return definition.definition_of(node).extent(node)
+
+    def scratch_bytes(self, problem: Problem, tile: Tile) -> int:
+        """None."""
+        return 0
+
+    def emit(self, problem: Problem, tile: Tile, target: Target, symbol: str) -> PrimFunc:
+        """The kernel."""
+        return definition.emit(_node(problem), target, symbol).function
+
+
+def _node(problem: Problem) -> NodeProblem:
+    if not isinstance(problem, NodeProblem):
+        raise TypeError(f"expected a NodeProblem, got {type(problem).__name__}")
+    return problem

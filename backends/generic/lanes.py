@@ -1,0 +1,118 @@
+"""Arithmetic on a fixed number of lanes.
+
+`Lanes` is what scalar definitions are written against: the same expression builder yields a scalar (one lane) or a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bevel.backends.kernel import Buf
+from bevel.backends.tvm import Buffer, Builder, Expr
+from bevel.ir.protocols import Target
+
+# Shorter inner loops are not worth a vector.
+SHORTEST_VECTOR = 4
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """A `Builder` and a lane count; every method returns an expression of `n` lanes."""
+
+    k: Builder
+    n: int
+
+    def const(self, value: float, dtype: str) -> Expr:
+        """`value` in every lane."""
+        return self.k.const(value, dtype, self.n)
+
+    def f32(self, value: float) -> Expr:
+        """A float32 constant."""
+        return self.const(value, "float32")
+
+    def i32(self, value: int) -> Expr:
+        """An int32 constant."""
+        return self.const(value, "int32")
+
+    def i64(self, value: int) -> Expr:
+        """An int64 constant."""
+        return self.const(value, "int64")
+
+    def cast(self, value: Expr, dtype: str) -> Expr:
+        """Numeric conversion."""
+        return self.k.cast(value, dtype, self.n)
+
+    def bitcast(self, value: Expr, dtype: str) -> Expr:
+        """The same bits as another type."""
+        return self.k.bitcast(value, dtype, self.n)
+
+    def min(self, a: Expr, b: Expr) -> Expr:
+        """Lanewise minimum."""
+        return self.k.min(a, b)
+
+    def max(self, a: Expr, b: Expr) -> Expr:
+        """Lanewise maximum."""
+        return self.k.max(a, b)
+
+    def clamp(self, value: Expr, lo: float, hi: float, dtype: str) -> Expr:
+        """`value` limited to constants [lo, hi]."""
+        return self.min(self.max(value, self.const(lo, dtype)), self.const(hi, dtype))
+
+    def select(self, condition: Expr, then: Expr, otherwise: Expr) -> Expr:
+        """Lanewise choice."""
+        return self.k.select(condition, then, otherwise)
+
+    def load(self, buffer: Buffer, offset: Expr, stride: int = 1) -> Expr:
+        """Elements from `offset` on; a stride of 0 reads one element into every lane."""
+        if stride == 0:
+            return self.k.splat(self.k.load(buffer, offset), self.n)
+        return self.k.load(buffer, offset, self.n, stride)
+
+    def gather(self, buffer: Buffer, index: Expr) -> Expr:
+        """The elements at int32 `index`, one for each lane."""
+        return self.k.load(buffer, index)
+
+    def store(self, buffer: Buffer, offset: Expr, value: Expr) -> None:
+        """Write the lanes to consecutive elements."""
+        self.k.store(buffer, offset, value, self.n)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A run of equally wide blocks of an axis: `loops` blocks of `lanes` elements from `first` on."""
+
+    first: int
+    loops: int
+    lanes: int
+
+
+def cut(extent: int, widest: int) -> tuple[Blocks, ...]:
+    """Cut [0, extent) into blocks of `widest` lanes, then of ever fewer, with single elements below four."""
+    blocks, first, lanes = [], 0, widest
+    while first < extent:
+        if loops := (extent - first) // lanes:
+            blocks.append(Blocks(first, loops, lanes))
+            first += loops * lanes
+        lanes = lanes // 2 if lanes > SHORTEST_VECTOR else 1
+    return tuple(blocks)
+
+
+def vector_lanes(target: Target, bufs: Sequence[Buf]) -> int:
+    """Lanes of the vector loops of a kernel over `bufs`: a power of two.
+
+    Codes are widened to int32 and narrowed again, which packs best from several registers, so kernels that touch bytes take
+    twice the lanes of a 32-bit register.
+    """
+    lanes = 16 if target.has("avx512") else 8 if target.has("avx2") else 4
+    return 2 * lanes if any(buf.dtype in ("int8", "uint8") for buf in bufs) else lanes
+
+
+def store_dtype(dtype: str) -> str:
+    """The type kernels read and write `dtype` as: truth values are bytes."""
+    return "uint8" if dtype == "bool" else dtype
+
+
+def code_bias(buf: Buf, *, signed: bool = True) -> int:
+    """What storage adds to an 8-bit code: 128 where signed codes are stored as uint8, else 0."""
+    return 128 if signed and buf.dtype == "uint8" else 0

@@ -1,0 +1,63 @@
+"""Batched product of two activations, a [..., M, K] and b [..., K, N], over any layout.
+
+Loop nest: batches and rows of the result (the parallel axis), vectors of columns held in registers, the reduction. Where
+columns are not contiguous, they are computed one by one.
+"""
+
+from __future__ import annotations
+
+import math
+
+from bevel.backends.generic.definition import Definition, Frame, define
+from bevel.backends.generic.elementwise import aligned_strides, finish
+from bevel.backends.generic.lanes import SHORTEST_VECTOR, Lanes, cut
+from bevel.backends.kernel import NodeProblem
+from bevel.backends.tvm import Expr
+
+# Vectors of columns per step: four independent accumulators hide most of the multiply-add latency.
+_WIDTH = 4
+
+
+class _MatMul(Definition):
+    def refuse(self, problem: NodeProblem) -> str | None:
+        dtypes = {buf.dtype for buf in (*problem.inputs, *problem.outputs)}
+        return None if dtypes == {"float32"} else f"MatMul over {', '.join(sorted(dtypes))}: expected float32"
+
+    def vectorised(self, problem: NodeProblem) -> bool:
+        """Whether columns are contiguous in b and in the result."""
+        (_, b), y = problem.inputs, problem.outputs[0]
+        return b.strides()[-1] == y.strides()[-1] == 1 and y.shape[-1] >= SHORTEST_VECTOR
+
+    def extent(self, problem: NodeProblem) -> int:
+        """Rows of all batches."""
+        return math.prod(problem.outputs[0].shape[:-1])
+
+    def emit(self, frame: Frame, problem: NodeProblem) -> None:
+        """See the module's docstring."""
+        k, (a, b), y = frame.k, problem.inputs, problem.outputs[0]
+        rank = len(y.shape)
+        steps = [aligned_strides(buf, rank) for buf in (a, b, y)]
+        reduction = a.shape[-1]
+        with k.serial(frame.lo, frame.hi) as row:
+            bases: list[Expr] = [0, 0, 0]
+            rest: Expr = row
+            for axis in reversed(range(rank - 1)):
+                index = k.floormod(rest, k.i32(y.shape[axis])) if axis else rest
+                rest = k.floordiv(rest, k.i32(y.shape[axis]))
+                # Rows of a and of the result; b has no such axis.
+                own = [s[axis] if axis < rank - 2 or i != 1 else 0 for i, s in enumerate(steps)]
+                bases = [base + index * step for base, step in zip(bases, own, strict=True)]
+            for block in cut(y.shape[-1], _WIDTH * frame.lanes if self.vectorised(problem) else 1):
+                v = Lanes(k, block.lanes)
+                with k.serial(block.loops) as i:
+                    column = i * block.lanes + block.first
+                    acc = k.alloc(v.n, "float32")
+                    v.store(acc, 0, v.f32(0))
+                    with k.serial(reduction) as r:
+                        left = v.load(frame.inputs[0], bases[0] + r * a.strides()[-1], 0)
+                        right = v.load(frame.inputs[1], bases[1] + r * b.strides()[-2] + column * b.strides()[-1])
+                        v.store(acc, 0, v.load(acc, 0) + left * right)
+                    v.store(frame.output, bases[2] + column * y.strides()[-1], finish(v, problem, v.load(acc, 0)))
+
+
+define("MatMul", _MatMul())

@@ -1,0 +1,223 @@
+"""Operators whose result elements come from operand elements at affine places: elementwise ops and data movement.
+
+Such an operator is a list of regions. A region is a box of the result and, for every operand, a base and a stride along each
+axis of the box: a broadcast has stride 0, a permuted layout permutes strides, a slice offsets the base. Axes that all
+operands walk as one are merged, so tensors of equal shape and layout become one flat vector loop.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from bevel.backends.generic.definition import Definition, Frame
+from bevel.backends.generic.lanes import SHORTEST_VECTOR, Lanes
+from bevel.backends.kernel import Buf, NodeProblem
+from bevel.backends.tvm import Expr
+
+# A region's computation: operand elements (a table's buffer) in, result element out, on however many lanes.
+Body = Callable[[Lanes, Sequence[Expr]], Expr]
+
+# Elements of a flat loop that threads do not split: one cache line of bytes.
+GRANULE = 64
+
+
+@dataclass(frozen=True)
+class View:
+    """Affine walk over a buffer.
+
+    Attributes:
+        operand: index of the problem's input; None for the output.
+        base: element offset of the box's first corner.
+        strides: element stride along each axis of the box.
+        table: the body gets the buffer itself and looks elements up.
+    """
+
+    operand: int | None
+    base: int
+    strides: tuple[int, ...]
+    table: bool = False
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of the result.
+
+    Attributes:
+        at: corner of the box in the output, axes in the output's memory order.
+        extents: of the box.
+        views: the output's walk, then those of the operands in the order `body` takes them.
+        body: what is computed.
+    """
+
+    at: tuple[int, ...]
+    extents: tuple[int, ...]
+    views: tuple[View, ...]
+    body: Body
+
+    def keep(self, axes: Sequence[int]) -> Region:
+        """The region without axes that are not listed; those must be of length 1."""
+        views = tuple(replace(v, strides=tuple(v.strides[a] for a in axes)) for v in self.views)
+        return Region(tuple(self.at[a] for a in axes), tuple(self.extents[a] for a in axes), views, self.body)
+
+    def merged(self, first: int) -> Region:
+        """Neighbouring axes from `first` on joined where every view walks them as one."""
+        at, extents = list(self.at[:first]), list(self.extents[:first])
+        strides = [list(v.strides[:first]) for v in self.views]
+        for axis in range(first, len(self.extents)):
+            steps = [v.strides[axis] for v in self.views]
+            extent = self.extents[axis]
+            if len(extents) > first and all(s[-1] == step * extent for s, step in zip(strides, steps, strict=True)):
+                extents[-1] *= extent
+                for s, step in zip(strides, steps, strict=True):
+                    s[-1] = step
+            else:
+                at.append(self.at[axis])
+                extents.append(extent)
+                for s, step in zip(strides, steps, strict=True):
+                    s.append(step)
+        views = tuple(replace(v, strides=tuple(s)) for v, s in zip(self.views, strides, strict=True))
+        return Region(tuple(at), tuple(extents), views, self.body)
+
+
+def physical(values: Sequence[int], buf: Buf) -> tuple[int, ...]:
+    """One value per logical axis, reordered to the memory order of `buf`."""
+    return tuple(values[a] for a in buf.layout or range(len(buf.shape)))
+
+
+def box(
+    out: Buf, at: Sequence[int], extents: Sequence[int], operands: Sequence[tuple[int, int, Sequence[int]]], body: Body
+) -> Region:
+    """A region given by logical axes.
+
+    Args:
+        out: the output.
+        at: first corner of the box in the output.
+        extents: of the box.
+        operands: (input index, base, stride along each logical axis of the output).
+        body: what is computed.
+    """
+    strides = out.strides()
+    base = sum(i * s for i, s in zip(at, strides, strict=True))
+    views = [View(index, offset, physical(steps, out)) for index, offset, steps in operands]
+    return Region(physical(at, out), physical(extents, out), (View(None, base, physical(strides, out)), *views), body)
+
+
+def whole(out: Buf, operands: Sequence[tuple[int, int, Sequence[int]]], body: Body, *, table: int | None = None) -> Region:
+    """The region that is the whole output; the body gets input `table`, if any, as its last operand."""
+    region = box(out, [0] * len(out.shape), out.shape, operands, body)
+    if table is None:
+        return region
+    return replace(region, views=(*region.views, View(table, 0, (0,) * len(out.shape), table=True)))
+
+
+def _simplify(regions: Sequence[Region], out: Buf) -> list[Region]:
+    """Without axes of length 1, and with axes merged: all of them for a single region, else those behind the parallel one."""
+    shape = out.physical_shape
+    axes = [a for a, extent in enumerate(shape) if extent > 1]
+    if not axes:
+        return [Region((0,), (1,), tuple(replace(v, strides=(1,)) for v in r.views), r.body) for r in regions]
+    kept = [r.keep(axes) for r in regions]
+    return [kept[0].merged(0)] if len(kept) == 1 else [r.merged(1) for r in kept]
+
+
+class Regional(Definition):
+    """An operator given by its regions."""
+
+    @abc.abstractmethod
+    def regions(self, problem: NodeProblem) -> list[Region]:
+        """Boxes that partition the output; empty boxes are allowed."""
+
+    def _plan(self, problem: NodeProblem) -> list[Region]:
+        regions = [r for r in self.regions(problem) if all(r.extents)]
+        return _simplify(regions, problem.outputs[0])
+
+    def vectorised(self, problem: NodeProblem) -> bool:
+        """Whether every region's inner axis is walked contiguously (or broadcast) by all operands."""
+        return all(
+            all(v.strides[-1] in (0, 1) for v in r.views) and r.extents[-1] >= SHORTEST_VECTOR for r in self._plan(problem)
+        )
+
+    def extent(self, problem: NodeProblem) -> int:
+        """The outermost merged axis of the output; granules of it when it is the only one."""
+        plan = self._plan(problem)
+        if len(plan) == 1:
+            return -(-plan[0].extents[0] // _granule(plan))
+        return next(extent for extent in problem.outputs[0].physical_shape if extent > 1)
+
+    def emit(self, frame: Frame, problem: NodeProblem) -> None:
+        """One loop nest per region, clipped to [lo, hi)."""
+        plan = self._plan(problem)
+        granule = _granule(plan)
+        for region in plan:
+            _emit(frame, region, granule, alone=len(plan) == 1)
+
+
+def _granule(plan: Sequence[Region]) -> int:
+    return GRANULE if len(plan) == 1 and len(plan[0].extents) == 1 else 1
+
+
+def _emit(frame: Frame, region: Region, granule: int, *, alone: bool) -> None:
+    """The part of `region` inside [lo, hi)."""
+    k, start, extent = frame.k, region.at[0], region.extents[0]
+    first, last = frame.lo * granule, frame.hi * granule
+    if not alone:
+        first = k.max(first, k.i32(start)) - start
+        last = k.min(last, k.i32(start + extent)) - start
+    elif granule > 1:
+        last = k.min(last, k.i32(extent))
+    offsets: list[Expr] = [v.base for v in region.views]
+    if len(region.extents) == 1:
+        _vector_range(frame, region, offsets, first, last)
+        return
+    with k.serial(first, last) as i:
+        _nest(frame, region, 1, [o + i * v.strides[0] for o, v in zip(offsets, region.views, strict=True)])
+
+
+def _nest(frame: Frame, region: Region, axis: int, offsets: Sequence[Expr]) -> None:
+    """Loops over the axes from `axis` on."""
+    if axis == len(region.extents) - 1:
+        _vector_range(frame, region, offsets, 0, region.extents[axis])
+        return
+    with frame.k.serial(region.extents[axis]) as i:
+        _nest(frame, region, axis + 1, [o + i * v.strides[axis] for o, v in zip(offsets, region.views, strict=True)])
+
+
+def _vector_range(frame: Frame, region: Region, offsets: Sequence[Expr], first: Expr, last: Expr) -> None:
+    """The inner axis over [first, last): whole vectors, then single elements."""
+    k, lanes = frame.k, frame.lanes
+    while lanes > region.extents[-1]:
+        lanes //= 2
+    count: Expr = last - first
+    if lanes < SHORTEST_VECTOR:
+        with k.serial(count) as i:
+            _elements(frame, region, offsets, first + i, 1)
+        return
+    shift = lanes.bit_length() - 1
+    if isinstance(count, int):
+        vectors: Expr = count >> shift
+    else:
+        # An empty intersection with [lo, hi) has a negative count.
+        count = k.max(count, k.i32(0))
+        vectors = k.shift_right(count, k.i32(shift))
+    with k.serial(vectors) as i:
+        _elements(frame, region, offsets, first + i * lanes, lanes)
+    if not (isinstance(count, int) and count % lanes == 0):
+        with k.serial(count - vectors * lanes) as i:
+            _elements(frame, region, offsets, first + vectors * lanes + i, 1)
+
+
+def _elements(frame: Frame, region: Region, offsets: Sequence[Expr], index: Expr, lanes: int) -> None:
+    """`lanes` neighbouring results."""
+    v = Lanes(frame.k, lanes)
+    out, *operands = zip(region.views, offsets, strict=True)
+    values = []
+    for view, offset in operands:
+        assert view.operand is not None
+        if view.table:
+            values.append(frame.inputs[view.operand])
+            continue
+        stride = view.strides[-1]
+        values.append(v.load(frame.inputs[view.operand], offset + index * stride, stride))
+    v.store(frame.output, out[1] + index, region.body(v, values))

@@ -1,0 +1,196 @@
+"""Pooling: MaxPool, AveragePool, IntAveragePool over any layout of [N, C, H, W].
+
+Loop nest: output rows of all images (the parallel axis), pixels, blocks of channels held in registers, the taps of the window
+that lie inside the image. Channels are vectors where they are contiguous on both sides.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bevel.backends.generic.definition import Definition, Frame, define
+from bevel.backends.generic.elementwise import finish, requantize
+from bevel.backends.generic.lanes import SHORTEST_VECTOR, Lanes, code_bias, cut
+from bevel.backends.kernel import NodeProblem
+from bevel.backends.tvm import Builder, Expr
+
+# Vectors of channels taken at once: enough independent additions to hide their latency.
+_WIDTH = 4
+
+
+def valid_taps(k: Builder, first: Expr, taps: int, dilation: int, extent: int, *, inside: bool) -> tuple[Expr, Expr]:
+    """The taps [from, to) of a window whose tap 0 is at coordinate `first` that lie in [0, extent).
+
+    Args:
+        k: kernel.
+        first: coordinate of tap 0.
+        taps: number of taps.
+        dilation: distance between taps.
+        extent: of the image along this axis.
+        inside: the window never leaves the image.
+    """
+    if inside:
+        return 0, taps
+    skipped = k.floordiv(dilation - 1 - first, k.i32(dilation))
+    reach = k.floordiv(extent - first + (dilation - 1), k.i32(dilation))
+    return k.max(skipped, k.i32(0)), k.min(reach, k.i32(taps))
+
+
+class _Pool(Definition):
+    """A reduction over windows."""
+
+    def vectorised(self, problem: NodeProblem) -> bool:
+        """Whether channels are contiguous on both sides."""
+        x, y = problem.inputs[0], problem.outputs[0]
+        return x.strides()[1] == y.strides()[1] == 1 and x.shape[1] >= SHORTEST_VECTOR
+
+    def extent(self, problem: NodeProblem) -> int:
+        """Output rows of all images."""
+        shape = problem.outputs[0].shape
+        return shape[0] * shape[2]
+
+    @abc.abstractmethod
+    def accumulator(self, problem: NodeProblem) -> tuple[str, float]:
+        """Type and initial value of an accumulator."""
+
+    @abc.abstractmethod
+    def combine(self, v: Lanes, problem: NodeProblem, acc: Expr, x: Expr) -> Expr:
+        """The accumulator after stored element `x`."""
+
+    @abc.abstractmethod
+    def result(self, v: Lanes, problem: NodeProblem, acc: Expr, taps: Expr) -> Expr:
+        """The stored result of a window with `taps` (int32 scalar, or an int if constant) elements inside the image."""
+
+    def emit(self, frame: Frame, problem: NodeProblem) -> None:
+        """See the module's docstring."""
+        k, x, y, at = frame.k, problem.inputs[0], problem.outputs[0], problem.attrs
+        (xn, _, xh, xw), (yn, _, yh, yw) = x.strides(), y.strides()
+        height, width = y.shape[2:]
+        inside = [_fits(at, axis, x.shape[2 + axis], y.shape[2 + axis]) for axis in (0, 1)]
+        with k.serial(frame.lo, frame.hi) as row, k.serial(width) as ox:
+            image, oy = (0, row) if y.shape[0] == 1 else (k.floordiv(row, k.i32(height)), k.floormod(row, k.i32(height)))
+            top, left = oy * at.strides[0] - at.pads[0], ox * at.strides[1] - at.pads[1]
+            rows = valid_taps(k, top, at.kernel[0], at.dilations[0], x.shape[2], inside=inside[0])
+            columns = valid_taps(k, left, at.kernel[1], at.dilations[1], x.shape[3], inside=inside[1])
+            taps = k.max(rows[1] - rows[0], k.i32(0)) * k.max(columns[1] - columns[0], k.i32(0))
+            if all(inside):
+                taps = at.kernel[0] * at.kernel[1]
+
+            def offset(ky: Expr, kx: Expr) -> Expr:
+                return image * xn + (top + ky * at.dilations[0]) * xh + (left + kx * at.dilations[1]) * xw
+
+            target = image * yn + oy * yh + ox * yw
+            vector = self.vectorised(problem)
+            for block in cut(x.shape[1], _WIDTH * frame.lanes if vector else 1):
+                with k.serial(block.loops) as i:
+                    channel = i * block.lanes + block.first
+                    self._block(frame, problem, Lanes(k, block.lanes), channel, rows, columns, offset, target, taps)
+
+    def _block(
+        self,
+        frame: Frame,
+        problem: NodeProblem,
+        v: Lanes,
+        channel: Expr,
+        rows: tuple[Expr, Expr],
+        columns: tuple[Expr, Expr],
+        offset: Callable[[Expr, Expr], Expr],
+        target: Expr,
+        taps: Expr,
+    ) -> None:
+        """`v.n` channels of one window."""
+        k = frame.k
+        x_stride, y_stride = problem.inputs[0].strides()[1], problem.outputs[0].strides()[1]
+        dtype, initial = self.accumulator(problem)
+        acc = k.alloc(v.n, dtype)
+        v.store(acc, 0, v.const(initial, dtype))
+        with k.serial(*rows) as ky, k.serial(*columns) as kx:
+            element = v.load(frame.inputs[0], offset(ky, kx) + channel * x_stride)
+            v.store(acc, 0, self.combine(v, problem, v.load(acc, 0), element))
+        v.store(frame.output, target + channel * y_stride, self.result(v, problem, v.load(acc, 0), taps))
+
+
+def _fits(at: Any, axis: int, extent: int, out: int) -> bool:
+    """Whether no window reaches beyond the image along `axis`."""
+    last = (out - 1) * at.strides[axis] - at.pads[axis] + (at.kernel[axis] - 1) * at.dilations[axis]
+    return bool(at.pads[axis] == 0 and last < extent)
+
+
+class _MaxPool(_Pool):
+    """The border never wins: it holds the lowest element of the storage type."""
+
+    def refuse(self, problem: NodeProblem) -> str | None:
+        x, y = problem.inputs[0], problem.outputs[0]
+        known = ("float32", "int8", "uint8", "int32")
+        return None if x.dtype == y.dtype and x.dtype in known else f"MaxPool from {x.dtype} to {y.dtype}"
+
+    def accumulator(self, problem: NodeProblem) -> tuple[str, float]:
+        dtype = problem.outputs[0].dtype
+        return dtype, -np.inf if dtype == "float32" else int(np.iinfo(dtype).min)
+
+    def combine(self, v: Lanes, problem: NodeProblem, acc: Expr, x: Expr) -> Expr:
+        return v.max(acc, x)
+
+    def result(self, v: Lanes, problem: NodeProblem, acc: Expr, taps: Expr) -> Expr:
+        return finish(v, problem, acc)
+
+
+class _AveragePool(_Pool):
+    def refuse(self, problem: NodeProblem) -> str | None:
+        x, y = problem.inputs[0], problem.outputs[0]
+        return None if x.dtype == y.dtype == "float32" else f"AveragePool from {x.dtype} to {y.dtype}: expected float32"
+
+    def accumulator(self, problem: NodeProblem) -> tuple[str, float]:
+        return "float32", 0
+
+    def combine(self, v: Lanes, problem: NodeProblem, acc: Expr, x: Expr) -> Expr:
+        return acc + x
+
+    def result(self, v: Lanes, problem: NodeProblem, acc: Expr, taps: Expr) -> Expr:
+        at = problem.attrs
+        count = at.kernel[0] * at.kernel[1] if at.count_include_pad else taps
+        if isinstance(count, int):
+            return finish(v, problem, acc / v.f32(count))
+        return finish(v, problem, acc / v.k.splat(v.k.cast(count, "float32"), v.n))
+
+
+class _IntAveragePool(_Pool):
+    def refuse(self, problem: NodeProblem) -> str | None:
+        found = {buf.dtype for buf in (*problem.inputs, *problem.outputs)} - {"int8", "uint8"}
+        return f"IntAveragePool over {', '.join(sorted(found))}: expected codes" if found else None
+
+    def accumulator(self, problem: NodeProblem) -> tuple[str, float]:
+        return "int32", 0
+
+    def combine(self, v: Lanes, problem: NodeProblem, acc: Expr, x: Expr) -> Expr:
+        return acc + v.cast(x, "int32")
+
+    def result(self, v: Lanes, problem: NodeProblem, acc: Expr, taps: Expr) -> Expr:
+        k, x, y, at = v.k, problem.inputs[0], problem.outputs[0], problem.attrs
+        bias = code_bias(y, signed=at.out.storage.signed)
+        m, n = (_by_count(v, at.counts, values, taps) for values in (at.m, at.n))
+        zero = k.splat(taps * x.zero_point, v.n) if not isinstance(taps, int) else v.i32(taps * x.zero_point)
+        lo, hi = v.i64(at.lo + bias), v.i64(at.hi + bias)
+        code = requantize(v, v.cast(acc - zero, "int64"), m, n, v.i64(y.zero_point), lo, hi)
+        return v.cast(code, y.dtype)
+
+
+def _by_count(v: Lanes, counts: Sequence[int], values: Sequence[int], taps: Expr) -> Expr:
+    """int64: the entry for a window of `taps` elements; the only entry where there is one."""
+    if len(values) == 1:
+        return v.i64(values[0])
+    if isinstance(taps, int):
+        return v.i64(values[counts.index(taps)])
+    chosen = v.k.const(values[0], "int64")
+    for count, value in zip(counts[1:], values[1:], strict=True):
+        chosen = v.k.select(taps >= v.k.i32(count), v.k.const(value, "int64"), chosen)
+    return v.k.splat(chosen, v.n)
+
+
+define("MaxPool", _MaxPool())
+define("AveragePool", _AveragePool())
+define("IntAveragePool", _IntAveragePool())
