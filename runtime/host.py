@@ -157,7 +157,7 @@ class HostModel:
         return self._outputs
 
     def run(self) -> None:
-        """Compute the outputs from what the input views hold. Inputs may be overwritten by it: set them before every run.
+        """Compute the outputs from what the input views hold. Inputs keep their contents, so a run may be repeated.
 
         Raises:
             DeviceError: a kernel failed.

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from bevel.backends.objects import cache_dir
 from bevel.errors import ToolchainError
-from bevel.runtime.cache import cache_dir
 from bevel.runtime.codegen import C_DIR
 
 _log = logging.getLogger(__name__)
@@ -192,8 +192,8 @@ def _runtime_objects(compiler: tuple[str, ...], no_float: tuple[str, ...], sourc
     """Objects of the integer and float sources, from the cache or compiled into it."""
     integer, floating = sources
     key = hashlib.sha256(repr((runtime_digest(), compiler, _version(compiler), _COMPILE, no_float)).encode()).hexdigest()[:24]
-    folder = cache_dir("runtime") / key
-    folder.mkdir(exist_ok=True)
+    folder = cache_dir() / "runtime" / key
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name in (*integer, *floating):
         path = folder / f"{name}.o"

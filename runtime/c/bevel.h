@@ -97,7 +97,7 @@ BEVEL_API bevel_status bevel_open_memory(const void *weights, size_t nbytes, voi
 /* Stop the threads and give everything back. NULL is allowed. */
 BEVEL_API void bevel_close(bevel_model *model);
 
-/* Compute all outputs from the inputs in place. Inputs are not preserved: write them before every run. */
+/* Compute all outputs from the inputs, in place. Inputs keep their contents: a run may be repeated. */
 BEVEL_API bevel_status bevel_run(bevel_model *model);
 
 /* Run once and store the nanoseconds of each step in ns[0..count); count must be bevel_num_steps. */
