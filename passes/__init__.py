@@ -1,0 +1,1 @@
+"""Graph to graph: canonicalization, quantization, pruning; one file for each pass, `pipeline` runs them."""

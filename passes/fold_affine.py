@@ -1,0 +1,100 @@
+"""Pass `fold-affine`: constants that scale or shift the channels of a convolution or product move into its weights and bias.
+
+%a = Gemm(%x, %w)                            %y = Gemm(%x, %w, %b)
+%y = Add(%a, %b)                     ->
+
+%a = Conv(%x, %w, %b)                        %y = Conv(%x, %w', %b')     w' = w * s, b' = b * s
+%y = Mul(%a, %s)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.ir.graph import Graph, Node, Value
+from bevel.ir.types import Quant
+from bevel.passes.rewrite import float_data, is_float, replace, sole_producer
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class FoldAffine:
+    """Fold per-channel Mul and Add behind Conv and Gemm."""
+
+    name: ClassVar[str] = "fold-affine"
+
+    def run(self, graph: Graph) -> Graph:
+        """The graph with foldable Mul and Add gone; equal up to float32 rounding."""
+        result = graph.clone()
+        for node in result.nodes:
+            if node.op in ("Add", "Mul"):
+                for index in (0, 1):
+                    layer = sole_producer(result, node, index, "Conv", "Gemm")
+                    if layer is not None and _fold(result, node, layer, node.inputs[1 - index]):
+                        break
+        result.prune_dead()
+        return result
+
+
+def channel_axis(layer: Node) -> int:
+    """The result axis of a Conv's or Gemm's output channels."""
+    return 1 if layer.op == "Conv" else layer.output.type.rank - 1
+
+
+def _per_channel(constant: Value, layer: Node) -> bool:
+    """True when the constant broadcasts along the layer's channel axis alone."""
+    shape, rank, axis = constant.type.shape, layer.output.type.rank, channel_axis(layer)
+    if len(shape) > rank:
+        return False
+    aligned = (1,) * (rank - len(shape)) + shape
+    return all(d == 1 or (i == axis and d == layer.inputs[1].type.shape[0]) for i, d in enumerate(aligned))
+
+
+def _fold(graph: Graph, node: Node, layer: Node, constant: Value) -> bool:
+    if not is_float(layer.output) or not constant.is_constant or not _per_channel(constant, layer):
+        return False
+    channels = layer.inputs[1].type.static_shape[0]
+    elem = constant.type.elem
+    if node.op == "Add" and len(layer.inputs) == 2 and isinstance(elem, Quant) and constant.type.shape == (channels,):
+        replace(graph, node, layer.op, [*layer.inputs, constant], layer.attrs)
+        return True
+    data = float_data(constant)
+    if data is None:
+        return False
+    vector = np.broadcast_to(data.reshape(-1), (channels,)).astype(np.float64)
+    factor, shift = (None, vector) if node.op == "Add" else (vector, np.zeros(channels))
+    return fold_into(graph, node, layer, factor, shift)
+
+
+def fold_into(graph: Graph, node: Node, layer: Node, factor: Array | None, shift: Array) -> bool:
+    """Replace `node`, which computes layer * factor + shift per output channel, by the layer with folded constants.
+
+    Args:
+        graph: graph to change.
+        node: the node whose result the layer takes over.
+        layer: Conv or Gemm that only `node` reads.
+        factor: float64 [O]; None for 1.
+        shift: float64 [O].
+
+    Returns:
+        False, changing nothing, where the layer's constants are not floats.
+    """
+    weights = float_data(layer.inputs[1])
+    bias = float_data(layer.inputs[2]) if len(layer.inputs) == 3 else np.zeros(shift.size, np.float32)
+    if bias is None or (factor is not None and weights is None):
+        return False
+    kernel = layer.inputs[1]
+    folded_bias = bias.astype(np.float64)
+    if factor is not None and weights is not None:
+        scaled = weights * factor.reshape(-1, *[1] * (weights.ndim - 1))
+        kernel = graph.add_constant(f"{layer.inputs[1].name}.folded", scaled.astype(np.float32))
+        folded_bias = folded_bias * factor
+    hint = f"{layer.inputs[2].name}.folded" if len(layer.inputs) == 3 else f"{node.output.name}.bias"
+    new_bias = graph.add_constant(hint, (folded_bias + shift).astype(np.float32))
+    replace(graph, node, layer.op, [layer.inputs[0], kernel, new_bias], layer.attrs)
+    return True
