@@ -103,9 +103,16 @@ def _check_proto(path: Path, proto: ModelProto) -> int:
         if name in seen:
             raise UnsupportedModel(f"{path}: value {name!r} is defined twice, expected one definition for every name")
         seen.add(name)
-    for name in [o.name for o in proto.graph.output]:
-        if name not in seen:
-            raise UnsupportedModel(f"{path}: graph output {name!r} is never computed")
+    # protobuf hands text that is no UTF-8 over as bytes.
+    if any(not isinstance(name, str) for name in seen):
+        raise UnsupportedModel(f"{path}: value names are not UTF-8 text, so the file is damaged")
+    for node in proto.graph.node:
+        for name in node.input:
+            if name and name not in seen:
+                raise UnsupportedModel(f"{path}: node {node.name!r} ({node.op_type}) reads {name!r}, which nothing computes")
+    for output in proto.graph.output:
+        if output.name not in seen:
+            raise UnsupportedModel(f"{path}: graph output {output.name!r} is never computed")
     for tensor in _tensors(proto):
         _check_tensor(path, tensor)
     nodes = _expanded_nodes(path, proto)
