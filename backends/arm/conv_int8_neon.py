@@ -102,21 +102,25 @@ def half(k: Builder, vector: Expr, start: int) -> Expr:
     return k.shuffle([vector], range(start, start + 8))
 
 
-class PairingGenerator(ConvGenerator):
+def pairing_overflow(problem: Problem) -> str | None:
+    """Why two products of `problem` may not fit int16, None when they do."""
+    if isinstance(problem, ConvProblem) and problem.wide_weights:
+        return "a weight of -128 overflows the int16 sum of two products"
+    return None
+
+
+class PairingConv(ConvGenerator):
     """The generator whose pairs of products must fit int16."""
 
     def legal(self, problem: Problem, target: Target) -> str | None:
         """Also refuses weights of -128."""
-        reason = super().legal(problem, target)
-        if reason is None and isinstance(problem, ConvProblem) and problem.wide_weights:
-            return "a weight of -128 overflows the int16 sum of two products"
-        return reason
+        return super().legal(problem, target) or pairing_overflow(problem)
 
 
 # A Cortex-A72: sixteen products of four channels take four multiply pairs of two cycles. 16 or 20 accumulators, an input vector
 # per pixel, a weight and a product.
 _SHAPES = ((4, 1), (5, 1), (2, 2), (1, 4))
-CONV_INT8_NEON = PairingGenerator(
+CONV_INT8_NEON = PairingConv(
     name="arm_conv_int8_neon",
     arch="aarch64",
     features=("neon",),

@@ -42,6 +42,7 @@ class DepthwiseKernel(abc.ABC):
         widths: block widths in channels, widest first; the last is the narrowest the ISA has.
         vectors: accumulator vectors per block, each of width / vectors lanes.
         kgroup: kernel rows one multiply-accumulate consumes.
+        planar: whether the weights of a row group's rows follow each other, rather than lie side by side per channel.
         acc_dtype: accumulator element ("float32", "int32", or "uint32" where additions wrap).
         weight_dtype: packed weight element.
         params_dtype: element of the packed requantization parameters.
@@ -51,6 +52,7 @@ class DepthwiseKernel(abc.ABC):
     widths: tuple[int, ...]
     vectors: int = 1
     kgroup: int = 1
+    planar: bool = False
     acc_dtype: str = "float32"
     weight_dtype: str = "float32"
     params_dtype: str = "int64"
@@ -185,7 +187,7 @@ def pack(g: Geometry, constants: ConvConstants) -> list[Array]:
         for _ in range(block.count):
             piece = full[position : position + block.width]
             piece = piece.reshape(micro.vectors, -1, g.row_groups, micro.kgroup, p.kw)
-            parts.append(piece.transpose(2, 4, 0, 1, 3).ravel())
+            parts.append(piece.transpose(2, 4, 0, *((3, 1) if micro.planar else (1, 3))).ravel())
             if p.out_dtype in ("uint8", "int8"):
                 at = g.order[position : position + block.width]
                 params.append(micro.pack_requantize(_channels(constants, at), block.width))
@@ -217,6 +219,8 @@ def unpack(g: Geometry, packed: Sequence[Array]) -> tuple[Array, Array]:
     for block in g.blocks:
         for _ in range(block.count):
             piece = packed[0][position * g.taps : (position + block.width) * g.taps]
+            if micro.planar:
+                piece = piece.reshape(g.row_groups, p.kw, micro.vectors, micro.kgroup, -1).swapaxes(3, 4)
             piece = piece.reshape(g.row_groups, p.kw, micro.vectors, -1, micro.kgroup).transpose(2, 3, 0, 4, 1)
             full[g.order[position : position + block.width]] = piece.reshape(block.width, -1, p.kw)
             position += block.width

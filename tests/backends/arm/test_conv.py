@@ -109,8 +109,8 @@ def cases(target: Target, problems: list[ConvProblem], extreme: bool = False) ->
             smaller = target is A76 and generator.legal(problem, A72) is None
             if generator.legal(problem, target) is None and not smaller:
                 tiles = generator.tiles(problem, target)
-                some = (tiles[0], tiles[1 + index % (len(tiles) - 1)])
-                chosen += [ConvCase(generator, problem, tile, x, constants) for tile in some[: 1 if extreme else 2]]
+                some = {0} if extreme else {0, index % len(tiles)}
+                chosen += [ConvCase(generator, problem, tiles[at], x, constants) for at in sorted(some)]
     return chosen
 
 

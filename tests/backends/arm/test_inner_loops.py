@@ -1,0 +1,114 @@
+"""The machine code of the ARM kernels: the instructions meant are there, and register tiles stay in registers.
+
+A compiler that keeps accumulators on the stack computes the right result several times slower; only the code shows it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from bevel.backends.arm import GENERATORS
+from bevel.backends.kernel import ConvProblem, Generator, Tile
+from bevel.backends.tvm import PrimFunc, compile_object
+from bevel.ir.protocols import Target
+from tests.backends.harness import A72, A76
+
+OBJDUMP = "aarch64-linux-gnu-objdump"
+MULTIPLIES = ("sdot", "smull", "smull2", "smlal", "smlal2", "fmla")
+# Mnemonics every inner loop of a generator has.
+EXPECTED = {
+    "arm_conv_int8_sdot": {"sdot"},
+    "arm_conv_int8_neon": {"smull", "smlal2", "sadalp"},
+    "arm_conv_int8_neon_wide": {"smull", "smull2", "sadalp"},
+    "arm_conv_f32": {"fmla"},
+    "arm_depthwise_int8_sdot": {"sdot", "zip1"},
+    "arm_depthwise_int8_neon": {"smull", "smlal", "saddw"},
+    "arm_depthwise_int8_neon_wide": {"smull", "saddw"},
+    "arm_depthwise_f32": {"fmla"},
+}
+POINTWISE = ConvProblem(1, 24, 40, 96, 160)
+SQUARE = replace(POINTWISE, kh=3, kw=3, pad_top=1, pad_left=1, pad_bottom=1, pad_right=1)
+DEPTHWISE = replace(SQUARE, oc=96, groups=96)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An innermost loop: its function and instructions ("sdot v0.4s, ...")."""
+
+    symbol: str
+    body: tuple[str, ...]
+
+    @property
+    def mnemonics(self) -> set[str]:
+        return {line.split()[0] for line in self.body}
+
+    @property
+    def multiplies(self) -> bool:
+        return not self.mnemonics.isdisjoint(MULTIPLIES)
+
+    @property
+    def vector_stack_references(self) -> list[str]:
+        return [line for line in self.body if re.search(r"\bq\d+.*\[sp", line)]
+
+
+def inner_loops(path: Path) -> list[Loop]:
+    """Innermost loops of an object file: spans of backward branches that hold no other such span."""
+    command = [OBJDUMP, "-d", "--no-show-raw-insn", str(path)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    loops = []
+    for symbol, text in re.findall(r"^[0-9a-f]+ <(\S+)>:\n(.*?)(?:\n\n|\Z)", listing, re.MULTILINE | re.DOTALL):
+        lines = re.findall(r"^\s*([0-9a-f]+):\s+(\S.*?)\s*$", text, re.MULTILINE)
+        index = {int(address, 16): i for i, (address, _) in enumerate(lines)}
+        spans = set()
+        for i, (_, line) in enumerate(lines):
+            branch = re.match(r"(?:b|b\.\w+|cbn?z|tbn?z)\s(?:.*,\s)?([0-9a-f]+) <", line)
+            target = index.get(int(branch[1], 16), i + 1) if branch else i + 1
+            if target <= i:
+                spans.add((target, i))
+        for start, end in spans:
+            if not any((a, b) != (start, end) and start <= a and b <= end for a, b in spans):
+                loops.append(Loop(symbol, tuple(line for _, line in lines[start : end + 1])))
+    return loops
+
+
+@pytest.mark.parametrize("target", [A72, A76], ids=lambda t: t.cpu)
+def test_no_register_tile_spills(target: Target, tmp_path: Path) -> None:
+    """Every tile of every generator, on shapes large enough that reductions are loops."""
+    if shutil.which(OBJDUMP) is None:
+        pytest.skip(f"{OBJDUMP} is not installed (Debian: binutils-aarch64-linux-gnu)")
+    functions: dict[str, PrimFunc] = {}
+    owners: dict[str, tuple[str, Tile]] = {}
+    for generator in GENERATORS:
+        for problem in problems(generator, target):
+            for tile in generator.tiles(problem, target):
+                symbol = f"k{len(functions)}"
+                functions[symbol] = generator.emit(problem, tile, target, symbol)
+                owners[symbol] = (generator.name, dict(tile))
+    path = tmp_path / "kernels.o"
+    path.write_bytes(compile_object(functions, target))
+    seen = set()
+    for loop in inner_loops(path):
+        if loop.multiplies:
+            name, tile = owners[loop.symbol]
+            assert loop.mnemonics >= EXPECTED[name], f"{name} {tile}: {loop.body}"
+            stack = loop.vector_stack_references
+            if "depthwise" in name:
+                # The loop holds a whole tile with its epilogue: invariants may be reloaded, sums hardly ever stored.
+                stores = [line for line in stack if line.startswith("st")]
+                assert len(stores) <= len(loop.body) * 0.03, f"{name} {tile}: {stores}"
+            else:
+                assert not stack, f"{name} {tile}: {stack}"
+            seen.add(loop.symbol)
+    assert seen == set(owners), "a kernel without an inner loop that multiplies"
+
+
+def problems(generator: Generator, target: Target) -> list[ConvProblem]:
+    """A pointwise, a 3x3 and a depthwise problem for each element type `generator` computes."""
+    every = [replace(p, dtype=t, out_dtype=t) for p in (POINTWISE, SQUARE, DEPTHWISE) for t in ("int8", "float32")]
+    return [problem for problem in every if generator.legal(problem, target) is None]
