@@ -173,6 +173,11 @@ class Scanner:
         """Line of the next token, from 1."""
         return self._tokens[self._at].line
 
+    @property
+    def last_line(self) -> int:
+        """Line of the token read last, where an error in something just read belongs."""
+        return self._tokens[max(self._at - 1, 0)].line
+
     def fail(self, expected: str) -> NoReturn:
         """Raise UnsupportedModel: the next token is not what was expected."""
         token = self._tokens[self._at]
@@ -251,7 +256,7 @@ class Scanner:
         try:
             return class_(*args)
         except ValueError as error:
-            raise UnsupportedModel(f"line {self.line}: {error}") from None
+            raise UnsupportedModel(f"line {self.last_line}: {error}") from None
 
     def elem(self) -> Elem:
         """An element type."""
@@ -306,7 +311,7 @@ class Scanner:
         elem = self.elem()
         shape = self.items("[", "]", self.dim)
         if any(isinstance(d, int) and d < 0 for d in shape):
-            raise UnsupportedModel(f"line {self.line}: shape {list(map(str, shape))} has a negative dimension")
+            raise UnsupportedModel(f"line {self.last_line}: shape {list(map(str, shape))} has a negative dimension")
         layout = self.items("[", "]", self.integer) if self.accept("@") else None
         return TensorType(shape, elem, layout)
 
@@ -321,11 +326,11 @@ class Scanner:
         if self.peek("{"):
             for name, value in self.items("{", "}", lambda: self._field(hints)):
                 if name in values:
-                    raise UnsupportedModel(f"line {self.line}: attribute {name!r} is given twice")
+                    raise UnsupportedModel(f"line {self.last_line}: attribute {name!r} is given twice")
                 values[name] = value
         required = {f.name for f in dataclasses.fields(class_) if f.default is dataclasses.MISSING}
         if missing := sorted(required - values.keys()):
-            raise UnsupportedModel(f"line {self.line}: attributes {missing} are missing")
+            raise UnsupportedModel(f"line {self.last_line}: attributes {missing} are missing")
         return class_(**values)
 
     def _field(self, hints: dict[str, Any]) -> tuple[str, Any]:
@@ -343,7 +348,7 @@ class Scanner:
             members = iter(args)
             values = self.items("[", "]", lambda: self._value(next(members, None)))
             if len(values) != len(args):
-                raise UnsupportedModel(f"line {self.line}: {len(values)} numbers, expected {len(args)}")
+                raise UnsupportedModel(f"line {self.last_line}: {len(values)} numbers, expected {len(args)}")
             return values
         if origin in (typing.Union, types.UnionType):
             if types.NoneType in args and self.accept("none"):

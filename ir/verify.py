@@ -114,7 +114,8 @@ def _reach(value: Value) -> int:
 
 
 def _where(node: Node) -> str:
-    return f"{node.op} {node.loc or node.outputs[0].name if node.outputs else node.loc!r}"
+    origin = node.loc or (node.outputs[0].name if node.outputs else "")
+    return f"{node.op} {origin!r}"
 
 
 def _require(condition: bool, node: Node, message: str) -> None:
@@ -137,7 +138,10 @@ def _check_structure(graph: Graph) -> None:
         if value.producer is not None or value.is_constant:
             raise VerifyError(f"input {value.name!r} has a producer or data of its own")
         defined.add(value)
-    defined.update(graph.constants)
+    for value in graph.constants:
+        if value.producer is not None:
+            raise VerifyError(f"{_where(value.producer)}: result {value.name!r} holds constant data")
+        defined.add(value)
     uses: dict[Value, Counter[Node]] = {}
     for node in graph.nodes:
         for value in node.inputs:
@@ -147,7 +151,6 @@ def _check_structure(graph: Graph) -> None:
         for value in node.outputs:
             _require(value not in defined, node, f"defines {value.name!r} a second time")
             _require(value.producer is node, node, f"result {value.name!r} names another producer")
-            _require(not value.is_constant, node, f"result {value.name!r} holds constant data")
             defined.add(value)
     for value in graph.outputs:
         if value not in defined:

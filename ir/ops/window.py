@@ -61,13 +61,15 @@ def output_hw(shape: Shape, attrs: WindowAttrs) -> tuple[int, int]:
 
 def require_covered(shape: Shape, attrs: WindowAttrs) -> None:
     """Raise VerifyError when some window of an NCHW `shape` lies wholly in the border: its mean or maximum has no meaning."""
-    for axis, count in enumerate(output_hw(shape, attrs)):
-        extent = shape[2 + axis]
+    output_hw(shape, attrs)
+    for axis in (0, 1):
+        extent, dilation = shape[2 + axis], attrs.dilations[axis]
         assert isinstance(extent, int)
-        first = np.arange(count)[:, None] * attrs.strides[axis] - attrs.pads[axis]
-        taps = first + np.arange(attrs.kernel[axis]) * attrs.dilations[axis]
-        inside = ((taps >= 0) & (taps < extent)).any(axis=1)
-        require(bool(inside.all()), f"a window {attrs.kernel} with pads {attrs.pads} sees no element of {extent}")
+        span = dilation * (attrs.kernel[axis] - 1) + 1
+        most = max(attrs.pads[axis], attrs.pads[axis + 2])
+        # A pad below the span leaves a tap in the first `dilation` elements, or in the last, of every window.
+        covered = extent >= (dilation if most else 1) and most < span
+        require(covered, f"a window of {attrs.kernel} with pads {attrs.pads} may see no element of an extent of {extent}")
 
 
 def windows(x: Array, attrs: WindowAttrs, fill: float) -> Array:
