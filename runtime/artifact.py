@@ -174,7 +174,7 @@ def write_artifact(
 
     Raises:
         ArtifactError: something that is not an artifact is in the way.
-        UsageError: golden data does not fit the model.
+        UsageError: golden data does not fit the model, or `path` cannot be written.
         ToolchainError: no compiler, or it failed.
         ValueError: the schedule breaks its contract.
     """
@@ -297,24 +297,25 @@ def _golden_files(schedule: Schedule, case: int, inputs: Mapping[str, Array], ou
 @contextlib.contextmanager
 def _replacing(root: Path) -> Iterator[Path]:
     """A new directory beside `root` that takes its place when the block ends well, and vanishes when it does not."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".tmp", dir=root.parent))
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".tmp", dir=root.parent))
+    except OSError as error:
+        raise UsageError(f"{root}: cannot be written ({error}); choose another place") from error
+    old = work.with_suffix(".old")
     try:
         work.chmod(0o755)
         yield work
         if root.exists():
             _read_manifest(root)
-            old = work.with_suffix(".old")
             root.rename(old)
-            try:
-                work.rename(root)
-            except BaseException:
-                old.rename(root)
-                raise
-            shutil.rmtree(old)
-        else:
-            work.rename(root)
+        work.rename(root)
+    except OSError as error:
+        raise UsageError(f"{root}: cannot be written ({error}); free some space or choose another place") from error
     finally:
+        if old.exists() and not root.exists():
+            old.rename(root)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -44,7 +44,6 @@ _COMPILE = (
         "-fdata-sections",
         "-fno-asynchronous-unwind-tables",
     ),
-    *("-Wall", "-Wextra", "-Werror"),
     # One rounding for each operation: no fused multiply-add where the source has two operations.
     "-ffp-contract=off",
 )
@@ -156,7 +155,7 @@ def link(toolchain: Toolchain, model_c: str, objects: dict[str, bytes], out: Pat
         flags = ("-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-Wl,--version-script=exports", "-Wl,-soname,libmodel.so", *_LINK)
         _run([*toolchain.shared, *flags, *parts, "-o", str(shared), *_LIBRARIES], work)
 
-        # One relocatable object of all kernels, because they carry more debug information than code.
+        # One object of all kernels. GNU ld drops their debug information, which is larger than the code; zig keeps it.
         if kernels:
             _run([*toolchain.shared, "-nostdlib", "-r", "-Wl,-S", *kernels, "-o", "kernels.o"], work)
         members = ["model.o", *(["kernels.o"] if kernels else []), *library]

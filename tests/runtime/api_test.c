@@ -1,6 +1,8 @@
 /* api_test.c: the C API against the tiny model of conftest.py. Linked with --wrap for every allocator, so that it can count. */
 #include "model.h"
 
+#include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +14,13 @@ int __real_posix_memalign(void **p, size_t a, size_t n);
 void *__wrap_malloc(size_t n) { allocations++; return __real_malloc(n); }
 void *__wrap_calloc(size_t n, size_t m) { allocations++; return __real_calloc(n, m); }
 int __wrap_posix_memalign(void **p, size_t a, size_t n) { allocations++; return __real_posix_memalign(p, a, n); }
+
+static int threads_left = 1000; /* how many more threads this system gives */
+int __real_pthread_create(pthread_t *id, const pthread_attr_t *attributes, void *(*start)(void *), void *argument);
+int __wrap_pthread_create(pthread_t *id, const pthread_attr_t *attributes, void *(*start)(void *), void *argument)
+{
+    return threads_left-- > 0 ? __real_pthread_create(id, attributes, start, argument) : EAGAIN;
+}
 
 #define CHECK(condition) do { if (!(condition)) { printf("line %d: %s\n", __LINE__, #condition); exit(1); } } while (0)
 
@@ -97,6 +106,15 @@ int main(int argc, char **argv)
         CHECK(allocations == 0);
         bevel_close(a);
     }
+
+    /* A system that runs out of threads at any point: an error, and those already started are stopped. */
+    for (int available = 0; available < 4; available++) {
+        for (int repeat = 0; repeat < 20; repeat++) {
+            threads_left = available;
+            CHECK(bevel_open_memory(image, nbytes, NULL, 5, &a) == BEVEL_E_THREAD && a == NULL);
+        }
+    }
+    threads_left = 1000;
 
     /* Every damaged header is told apart. */
     static const struct { int byte; bevel_status status; } damage[] = {

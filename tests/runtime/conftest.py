@@ -107,7 +107,13 @@ def tiny_model(arch: str, objects: dict[str, bytes], name: str = "tiny", extra_w
     table = rng.permutation(256).astype(np.uint8)
     weights = rng.integers(-127, 128, (16, 8), dtype=np.int8)
     payload = table.tobytes() + weights.tobytes() + rng.bytes(extra_weights) + bytes(64)
-    arena, const = (lambda offset: Place("arena", offset)), (lambda offset: Place("weights", offset))
+
+    def arena(offset: int) -> Place:
+        return Place("arena", offset)
+
+    def const(offset: int) -> Place:
+        return Place("weights", offset)
+
     problem = NodeProblem("Test", None, (), ())
     schedule = Schedule(
         name=name,

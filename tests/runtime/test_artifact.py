@@ -76,9 +76,16 @@ def test_replaces_an_artifact_only(tiny: Any, write_tiny: Callable[..., Artifact
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "m.bevel", "precious"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ToolchainError, OSError])
+@pytest.mark.parametrize(
+    ("error", "raised"), [(KeyboardInterrupt, KeyboardInterrupt), (ToolchainError, ToolchainError), (OSError, UsageError)]
+)
 def test_nothing_left_behind(
-    tiny: Any, write_tiny: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    tiny: Any,
+    write_tiny: Callable[..., Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+    raised: type[BaseException],
 ) -> None:
     """Ctrl-C or a failure at any point leaves neither a partial artifact nor a temporary directory; the old artifact stays."""
     write_tiny(tiny, tmp_path / "m.bevel")
@@ -90,10 +97,36 @@ def test_nothing_left_behind(
         with monkeypatch.context() as patch:
             patch.setattr(artifact_module, function, fail)
             for name in ("m.bevel", "new.bevel"):
-                with pytest.raises(error):
+                with pytest.raises(raised):
                     write_tiny(tiny, tmp_path / name)
         assert [p.name for p in tmp_path.iterdir()] == ["m.bevel"]
     Artifact.open(tmp_path / "m.bevel")
+
+
+def test_unwritable_place(tiny: Any, write_tiny: Callable[..., Artifact], tmp_path: Path) -> None:
+    """A path below a file cannot be written, and says so."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        write_tiny(tiny, tmp_path / "file" / "m.bevel")
+
+
+def test_failed_swap_keeps_the_old(
+    tiny: Any, write_tiny: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the new directory cannot take its place at the last moment, the old artifact is back where it was."""
+    write_tiny(tiny, tmp_path / "m.bevel")
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError("disk on fire")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(UsageError, match="disk on fire"):
+        write_tiny(replace(tiny, schedule=replace(tiny.schedule, name="second")), tmp_path / "m.bevel")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.bevel"]
+    assert Artifact.open(tmp_path / "m.bevel").name == tiny.schedule.name
 
 
 def test_golden_must_fit(tiny: Any, write_tiny: Callable[..., Artifact], tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ def test_arm_shared_library_runs(built_arm: Artifact, run_arm: list[str], tmp_pa
     sysroot = Path("/usr/aarch64-linux-gnu")
     if run_arm and not (sysroot / "lib" / "ld-linux-aarch64.so.1").exists():
         pytest.skip("no aarch64 C library: apt install libc6-dev-arm64-cross")
-    command = [*find_toolchain("aarch64").shared, built_arm.path / "example.c", "-I", built_arm.path / "include"]
-    command += ["-L", built_arm.path / "lib", "-l:libmodel.so", "-o", tmp_path / "example"]
+    command = [*find_toolchain("aarch64").shared, str(built_arm.path / "example.c"), "-I", str(built_arm.path / "include")]
+    command += ["-L", str(built_arm.path / "lib"), "-l:libmodel.so", "-o", str(tmp_path / "example")]
     subprocess.run(command, check=True)
     run = [*run_arm, "-L", str(sysroot), "-E", f"LD_LIBRARY_PATH={built_arm.path / 'lib'}"] if run_arm else []
     done = subprocess.run([*run, tmp_path / "example", built_arm.weights], capture_output=True, text=True, check=False)

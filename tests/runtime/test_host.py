@@ -117,7 +117,7 @@ def last_loaded_byte(elf: bytes) -> int:
     (table,) = struct.unpack_from("<Q", elf, 32)
     (count,) = struct.unpack_from("<H", elf, 56)
     segments = [struct.unpack_from("<IIQQQQ", elf, table + 56 * index) for index in range(count)]
-    return max(offset + nbytes for kind, _, offset, _, _, nbytes in segments if kind == 1)
+    return max(int(offset + nbytes) for kind, _, offset, _, _, nbytes in segments if kind == 1)
 
 
 def test_refuses_other_machines(copied: Artifact) -> None:
