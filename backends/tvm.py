@@ -5,7 +5,8 @@ signature, `int32_t symbol(pointers..., int32_t lo, int32_t hi, void *scratch)`,
 convention, runtime and Relax VM are not used. `import tvm` is slow, so it happens in the first call that needs it.
 
 Traps, each found the hard way:
-* Signed TIR additions are `nsw`: arithmetic that wraps must use unsigned types.
+* Signed additions and multiplications of 32 bits or more are emitted `nsw`, unsigned ones `nuw`, so a sum that wraps is undefined
+  behaviour in either type (LLVM derives known bits from it and miscompiles): `wrapping_add` is the way to add modulo 2^32.
 * LLVM contracts float a * b + c to an FMA; kernels say `fma` where they mean it.
 * An alloc in scope "global" with constant indices stays in registers; scope "local" would call a workspace allocator.
 * Overloaded LLVM intrinsics take no type suffix ("llvm.fma").
@@ -222,6 +223,10 @@ class Builder:
     def shift_left(self, value: Expr, amount: Expr) -> Expr:
         """Left shift."""
         return self._ns.T.shift_left(value, amount)
+
+    def wrapping_add(self, a: Expr, b: Expr, lanes: int = 1) -> Expr:
+        """uint32 a + b modulo 2^32: a 64-bit sum truncated, which LLVM narrows to one plain addition without flags."""
+        return self.cast(self.cast(a, "uint64", lanes) + self.cast(b, "uint64", lanes), "uint32", lanes)
 
     def call(self, result: str, intrinsic: str, *operands: Expr) -> Expr:
         """A pure LLVM intrinsic, for example `call("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, u8, s8)`."""

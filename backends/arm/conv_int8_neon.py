@@ -67,7 +67,7 @@ class WideningKernel(NeonInteger):
                     total = k.load(acc, at, 4)
                     for products in self.products(k, k.load(columns, i * lanes, lanes), w, lanes):
                         pairs = k.call("int32x4", "llvm.aarch64.neon.saddlp", products)
-                        total = total + k.bitcast(pairs, "uint32", 4)
+                        total = k.wrapping_add(total, k.bitcast(pairs, "uint32", 4), 4)
                     k.store(acc, at, total, 4)
 
         whole, rest = divmod(run, self.kgroup)
@@ -93,7 +93,7 @@ class WideningKernel(NeonInteger):
         while len(parts) > 1:
             pairs = zip(parts[::2], parts[1::2], strict=True)
             parts = [k.call("uint32x4", "llvm.aarch64.neon.addp", a, b) for a, b in pairs]
-        total = parts[0] + k.bitcast(k.load(bias, HEADER + channel, 4), "uint32", 4)
+        total = k.wrapping_add(parts[0], k.bitcast(k.load(bias, HEADER + channel, 4), "uint32", 4), 4)
         return k.bitcast(total, "int32", 4)
 
 

@@ -81,7 +81,7 @@ class WideningDepthwise(IntegerDepthwise):
         for r, row in enumerate(x):
             product = k.call("int16x8", "llvm.aarch64.neon.smull", row, half(k, w, r * 8))
             total = product if total is None else total + product
-        return acc + k.bitcast(k.cast(total, "int32", 8), "uint32", 8)
+        return k.wrapping_add(acc, k.bitcast(k.cast(total, "int32", 8), "uint32", 8), 8)
 
 
 class SdotDepthwise(IntegerDepthwise):

@@ -38,8 +38,7 @@ def pack(constants: ConvConstants, lanes: int, lifted: bool) -> Array:
     """Parameters as int64, one record of 4.5 * lanes elements per vector of channels.
 
     A record is six arrays of lanes / 2 int64 (multiplier, shift and rounding constant, each for even then odd channels), then
-    three of `lanes` int32 (-limit, limit, zero point). With `lifted`, the rounding constant includes 2^62 and the zero point
-    takes 2^(62-n) back, modulo 2^32.
+    three of `lanes` int32 (-limit, limit, zero point). With `lifted`, the zero point takes 2^(62-n) back, modulo 2^32.
     """
     if constants.multiplier is None or constants.shift is None:
         raise CheckFailed("a requantized convolution was packed without multiplier and shift")
@@ -55,7 +54,6 @@ def pack(constants: ConvConstants, lanes: int, lifted: bool) -> Array:
     rounding = np.left_shift(np.int64(1), n - 1)
     zero = np.full_like(n, constants.y_zero_point)
     if lifted:
-        rounding += np.int64(1) << _LIFT
         zero -= np.left_shift(np.int64(1), _LIFT - n)
     wide = [half for values in (m, n, rounding) for half in (values[:, 0::2], values[:, 1::2])]
     narrow = np.concatenate([-bound, bound, zero], axis=1).astype(np.uint64).astype(np.uint32).view(np.int64)
@@ -92,7 +90,8 @@ def requantize(k: Builder, sums: Expr, params: Buffer, channel: Expr, lanes: int
         product = value * low(wide(parity))
         n, rounding = wide(2 + parity), wide(4 + parity)
         if lifted:
-            # The lifted sum may pass 2^63, so it is unsigned.
+            # |product| < 2^62, so lifting it fits int64; the rounded sum may pass 2^63 and is unsigned.
+            product = product + k.const(1 << _LIFT, "int64", half)
             product, n, rounding = (k.bitcast(v, "uint64", half) for v in (product, n, rounding))
         return k.bitcast(k.shift_right(product + rounding, n), "int32", lanes)
 
@@ -102,7 +101,7 @@ def requantize(k: Builder, sums: Expr, params: Buffer, channel: Expr, lanes: int
     odd = shifted(k.shift_right(pairs, bits), 1)
     # Little-endian: lane 2i of each holds the low half of 64-bit lane i.
     joined = k.shuffle([even, odd], [i if i % 2 == 0 else lanes + i - 1 for i in range(lanes)])
-    total = k.bitcast(joined, "uint32", lanes) + k.bitcast(narrow(2), "uint32", lanes)
+    total = k.wrapping_add(k.bitcast(joined, "uint32", lanes), k.bitcast(narrow(2), "uint32", lanes), lanes)
     return k.bitcast(total, "int32", lanes)
 
 
