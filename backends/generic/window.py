@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bevel.backends.generic.definition import Definition, Frame, define
-from bevel.backends.generic.elementwise import finish, requantize
+from bevel.backends.generic.elementwise import finish
 from bevel.backends.generic.lanes import SHORTEST_VECTOR, Lanes, code_bias, cut
 from bevel.backends.kernel import NodeProblem
 from bevel.backends.tvm import Builder, Expr
@@ -111,7 +111,7 @@ class _Pool(Definition):
         with k.serial(*rows) as ky, k.serial(*columns) as kx:
             element = v.load(frame.inputs[0], offset(ky, kx) + channel * x_stride)
             v.store(acc, 0, self.combine(v, problem, v.load(acc, 0), element))
-        v.store(frame.output, target + channel * y_stride, self.result(v, problem, v.load(acc, 0), taps))
+        v.put(frame.output, target + channel * y_stride, self.result(v, problem, v.load(acc, 0), taps), frame.dtype)
 
 
 def _fits(at: Any, axis: int, extent: int, out: int) -> bool:
@@ -175,8 +175,12 @@ class _IntAveragePool(_Pool):
         m, n = (_by_count(v, at.counts, values, taps) for values in (at.m, at.n))
         zero = k.splat(taps * x.zero_point, v.n) if not isinstance(taps, int) else v.i32(taps * x.zero_point)
         lo, hi = v.i64(at.lo + bias), v.i64(at.hi + bias)
-        code = requantize(v, v.cast(acc - zero, "int64"), m, n, v.i64(y.zero_point), lo, hi)
-        return v.cast(code, y.dtype)
+        # Ties are frequent in means, so they go to even: add 2^(n-1) - 1, and 1 more where the floor is odd.
+        product, one = v.cast(acc - zero, "int64") * m, v.i64(1)
+        floor = k.shift_right(product, n)
+        odd = floor - k.shift_left(k.shift_right(floor, one), one)
+        code = k.shift_right(product + k.shift_left(one, n - one) - one + odd, n) + v.i64(y.zero_point)
+        return v.cast(v.min(v.max(code, lo), hi), y.dtype)
 
 
 def _by_count(v: Lanes, counts: Sequence[int], values: Sequence[int], taps: Expr) -> Expr:

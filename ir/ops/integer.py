@@ -94,8 +94,8 @@ class OutAttrs:
     out: Quant
 
 
-def requantize(acc: Array, m: Array, n: Array, zero_point: int, lo: int, hi: int) -> Array:
-    """clamp(zp + ((acc * m + 2^(n-1)) >> n), lo, hi) with an int64 product and one half-up rounding.
+def requantize(acc: Array, m: Array, n: Array, zero_point: int, lo: int, hi: int, *, to_even: bool = False) -> Array:
+    """clamp(zp + ((acc * m + 2^(n-1)) >> n), lo, hi) with an int64 product and one rounding, ties up.
 
     Args:
         acc: int32 accumulators.
@@ -104,6 +104,7 @@ def requantize(acc: Array, m: Array, n: Array, zero_point: int, lo: int, hi: int
         zero_point: code of real zero.
         lo: least result.
         hi: greatest result.
+        to_even: ties go to the even multiple instead: 2^(n-1) - 1 is added, and 1 more where (acc * m) >> n is odd.
 
     Returns:
         int64 codes.
@@ -111,7 +112,8 @@ def requantize(acc: Array, m: Array, n: Array, zero_point: int, lo: int, hi: int
     codes = np.asarray(np.multiply(acc, m, dtype=np.int64))
     n = n.astype(np.int64)
     # |acc * m| < 2^62 and 2^(n-1) <= 2^61, so the sum cannot overflow int64.
-    codes = np.add(codes, np.int64(1) << (n - 1), out=codes)
+    half = np.int64(1) << (n - 1)
+    codes = np.add(codes, half - 1 + ((codes >> n) & 1) if to_even else half, out=codes)
     codes >>= n
     codes += zero_point
     return np.asarray(np.clip(codes, lo, hi, out=codes))
@@ -241,7 +243,7 @@ def _int_pool_reference(call: Call, x: Array) -> Array:
     # With one entry the factor holds everywhere (no padding, or padding that counts as elements).
     index = np.searchsorted(at.counts, taps) if len(at.counts) > 1 else np.zeros_like(taps)
     m, n = np.asarray(at.m, np.int64)[index], np.asarray(at.n, np.int64)[index]
-    return requantize(acc, m, n, at.out.zero_point[0], at.lo, at.hi).astype(at.out.dtype)
+    return requantize(acc, m, n, at.out.zero_point[0], at.lo, at.hi, to_even=True).astype(at.out.dtype)
 
 
 def _lut_infer(attrs: OutAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
@@ -365,7 +367,7 @@ _integer(
 )
 _integer(
     "IntAveragePool",
-    "Mean of each window as int32 sum times a dyadic factor per element count.",
+    "Mean of each window: int32 sum times a dyadic factor per element count, ties to even.",
     attrs=IntAveragePoolAttrs,
     arity=(1, 1),
     infer=_int_pool_infer,
