@@ -100,6 +100,8 @@ int main(int argc, char **argv)
         allocations = 0;
         for (int i = 0; i < 200; i++) {
             fill(a, 3);
+            /* Everything but the input is wiped, so that no result of an earlier run can pass for this one's. */
+            memset((char *)bevel_input(a, 0)->data + 1024, 0xa5, 2688 - 1024);
             CHECK(bevel_run(a) == BEVEL_OK);
             CHECK(memcmp(bevel_output(a, 0)->data, expected, sizeof expected) == 0);
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +42,25 @@ def test_no_warnings(tiny: Any, tmp_path: Path) -> None:
     command = [*find_toolchain(host_arch()).shared, *flags, "-I", str(C_DIR), "-c", str(tmp_path / "model.c"), *sources]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_sha256(tmp_path: Path) -> None:
+    """Every length around the block and padding boundaries, against hashlib."""
+    command = [
+        *find_toolchain(host_arch()).shared,
+        "-shared",
+        "-fPIC",
+        str(C_DIR / "sha256.c"),
+        "-o",
+        str(tmp_path / "sha256.so"),
+    ]
+    subprocess.run(command, check=True)
+    library = ctypes.CDLL(str(tmp_path / "sha256.so"))
+    data = np.random.default_rng(0).bytes(1000)
+    digest = ctypes.create_string_buffer(32)
+    for length in (*range(260), 1000):
+        library.bevel_sha256(data, ctypes.c_size_t(length), digest)
+        assert digest.raw == hashlib.sha256(data[:length]).digest(), length
 
 
 def test_example_compiles_and_runs(built: Artifact, tiny: Any, tmp_path: Path) -> None:

@@ -42,6 +42,17 @@ def test_kernel_error(failing: Artifact, tiny: Any, threads: int) -> None:
                 np.testing.assert_array_equal(model.outputs()["max"], tiny.reference(inputs["x"])["max"])
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_scratch_is_private(tiny: Any, write_tiny: Callable[..., Artifact], tmp_path: Path, threads: int) -> None:
+    """Every thread has its own aligned scratch: a kernel that writes, dawdles and reads back finds what it wrote."""
+    step = Step("mine", "Test", "bevel_k_mine", (Place("arena", 0), Place("arena", 1024)), 64, 64)
+    kernels = (*tiny.schedule.kernels, Kernel("bevel_k_mine", "generic:test", tiny.schedule.kernels[0].problem, {}))
+    artifact = write_tiny(tiny.with_steps(step, *tiny.schedule.steps, kernels=kernels), tmp_path / "mine.bevel")
+    with HostModel(artifact, threads=threads) as model:
+        for _ in range(3):
+            model.run()
+
+
 @pytest.fixture(scope="module")
 def halving(tiny: Any, write_tiny: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """y = x / 2 in float32, and a constant output that lies among the weights."""
