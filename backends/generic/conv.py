@@ -159,7 +159,7 @@ class _Kernel:
                         else:
                             x = v.load(self.x, source(ky, kx) + g * self.per_in + c, 0)
                         v.store(acc, 0, self._accumulate(v, v.load(acc, 0), x, weight))
-                    v.store(self.y, out + channel, self._result(v, v.load(acc, 0), channel))
+                    v.put(self.y, out + channel, self._result(v, v.load(acc, 0), channel), p.out_dtype)
 
     def _parameter(self, v: Lanes, index: int) -> Expr:
         return v.load(self.params, index, 0)

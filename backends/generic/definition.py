@@ -25,6 +25,7 @@ class Frame:
         inputs, output: buffers.
         lo, hi: the range of the parallel axis to compute.
         lanes: lanes of vector loops on this target.
+        dtype: storage type of the output.
     """
 
     k: Builder
@@ -33,10 +34,7 @@ class Frame:
     lo: Expr
     hi: Expr
     lanes: int
-
-    def vector(self) -> Lanes:
-        """Arithmetic at full width."""
-        return Lanes(self.k, self.lanes)
+    dtype: str
 
     def scalar(self) -> Lanes:
         """Arithmetic on single elements."""
@@ -96,8 +94,9 @@ def emit(problem: NodeProblem, target: Target, symbol: str) -> Builder:
     """Write the kernel of `problem`; the result's `function` is the PrimFunc."""
     with Builder(symbol) as k:
         inputs = tuple(k.param(f"x{i}", store_dtype(buf.dtype)) for i, buf in enumerate(problem.inputs))
-        output = k.param("y", store_dtype(problem.outputs[0].dtype))
+        dtype = store_dtype(problem.outputs[0].dtype)
+        output = k.param("y", dtype)
         lo, hi, _ = k.range_params()
         lanes = vector_lanes(target, (*problem.inputs, *problem.outputs))
-        definition_of(problem).emit(Frame(k, inputs, output, lo, hi, lanes), problem)
+        definition_of(problem).emit(Frame(k, inputs, output, lo, hi, lanes, dtype), problem)
     return k

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from bevel.backends.kernel import Buf
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
@@ -76,6 +78,21 @@ class Lanes:
     def store(self, buffer: Buffer, offset: Expr, value: Expr) -> None:
         """Write the lanes to consecutive elements."""
         self.k.store(buffer, offset, value, self.n)
+
+    def put(self, buffer: Buffer, offset: Expr, value: Expr, dtype: str) -> None:
+        """Write lanes of a result, in a form that LLVM does not turn into a call of memcpy or memset.
+
+        It would where it can prove the result to be a copy or a constant. All of this costs no instruction in vectors.
+        """
+        # TVM cannot reinterpret a literal zero; one in memory (a register, after LLVM) it can.
+        held = self.k.alloc(self.n, dtype)
+        self.store(held, 0, value)
+        value = self.load(held, 0)
+        if self.n * np.dtype(dtype).itemsize % 4 == 0:
+            value = self.k.opaque(value, dtype, self.n)
+        else:
+            value = self.cast(self.k.opaque(self.cast(value, "uint32"), "uint32", self.n), dtype)
+        self.store(buffer, offset, value)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ class _MatMul(Definition):
                         left = v.load(frame.inputs[0], bases[0] + r * a.strides()[-1], 0)
                         right = v.load(frame.inputs[1], bases[1] + r * b.strides()[-2] + column * b.strides()[-1])
                         v.store(acc, 0, v.load(acc, 0) + left * right)
-                    v.store(frame.output, bases[2] + column * y.strides()[-1], finish(v, problem, v.load(acc, 0)))
+                    at = bases[2] + column * y.strides()[-1]
+                    v.put(frame.output, at, finish(v, problem, v.load(acc, 0)), frame.dtype)
 
 
 define("MatMul", _MatMul())

@@ -51,7 +51,7 @@ class _Copy(Regional):
 
         def body(v: Lanes, xs: Sequence[Expr]) -> Expr:
             if x.dtype == y.dtype:
-                return finish(v, problem, xs[0])
+                return _copied(problem)(v, xs)
             return v.bitcast(v.bitcast(xs[0], "uint8") ^ v.const(128, "uint8"), y.dtype)
 
         return [whole(y, [(0, 0, x.strides())], body)]
@@ -86,7 +86,8 @@ class _Reshape(_Movement):
         v = frame.scalar()
         with frame.k.serial(frame.lo, frame.hi) as i:
             element = v.load(frame.inputs[0], _offset(frame, problem.inputs[0], i))
-            v.store(frame.output, _offset(frame, problem.outputs[0], i), _copied(problem)(v, [element]))
+            at = _offset(frame, problem.outputs[0], i)
+            v.put(frame.output, at, _copied(problem)(v, [element]), store_dtype(problem.outputs[0].dtype))
 
 
 def _offset(frame: Frame, buf: Buf, index: Expr) -> Expr:

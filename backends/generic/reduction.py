@@ -254,7 +254,7 @@ class _Mean(_Reduction):
 
         def row(r: Row) -> None:
             total = r.fold("float32", 0, lambda _u, a, b: a + b, lambda u, x, _y: u.load(frame.inputs[0], x))
-            r.v.store(frame.output, r.y, finish(r.v, problem, r.v.load(total, 0) / r.v.f32(count)))
+            r.v.put(frame.output, r.y, finish(r.v, problem, r.v.load(total, 0) / r.v.f32(count)), frame.dtype)
 
         _rows(frame, axes, _WIDTH * frame.lanes, row)
 
@@ -279,7 +279,7 @@ class _Softmax(_Reduction):
             total = r.fold("float32", 0, lambda _u, a, b: a + b, exponential)
 
             def divide(u: Lanes, _x: Expr, y: Expr) -> None:
-                u.store(y_buffer, y, finish(u, problem, u.load(y_buffer, y) / r.spread(u, total)))
+                u.put(y_buffer, y, finish(u, problem, u.load(y_buffer, y) / r.spread(u, total)), frame.dtype)
 
             r.each(divide)
 
@@ -313,7 +313,7 @@ class _IntSoftmax(_Softmax):
 
             def quotient(u: Lanes, x: Expr, y: Expr) -> None:
                 q = divide_256(u, exponential(u, x, y), r.spread(u, total))
-                u.store(frame.output, y, u.cast(u.min(q, u.i32(255)) + u.i32(code_bias(out) - 128), out.dtype))
+                u.put(frame.output, y, u.cast(u.min(q, u.i32(255)) + u.i32(code_bias(out) - 128), out.dtype), frame.dtype)
 
             r.each(quotient)
 

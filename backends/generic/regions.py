@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bevel.backends.generic.definition import Definition, Frame
-from bevel.backends.generic.lanes import SHORTEST_VECTOR, Lanes
+from bevel.backends.generic.lanes import SHORTEST_VECTOR, Lanes, cut
 from bevel.backends.kernel import Buf, NodeProblem
 from bevel.backends.tvm import Expr
 
@@ -60,6 +60,11 @@ class Region:
         """The region without axes that are not listed; those must be of length 1."""
         views = tuple(replace(v, strides=tuple(v.strides[a] for a in axes)) for v in self.views)
         return Region(tuple(self.at[a] for a in axes), tuple(self.extents[a] for a in axes), views, self.body)
+
+    def serial(self) -> Region:
+        """The region behind a parallel axis of length 1."""
+        views = tuple(replace(v, strides=(0, *v.strides)) for v in self.views)
+        return Region((0, *self.at), (1, *self.extents), views, self.body)
 
     def merged(self, first: int) -> Region:
         """Neighbouring axes from `first` on joined where every view walks them as one."""
@@ -114,12 +119,14 @@ def whole(out: Buf, operands: Sequence[tuple[int, int, Sequence[int]]], body: Bo
 
 def _simplify(regions: Sequence[Region], out: Buf) -> list[Region]:
     """Without axes of length 1, and with axes merged: all of them for a single region, else those behind the parallel one."""
-    shape = out.physical_shape
+    shape = regions[0].extents if len(regions) == 1 else out.physical_shape
     axes = [a for a, extent in enumerate(shape) if extent > 1]
     if not axes:
         return [Region((0,), (1,), tuple(replace(v, strides=(1,)) for v in r.views), r.body) for r in regions]
     kept = [r.keep(axes) for r in regions]
-    return [kept[0].merged(0)] if len(kept) == 1 else [r.merged(1) for r in kept]
+    if len(kept) == 1:
+        return [kept[0].merged(0)]
+    return [r.merged(1) if len(axes) > 1 else r.serial() for r in kept]
 
 
 class Regional(Definition):
@@ -144,7 +151,8 @@ class Regional(Definition):
         plan = self._plan(problem)
         if len(plan) == 1:
             return -(-plan[0].extents[0] // _granule(plan))
-        return next(extent for extent in problem.outputs[0].physical_shape if extent > 1)
+        axes = [extent for extent in problem.outputs[0].physical_shape if extent > 1]
+        return axes[0] if len(axes) > 1 else 1
 
     def emit(self, frame: Frame, problem: NodeProblem) -> None:
         """One loop nest per region, clipped to [lo, hi)."""
@@ -187,25 +195,23 @@ def _nest(frame: Frame, region: Region, axis: int, offsets: Sequence[Expr]) -> N
 def _vector_range(frame: Frame, region: Region, offsets: Sequence[Expr], first: Expr, last: Expr) -> None:
     """The inner axis over [first, last): whole vectors, then single elements."""
     k, lanes = frame.k, frame.lanes
-    while lanes > region.extents[-1]:
-        lanes //= 2
-    count: Expr = last - first
-    if lanes < SHORTEST_VECTOR:
-        with k.serial(count) as i:
-            _elements(frame, region, offsets, first + i, 1)
+    if isinstance(first, int):
+        for block in cut(last - first, lanes):
+            if block.lanes == 1:
+                # Loops over constant bytes would become calls of memset.
+                for i in range(block.loops):
+                    _elements(frame, region, offsets, first + block.first + i, 1)
+                continue
+            with k.serial(block.loops) as i:
+                _elements(frame, region, offsets, first + block.first + i * block.lanes, block.lanes)
         return
+    count = k.max(last - first, k.i32(0))
     shift = lanes.bit_length() - 1
-    if isinstance(count, int):
-        vectors: Expr = count >> shift
-    else:
-        # An empty intersection with [lo, hi) has a negative count.
-        count = k.max(count, k.i32(0))
-        vectors = k.shift_right(count, k.i32(shift))
+    vectors = k.shift_right(count, k.i32(shift))
     with k.serial(vectors) as i:
         _elements(frame, region, offsets, first + i * lanes, lanes)
-    if not (isinstance(count, int) and count % lanes == 0):
-        with k.serial(count - vectors * lanes) as i:
-            _elements(frame, region, offsets, first + vectors * lanes + i, 1)
+    with k.serial(count - vectors * lanes) as i:
+        _elements(frame, region, offsets, first + vectors * lanes + i, 1)
 
 
 def _elements(frame: Frame, region: Region, offsets: Sequence[Expr], index: Expr, lanes: int) -> None:
@@ -220,4 +226,4 @@ def _elements(frame: Frame, region: Region, offsets: Sequence[Expr], index: Expr
             continue
         stride = view.strides[-1]
         values.append(v.load(frame.inputs[view.operand], offset + index * stride, stride))
-    v.store(frame.output, out[1] + index, region.body(v, values))
+    v.put(frame.output, out[1] + index, region.body(v, values), frame.dtype)
