@@ -44,6 +44,10 @@ from bevel.backends.tvm import Buffer, Builder, Expr, PrimFunc
 
 # Elements of the bias buffer before the first channel: one 64-byte vector of 4-byte elements.
 HEADER = 16
+# Reduction runs of fewer K-groups are unrolled whole: a loop of two iterations costs more than it saves.
+UNROLLED_GROUPS = 7
+# All weights are read once per block of rows: the larger they are, the larger the block, up to what an L2 cache holds.
+LARGE_BLOCK_BYTES = 192 * 1024
 
 
 class MicroKernel(abc.ABC):
@@ -133,16 +137,15 @@ class MicroKernel(abc.ABC):
                 w = [self.load_weights(k, weights, base + (first + u) * step + j * self.lanes * self.kgroup) for j in range(nv)]
                 for i, column in enumerate(columns):
                     for j in range(nv):
-                        at = (i * nv + j) * self.lanes
-                        value = self.mac(k, k.load(acc, at, self.lanes), column[u], w[j])
-                        k.store(acc, at, value, self.lanes)
+                        at = (i * nv + j) * self.slot
+                        value = self.mac(k, k.load(acc, at, self.slot), column[u], w[j])
+                        k.store(acc, at, value, self.slot)
 
-        if groups >= 2 * unroll:
+        done = 0
+        if groups >= max(2 * unroll, UNROLLED_GROUPS):
+            done = groups // unroll * unroll
             with k.serial(groups // unroll) as g:
                 some(g * unroll, unroll)
-            done = groups // unroll * unroll
-        else:
-            done = 0
         if groups > done:
             some(k.i32(done), groups - done)
 
@@ -227,8 +230,10 @@ class Geometry:
         """Row groups whose input rows are in scratch together."""
         if not self.staging.needed:
             return self.groups
+        weight_bytes = self.problem.oc * self.taps * self.padded_run * np.dtype(self.micro.weight_dtype).itemsize
+        limit = max(BLOCK_BYTES, min(weight_bytes // 4, LARGE_BLOCK_BYTES))
         block = self.groups
-        while block > 1 and self.staging.nbytes(block * self.rows[0].size) > BLOCK_BYTES:
+        while block > 1 and self.staging.nbytes(block * self.rows[0].size) > limit:
             block -= 1
         return -(-self.groups // -(-self.groups // block))
 

@@ -37,7 +37,7 @@ CONV_F32_AVX512 = ConvGenerator(
     dtype="float32",
     out_dtypes=("float32",),
     micro=FmaKernel(16),
-    shapes=((14, 2), (28, 1), (9, 3), (6, 4)),
+    shapes=((14, 2), (28, 1), (8, 3), (6, 4)),
     pipeline=_PIPELINE,
 )
 CONV_F32_AVX2 = ConvGenerator(
@@ -47,6 +47,6 @@ CONV_F32_AVX2 = ConvGenerator(
     dtype="float32",
     out_dtypes=("float32",),
     micro=FmaKernel(8),
-    shapes=((6, 2), (12, 1), (4, 3)),
+    shapes=((6, 2), (8, 1), (4, 3)),
     pipeline=_PIPELINE,
 )

@@ -32,7 +32,7 @@ class MaddKernel(MicroKernel):
 
     def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr) -> Expr:
         """Two products per lane; the sum wraps, which the biased input codes need."""
-        return acc + k.bitcast(k.call("int32x8", "llvm.x86.avx2.pmadd.wd", x, w), "uint32", 8)
+        return k.wrapping_add(acc, k.bitcast(k.call("int32x8", "llvm.x86.avx2.pmadd.wd", x, w), "uint32", 8), 8)
 
     def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
         """See `bevel.backends.x86.requantize`."""
@@ -57,6 +57,7 @@ CONV_INT8_AVX2 = ConvGenerator(
     dtype="uint8",
     out_dtypes=("uint8", "int32"),
     micro=MaddKernel(),
-    shapes=((4, 2), (6, 2), (8, 1), (10, 1)),
-    pipeline=Pipeline(macs=1.5, loads=2, in_flight=4),
+    shapes=((4, 2), (5, 2), (8, 1)),
+    # More than two K-groups per iteration make LLVM keep products of several groups alive, and spill.
+    pipeline=Pipeline(macs=1.5, loads=2, in_flight=4, unroll=2),
 )

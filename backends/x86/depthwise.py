@@ -105,7 +105,7 @@ class MaddDepthwise(DepthwiseKernel):
 
     def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr, width: int) -> Expr:
         """Two products per lane; the sum wraps, which the biased input codes need."""
-        return acc + k.bitcast(k.call("int32x8", "llvm.x86.avx2.pmadd.wd", x, w), "uint32", 8)
+        return k.wrapping_add(acc, k.bitcast(k.call("int32x8", "llvm.x86.avx2.pmadd.wd", x, w), "uint32", 8), 8)
 
     def order(self, width: int) -> Sequence[int]:
         """Vector v holds words 4v..4v+3 of both 128-bit lanes."""
@@ -134,7 +134,7 @@ DEPTHWISE_F32_AVX512 = DepthwiseGenerator(
     dtype="float32",
     out_dtypes=("float32",),
     micro=FmaDepthwise((16, 8)),
-    tile_widths=(8, 4, 12),
+    tile_widths=(8, 4),
 )
 DEPTHWISE_F32_AVX2 = DepthwiseGenerator(
     name="x86_depthwise_f32_avx2",
@@ -143,7 +143,7 @@ DEPTHWISE_F32_AVX2 = DepthwiseGenerator(
     dtype="float32",
     out_dtypes=("float32",),
     micro=FmaDepthwise((8, 4)),
-    tile_widths=(4, 6, 2),
+    tile_widths=(4, 2),
 )
 DEPTHWISE_INT8_VNNI = DepthwiseGenerator(
     name="x86_depthwise_int8_vnni",
@@ -152,7 +152,7 @@ DEPTHWISE_INT8_VNNI = DepthwiseGenerator(
     dtype="uint8",
     out_dtypes=("uint8", "int32"),
     micro=VnniDepthwise(),
-    tile_widths=(2, 4, 1),
+    tile_widths=(2, 1),
 )
 DEPTHWISE_INT8_AVX2 = DepthwiseGenerator(
     name="x86_depthwise_int8_avx2",
@@ -161,5 +161,5 @@ DEPTHWISE_INT8_AVX2 = DepthwiseGenerator(
     dtype="uint8",
     out_dtypes=("uint8", "int32"),
     micro=MaddDepthwise(),
-    tile_widths=(2, 1, 4),
+    tile_widths=(1,),
 )

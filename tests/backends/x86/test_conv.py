@@ -138,8 +138,8 @@ def test_shapes_and_epilogues(isa: str, tmp_path: Path) -> None:
     for generator in (g for g in GENERATORS if target_of(g) is target):
         for index, base in enumerate(PROBLEMS.values()):
             legal = [p for p in variants(base) if generator.legal(p, target) is None]
-            for p in legal[index % 2 :: 2] or legal:
-                cases.append(ConvCase(generator, p, generator.tiles(p, target)[0], *data(p, rng)))
+            chosen = legal[index % 2 :: 2] or legal
+            cases += [ConvCase(generator, p, generator.tiles(p, target)[0], *data(p, rng)) for p in chosen]
     assert cases
     check(cases, target, tmp_path)
 

@@ -1,0 +1,87 @@
+"""The machine code of the x86 kernels: the instructions meant are there, register tiles stay in registers, nothing is called.
+
+A compiler that keeps accumulators on the stack computes the right result several times slower; only the code shows it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bevel.backends.kernel import ConvProblem, Generator, Tile
+from bevel.backends.tvm import PrimFunc, compile_object
+from bevel.backends.x86 import GENERATORS
+from tests.backends.harness import X86_AVX2, X86_AVX512, X86_VNNI
+
+TARGETS = {"avx2": X86_AVX2, "avx512": X86_AVX512, "vnni": X86_VNNI}
+MULTIPLY = {
+    "x86_conv_f32_avx512": "vfmadd",
+    "x86_conv_f32_avx2": "vfmadd",
+    "x86_conv_int8_vnni": "vpdpbusd",
+    "x86_conv_int8_avx2": "vpmaddwd",
+    "x86_depthwise_f32_avx512": "vfmadd",
+    "x86_depthwise_f32_avx2": "vfmadd",
+    "x86_depthwise_int8_vnni": "vpdpbusd",
+    "x86_depthwise_int8_avx2": "vpmaddwd",
+}
+# Wide enough that every tile has its full size, and channels for every block of vectors.
+DENSE = ConvProblem(1, 8, 168, 64, 12 * 16, 3, 3, pad_top=1, pad_left=1, pad_bottom=1, pad_right=1)
+DEPTHWISE = ConvProblem(1, 8, 96, 96, 96, 3, 3, pad_top=1, pad_left=1, pad_bottom=1, pad_right=1, groups=96)
+
+
+def inner_loops(listing: str) -> list[list[str]]:
+    """Innermost loops of every function: spans of backward branches that hold no other such span."""
+    loops = []
+    for text in re.findall(r"^[0-9a-f]+ <\S+>:\n(.*?)(?:\n\n|\Z)", listing, re.MULTILINE | re.DOTALL):
+        lines = re.findall(r"^\s*([0-9a-f]+):\s+(\S.*?)\s*$", text, re.MULTILINE)
+        index = {int(address, 16): i for i, (address, _) in enumerate(lines)}
+        spans = set()
+        for i, (_, line) in enumerate(lines):
+            branch = re.match(r"j\w+\s+([0-9a-f]+) <", line)
+            if branch and index.get(int(branch[1], 16), i + 1) <= i:
+                spans.add((index[int(branch[1], 16)], i))
+        for start, end in spans:
+            if not any((a, b) != (start, end) and start <= a and b <= end for a, b in spans):
+                loops.append([line for _, line in lines[start : end + 1]])
+    return loops
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump (binutils)")
+@pytest.mark.parametrize("generator", GENERATORS, ids=lambda g: g.name)
+def test_register_tiles_do_not_spill(generator: Generator, tmp_path: Path) -> None:
+    """No tile keeps accumulators on the stack inside a multiplying inner loop.
+
+    Depthwise loops may reload constants that were hoisted out of the loop and spilled (weights, requantization parameters): a
+    load from the stack costs what the load from the parameters would.
+    """
+    target = TARGETS[generator.name.rsplit("_", 1)[1]]
+    functions: dict[str, PrimFunc] = {}
+    tiles: dict[str, Tile] = {}
+    for base in (DENSE, replace(DENSE, kh=1, kw=1, pad_top=0, pad_left=0, pad_bottom=0, pad_right=0), DEPTHWISE):
+        for p in (base, replace(base, dtype="uint8", out_dtype="uint8")):
+            if generator.legal(p, target) is None:
+                for tile in generator.tiles(p, target):
+                    symbol = f"k{len(functions)}"
+                    functions[symbol] = generator.emit(p, tile, target, symbol)
+                    tiles[symbol] = tile
+    path = tmp_path / "k.o"
+    path.write_bytes(compile_object(functions, target))
+    spilled = []
+    for symbol, tile in tiles.items():
+        command = ["objdump", "-d", "--no-show-raw-insn", f"--disassemble={symbol}", str(path)]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        multiply = MULTIPLY[generator.name]
+        loops = [loop for loop in inner_loops(listing) if any(line.startswith(multiply) for line in loop)]
+        assert loops, f"{generator.name} {dict(tile)} has no inner loop with {multiply}"
+        for loop in loops:
+            stack = [line for line in loop if "(%rsp)" in line and re.search(r"%[xyz]mm", line)]
+            if "depthwise" in generator.name:
+                stack = [line for line in stack if line.endswith("(%rsp)")]
+            if stack:
+                spilled.append(f"{dict(tile)}: {len(stack)} of {len(loop)}, {stack[0]}")
+    assert not spilled, "\n".join(spilled)
