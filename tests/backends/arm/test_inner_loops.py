@@ -26,6 +26,7 @@ EXPECTED = {
     "arm_conv_int8_sdot": {"sdot"},
     "arm_conv_int8_neon": {"smull", "smlal2", "sadalp"},
     "arm_conv_int8_neon_wide": {"smull", "smull2", "sadalp"},
+    "arm_conv_int8_short": {"smull", "sadalp", "ld1r"},
     "arm_conv_f32": {"fmla"},
     "arm_depthwise_int8_sdot": {"sdot", "zip1"},
     "arm_depthwise_int8_neon": {"smull", "smlal", "saddw"},
@@ -34,6 +35,7 @@ EXPECTED = {
 }
 POINTWISE = ConvProblem(1, 24, 40, 96, 160)
 SQUARE = replace(POINTWISE, kh=3, kw=3, pad_top=1, pad_left=1, pad_bottom=1, pad_right=1)
+STEM = replace(POINTWISE, c=1, kh=10, kw=4, stride_h=2, stride_w=2)
 DEPTHWISE = replace(SQUARE, oc=96, groups=96)
 
 
@@ -109,6 +111,7 @@ def test_no_register_tile_spills(target: Target, tmp_path: Path) -> None:
 
 
 def problems(generator: Generator, target: Target) -> list[ConvProblem]:
-    """A pointwise, a 3x3 and a depthwise problem for each element type `generator` computes."""
-    every = [replace(p, dtype=t, out_dtype=t) for p in (POINTWISE, SQUARE, DEPTHWISE) for t in ("int8", "float32")]
+    """Problems whose reductions `generator` was made for, in each element type it computes."""
+    shapes = (STEM,) if generator.name == "arm_conv_int8_short" else (POINTWISE, SQUARE, DEPTHWISE)
+    every = [replace(p, dtype=t, out_dtype=t) for p in shapes for t in ("int8", "float32")]
     return [problem for problem in every if generator.legal(problem, target) is None]
