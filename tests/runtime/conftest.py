@@ -20,6 +20,7 @@ import pytest
 from bevel.backends.kernel import NodeProblem
 from bevel.backends.schedule import IoTensor, Kernel, Place, Schedule, Step
 from bevel.ir.protocols import Target
+from bevel.errors import ToolchainError
 from bevel.runtime.artifact import Artifact, write_artifact
 from bevel.runtime.toolchain import find_toolchain, host_arch
 
@@ -186,6 +187,10 @@ def copied(built: Artifact, tmp_path: Path) -> Artifact:
 @pytest.fixture(scope="session")
 def built_arm(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The tiny model for aarch64 with as many bytes of weights as a small int8 network."""
+    try:
+        find_toolchain("aarch64")
+    except ToolchainError as error:
+        pytest.skip(str(error))
     objects = compile_kernels("aarch64", tmp_path_factory.mktemp("kernels-arm"))
     return write(tiny_model("aarch64", objects, extra_weights=78_000), tmp_path_factory.mktemp("built-arm") / "tiny.bevel")
 

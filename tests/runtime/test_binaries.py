@@ -42,7 +42,7 @@ def floats(file: Path, arch: str) -> list[str]:
 
 def check_members(artifact: Artifact, folder: Path) -> None:
     ar = find_toolchain(artifact.arch).ar
-    archive = artifact.path / "lib" / "libmodel.a"
+    archive = (artifact.path / "lib" / "libmodel.a").resolve()
     subprocess.run([*ar, "x", str(archive)], cwd=folder, check=True)
     members = {file.name: floats(file, artifact.arch) for file in folder.glob("*.o")}
     assert members.pop("convert.o"), "the check must see the conversion's divisions"

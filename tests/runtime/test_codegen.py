@@ -14,6 +14,7 @@ from bevel.backends.schedule import IoTensor, Place
 from bevel.runtime.artifact import Artifact
 from bevel.runtime.codegen import check_schedule, model_c, model_h, required_features
 from bevel.runtime.host import HostModel
+from bevel.runtime.toolchain import find_toolchain, host_arch
 
 EVIL = 'x*/ int evil; /*"\\\n??/ %s \x01 é 😀 //'
 
@@ -30,17 +31,9 @@ def test_hostile_names(tiny: Any, write_tiny: Callable[..., Artifact], tmp_path:
         assert [step.layer for step in host.profile()] == [step.layer for step in steps]
         assert host.output_tensors[0].name == EVIL
     subprocess.run([artifact.runner, "--profile", "--runs", "1"], check=True, capture_output=True)
-    build = [
-        "cc",
-        "-fsyntax-only",
-        "-std=c11",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-trigraphs",
-        str(artifact.path / "include" / "model.h"),
-    ]
-    subprocess.run(build, check=True)
+    flags = ["-fsyntax-only", "-std=c11", "-Wall", "-Wextra", "-Werror", "-trigraphs"]
+    header = artifact.path / "include" / "model.h"
+    subprocess.run([*find_toolchain(host_arch()).shared, *flags, str(header)], check=True)
 
 
 def test_readable(tiny: Any) -> None:
