@@ -178,7 +178,7 @@ def write_artifact(
         ToolchainError: no compiler, or it failed.
         ValueError: the schedule breaks its contract.
     """
-    root = Path(path)
+    root = Path(path).absolute()
     check_schedule(schedule, objects.keys())
     cases = [_golden_files(schedule, case, inputs, outputs) for case, (inputs, outputs) in enumerate(golden)]
     _refuse_owned(fields or {})

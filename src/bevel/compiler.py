@@ -83,7 +83,9 @@ def load_graph(model: Path) -> Graph:
         return load_saved(model)
     from bevel.frontend.onnx import import_onnx
 
-    return import_onnx(model)
+    graph = import_onnx(model)
+    graph.name = model.stem
+    return graph
 
 
 def prepare(graph: Graph, options: Options, say: Say = _silent) -> Graph:

@@ -50,7 +50,7 @@ class _Verbs(click.Group):
 @click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="bevel")
 def cli() -> None:
-    r"""Cut a trained model to fit the edge it runs on.
+    """Cut a trained model to fit the edge it runs on.
 
     \b
     bevel cost model.onnx --device raspberry-pi-4

@@ -50,7 +50,7 @@ def command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    r"""Measure the latency of ARTIFACT on its device.
+    """Measure the latency of ARTIFACT on its device.
 
     Several processes are measured and the interval is taken over them. On this machine peers run interleaved with the artifact in
     the same process, with the same inputs bound once.

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bevel.cli import options
-from bevel.cli.output import emit, kib, progress, table
+from bevel.cli.output import emit, kib, progress, short, table
 from bevel.compiler import Options, compile_model
 from bevel.report import write_report
 from bevel.runtime.artifact import Artifact
@@ -37,7 +37,7 @@ def command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    r"""Compile MODEL (.onnx, a saved graph .ir, or another artifact) into an artifact for one device.
+    """Compile MODEL (.onnx, a saved graph .ir, or another artifact) into an artifact for one device.
 
     \b
     bevel compile model.onnx --device host --bits fp32
@@ -71,7 +71,7 @@ def _text(artifact: Artifact, seconds: float) -> list[object]:
     generic = [layer for layer in m["layers"] if layer["kernel"].startswith("generic")]
     macs = sum(layer["macs"] for layer in m["layers"]) or 1
     share = 100 * sum(layer["macs"] for layer in generic) / macs
-    rows = [(layer["name"], layer["op"], layer["kernel"], layer["bits"], layer["macs"]) for layer in m["layers"]]
+    rows = [(short(layer["name"]), layer["op"], layer["kernel"], layer["bits"], layer["macs"]) for layer in m["layers"]]
     lines: list[object] = [
         table(f"{artifact.name} for {m['target']['name']}", ("layer", "op", "kernel", "bits", "MACs"), rows),
         f"{len(generic)} of {len(rows)} layers run generic kernels, {share:.1f} % of the MACs",

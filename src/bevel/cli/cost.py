@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bevel.cli import options
-from bevel.cli.output import emit, table
+from bevel.cli.output import emit, short, table
 from bevel.compiler import bind, load_graph
 from bevel.devices.cost import Roofline, graph_cost
 from bevel.devices.profile import load_profile
@@ -25,7 +25,7 @@ _SPELLINGS = {"8": "w8a8", "w8a8": "w8a8", "fp32": "fp32"}
 @click.option("--dim", "dims", multiple=True, metavar="NAME=N", help="Extent of a symbolic dimension; repeatable.")
 @options.universal
 def command(model: Path, device: str, bits: str, dims: tuple[str, ...], as_json: bool, verbose: bool) -> None:
-    r"""Predict the latency of MODEL per layer for fp32 and int8, and say whether int8 will pay on this device.
+    """Predict the latency of MODEL per layer for fp32 and int8, and say whether int8 will pay on this device.
 
     \b
     bevel cost model.onnx --device raspberry-pi-4
@@ -56,7 +56,7 @@ def command(model: Path, device: str, bits: str, dims: tuple[str, ...], as_json:
     }
     rows = [
         (
-            layer.name,
+            short(layer.name),
             layer.op,
             layer.macs,
             *(layer.bits[s].ms * 1e3 for s in specs),

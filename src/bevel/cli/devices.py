@@ -15,7 +15,7 @@ from bevel.devices.resolve import resolve_transport
 @click.option("--check", is_flag=True, help="Connect to NAME and say what it is.")
 @options.universal
 def command(name: str | None, check: bool, as_json: bool, verbose: bool) -> None:
-    r"""List device profiles, show one, or check that it answers.
+    """List device profiles, show one, or check that it answers.
 
     \b
     bevel devices

@@ -22,7 +22,7 @@ from bevel.runtime.artifact import Artifact
 def command(
     artifact: Path, data: Path, baseline: Path | None, limit: int | None, device: str | None, as_json: bool, verbose: bool
 ) -> None:
-    r"""Measure top-1 accuracy of ARTIFACT on its device, and agreement with a baseline.
+    """Measure top-1 accuracy of ARTIFACT on its device, and agreement with a baseline.
 
     \b
     bevel eval model.bevel --data test.npz

@@ -12,7 +12,7 @@ from bevel.ir.ops import table as op_table
 @click.command("ops")
 @options.universal
 def command(as_json: bool, verbose: bool) -> None:
-    r"""List every operator: where it may stand, what it becomes at INTEGER level, how it quantizes and prunes.
+    """List every operator: where it may stand, what it becomes at INTEGER level, how it quantizes and prunes.
 
     \b
     bevel ops

@@ -18,6 +18,7 @@ from rich.table import Table
 from bevel.compiler import Say
 
 STDERR = Console(stderr=True)
+_NAME_COLUMNS = 48
 
 
 def emit(as_json: bool, document: Mapping[str, Any], text: Iterable[Any]) -> None:
@@ -68,6 +69,12 @@ def progress() -> Iterator[Say]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield say
+
+
+def short(layer: str) -> str:
+    """A layer name that fits a table: exporters join module paths with semicolons; the last says most."""
+    last = layer.rsplit(";", 1)[-1]
+    return last if len(last) <= _NAME_COLUMNS else "..." + last[3 - _NAME_COLUMNS :]
 
 
 def kib(count: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bevel.cli import options
-from bevel.cli.output import emit, table
+from bevel.cli.output import emit, short, table
 from bevel.devices.runner import DeviceRunner
 from bevel.runtime.artifact import Artifact
 
@@ -19,7 +19,7 @@ from bevel.runtime.artifact import Artifact
 @click.option("--runs", type=click.IntRange(1), default=200, show_default=True, help="Timed runs.")
 @options.universal
 def command(artifact: Path, device: str | None, threads: int, runs: int, as_json: bool, verbose: bool) -> None:
-    r"""Time every layer of ARTIFACT on its device.
+    """Time every layer of ARTIFACT on its device.
 
     \b
     bevel profile model.bevel
@@ -50,7 +50,7 @@ def command(artifact: Path, device: str | None, threads: int, runs: int, as_json
         "layers": layers,
     }
     rows = [
-        (l["name"], l["op"], l["kernel"], l["bits"], l["ms"] * 1e3, 100 * l["share"], l["macs"] / max(l["ms"], 1e-9) / 1e6)
+        (short(l["name"]), l["op"], l["kernel"], l["bits"], l["ms"] * 1e3, 100 * l["share"], l["macs"] / max(l["ms"], 1e-9) / 1e6)
         for l in layers
     ]
     note = "emulated: shares and order only, times mean nothing" if emulated else "median of per-layer timers"

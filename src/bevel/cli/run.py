@@ -32,7 +32,7 @@ def command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    r"""Run ARTIFACT on its device: over SSH if the profile has an address, here if this machine can, else emulated.
+    """Run ARTIFACT on its device: over SSH if the profile has an address, here if this machine can, else emulated.
 
     \b
     bevel run model.bevel --input image.npy -o out.npz
