@@ -91,7 +91,7 @@ def command(
     ]
     if emulated:
         text.append("emulated: these times say nothing about the device's speed")
-    if latency.unstable:
+    elif latency.unstable:
         text.append("unstable: processes disagree by more than 5 %; close other programs and measure again")
     emit(as_json, document, text)
 

@@ -34,7 +34,7 @@ def command(artifact: Path, device: str | None, threads: int, runs: int, as_json
         {
             "name": layer["name"],
             "op": layer["op"],
-            "kernel": layer["kernel"],
+            "kernel": layer["kernel"].partition(":")[0],
             "bits": layer["bits"],
             "macs": layer["macs"],
             "ms": layer["ns"]["median"] / 1e6,
