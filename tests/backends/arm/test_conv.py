@@ -15,7 +15,7 @@ import pytest
 from bevel.backends.arm import GENERATORS
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem
 from bevel.ir.protocols import Target
-from tests.backends.harness import A72, A76, ConvCase, reference_conv, run_convs
+from tests.backends.harness import A72, A76, X86_AVX2, ConvCase, reference_conv, run_convs, skip_unless_runs
 
 SAME = {"pad_top": 1, "pad_left": 1, "pad_bottom": 1, "pad_right": 1}
 
@@ -41,12 +41,18 @@ DENSE = {
     "uneven": conv(6, 7, 18, 9, kh=2, kw=5, stride_h=1, stride_w=3, pad_left=4, pad_bottom=1),
     "one_row": conv(1, 6, 33, 5, kh=1, kw=3, pad_right=2),
     "stride_gap": conv(9, 9, 4, 4, 1, stride_h=3, stride_w=4, batch=2),
+    "cropped": conv(8, 8, 3, 5, 3, stride_h=3, stride_w=3),
+    "wide_padding": conv(2, 2, 3, 4, 5, pad_top=4, pad_left=4, pad_bottom=4, pad_right=4),
+    "tiny_map": conv(2, 2, 20, 40, 3, batch=3, **SAME),
+    "gemv_wide": conv(1, 1, 30, 203),
 }
 DEPTHWISE = {
     "keyword": conv(25, 5, 64, 64, 3, groups=64, **SAME),
     "ragged": conv(7, 6, 21, 21, 3, groups=21, batch=2, **SAME),
     "strided": conv(9, 8, 24, 24, 3, groups=24, stride_h=2, stride_w=2, **SAME),
     "five": conv(8, 9, 19, 19, 5, groups=19, dilation_w=2, pad_top=2, pad_left=4, pad_bottom=2, pad_right=3),
+    "seven": conv(9, 10, 17, 17, 7, groups=17, pad_left=3),
+    "point": conv(3, 4, 16, 16, 1, groups=16),
     "narrow": conv(4, 3, 3, 3, kh=2, kw=1, groups=3, stride_w=2, pad_bottom=1),
 }
 
@@ -73,13 +79,14 @@ def int8_constants(p: ConvProblem, rng: np.random.Generator) -> ConvConstants:
 
 
 def extreme_constants(p: ConvProblem, rng: np.random.Generator) -> ConvConstants:
-    """Every number at a limit of the contract; every other channel has the least weight throughout."""
+    """Every number at a limit; sums come near both ends of int32; every other channel has the least weight throughout."""
     least = -128 if p.wide_weights else -127
     weights = rng.choice(np.array([least, 127], np.int8), (p.oc, p.c // p.groups, p.kh, p.kw))
     weights[::2] = least
+    most = p.c // p.groups * p.kh * p.kw * 255 * 128
     return ConvConstants(
         weights,
-        rng.choice(np.array([-(1 << 30), 1 << 30, 0], np.int32), p.oc),
+        rng.choice(np.array([most - (1 << 31), (1 << 31) - 1 - most, 0], np.int32), p.oc),
         rng.choice(np.array([0, 1 << 30, (1 << 31) - 1]), p.oc),
         rng.choice(np.array([1, 2, 31, 32, 33, 53, 54, 61, 62]), p.oc),
         int(rng.choice([-128, 127])),
@@ -116,6 +123,7 @@ def cases(target: Target, problems: list[ConvProblem], extreme: bool = False) ->
 
 def check(chosen: list[ConvCase], target: Target, folder: Path) -> None:
     """Integers bit for bit, floats within 1e-5 of the largest result."""
+    skip_unless_runs(target)
     for case, got in zip(chosen, run_convs(chosen, target, folder), strict=True):
         want = reference_conv(case.problem, case.x, case.constants)
         label = f"{case.generator.name} {dict(case.tile)} {case.problem}"
@@ -157,3 +165,55 @@ def test_float32(tmp_path: Path) -> None:
     every = [*DENSE.values(), *DEPTHWISE.values()]
     problems = [replace(p, relu=i % 3 == 1, clamp=i % 3 == 2) for i, p in enumerate(every)]
     check(cases(A72, problems), A72, tmp_path)
+
+
+@pytest.mark.parametrize("target", [A72, A76], ids=lambda t: t.cpu)
+def test_unpack_inverts_pack(target: Target) -> None:
+    rng = np.random.default_rng(3)
+    problems = [*DENSE.values(), *DEPTHWISE.values(), *int8(DENSE | DEPTHWISE), *int8(DENSE | DEPTHWISE, wide_weights=True)]
+    for problem in problems:
+        constants = (float_constants if problem.dtype == "float32" else int8_constants)(problem, rng)
+        for generator in GENERATORS:
+            if generator.legal(problem, target) is None:
+                for tile in generator.tiles(problem, target):
+                    packed = generator.pack(problem, tile, target, constants)
+                    weights, bias = generator.unpack(problem, tile, packed)  # type: ignore[attr-defined]
+                    np.testing.assert_array_equal(weights, constants.weights, err_msg=f"{generator.name} {problem}")
+                    np.testing.assert_array_equal(bias, constants.bias, err_msg=f"{generator.name} {problem}")
+
+
+def reasons(problem: ConvProblem, target: Target) -> dict[str, str]:
+    """Refusals by generator name."""
+    every = {generator.name: generator.legal(problem, target) for generator in GENERATORS}
+    return {name: reason for name, reason in every.items() if reason is not None}
+
+
+def test_refusals_say_why() -> None:
+    (dense,), (depthwise,) = int8({"": DENSE["resnet64"]}), int8({"": DEPTHWISE["keyword"]})
+    assert "dotprod" in reasons(dense, A72)["arm_conv_int8_sdot"]
+    assert "dotprod" in reasons(depthwise, A72)["arm_depthwise_int8_sdot"]
+    for problem, family in ((dense, "arm_conv"), (depthwise, "arm_depthwise")):
+        wide = reasons(replace(problem, wide_weights=True), A76)
+        assert "-128" in wide[f"{family}_int8_neon"]
+        assert not {f"{family}_int8_sdot", f"{family}_int8_neon_wide"} & wide.keys()
+        assert reasons(problem, X86_AVX2).keys() == {generator.name for generator in GENERATORS}
+        biased = reasons(replace(problem, dtype="uint8", out_dtype="uint8"), A76)
+        assert len(biased) == len(GENERATORS)
+        assert "uint8" in biased[f"{family}_int8_sdot"]
+    grouped = reasons(replace(dense, groups=4), A76)
+    assert len(grouped) == len(GENERATORS)
+    assert "4 groups" in grouped["arm_conv_int8_neon"]
+
+
+def test_order_prefers_the_fastest() -> None:
+    """Selection takes the first legal generator: dot products, then short runs, then pairs, then single products."""
+    firsts = {}
+    for name in ("resnet64", "rgb_stem", "keyword_stem"):
+        (problem,) = int8({"": DENSE[name]})
+        for target in (A72, A76):
+            legal = [generator.name for generator in GENERATORS if generator.legal(problem, target) is None]
+            firsts[name, target.cpu] = legal[0]
+    assert set(firsts.values()) == {"arm_conv_int8_sdot", "arm_conv_int8_neon", "arm_conv_int8_short"}
+    assert firsts["resnet64", "cortex-a72"] == "arm_conv_int8_neon"
+    assert firsts["keyword_stem", "cortex-a72"] == "arm_conv_int8_short"
+    assert firsts["keyword_stem", "cortex-a76"] == "arm_conv_int8_sdot"
