@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 import zstandard
 
 from bevel.errors import ArtifactError
-from bevel.runtime.artifact import MANIFEST, Artifact
+from bevel.runtime.artifact import Artifact
+from bevel.runtime.manifest import MANIFEST
 
 # A packed artifact that grows beyond this is hostile: the largest model of the field that fits a board is smaller.
 MAX_UNPACKED_BYTES = 8 << 30

@@ -26,13 +26,11 @@ import numpy.typing as npt
 from bevel.backends.schedule import IoTensor, Schedule
 from bevel.errors import ArtifactError, UsageError
 from bevel.runtime.codegen import C_DIR, check_schedule, model_c, model_h, required_features
+from bevel.runtime.manifest import CORE_FILES, FORMAT, FORMAT_VERSION, GRAPH_FILE, MANIFEST, read_manifest
 from bevel.runtime.toolchain import Toolchain, find_toolchain, link, runtime_digest
 from bevel.runtime.weights import weights_image
 
-FORMAT = "bevel-artifact"
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-GRAPH_FILE = "graph.ir"
+__all__ = ["MANIFEST", "Artifact", "write_artifact"]
 
 Array = npt.NDArray[Any]
 Golden = Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]
@@ -58,7 +56,7 @@ class Artifact:
             ArtifactError: not an artifact, of another format version, incomplete or damaged; names the file.
         """
         root = Path(path)
-        manifest = _read_manifest(root)
+        manifest = read_manifest(root)
         for name, entry in manifest["files"].items():
             file = root / _safe_name(name, root)
             if not file.is_file() or file.is_symlink():
@@ -103,14 +101,21 @@ class Artifact:
         return self.path / GRAPH_FILE if GRAPH_FILE in self.manifest["files"] else None
 
     def golden(self) -> list[tuple[dict[str, Array], dict[str, Array]]]:
-        """The self-test's inputs and expected outputs, by tensor name, in the stored dtypes."""
+        """The self-test's inputs and expected outputs, by tensor name, in the stored dtypes.
+
+        Raises:
+            ArtifactError: a file is missing or damaged.
+        """
         cases = []
         for case in range(int(self.manifest["golden_cases"])):
             sides = []
             for kind, key in (("in", "inputs"), ("out", "outputs")):
                 names = [str(tensor["name"]) for tensor in self.manifest[key]]
                 files = [self.path / "selftest" / f"{case}.{kind}.{index}.npy" for index in range(len(names))]
-                sides.append({name: np.load(file, allow_pickle=False) for name, file in zip(names, files, strict=True)})
+                try:
+                    sides.append({name: np.load(file, allow_pickle=False) for name, file in zip(names, files, strict=True)})
+                except (OSError, ValueError) as error:
+                    raise ArtifactError(f"{self.path}: self-test case {case} cannot be read ({error}); copy it again") from error
             cases.append((sides[0], sides[1]))
         return cases
 
@@ -123,7 +128,7 @@ class Artifact:
         _refuse_owned(fields)
         manifest = {**self.manifest, **fields, "files": dict(self.manifest["files"])}
         for name, data in (files or {}).items():
-            if name == MANIFEST or name in _CORE_FILES:
+            if name in _WRITTEN:
                 raise UsageError(f"{name} belongs to the artifact writer")
             _put(self.path, name, data)
             manifest["files"][name] = _entry(self.path / name)
@@ -133,9 +138,7 @@ class Artifact:
         return Artifact(self.path, manifest)
 
 
-_CORE_FILES = frozenset(
-    {"lib/libmodel.so", "lib/libmodel.a", "bin/bevel-run", "include/model.h", "example.c", "weights.bin", GRAPH_FILE}
-)
+_WRITTEN = CORE_FILES | {GRAPH_FILE, MANIFEST}
 _OWNED = frozenset(
     {"format", "format_version", "name", "target", "graph_hash", "level", "layers", "inputs", "outputs", "files", "golden_cases"}
 )
@@ -185,7 +188,7 @@ def write_artifact(
     if not cases:
         raise UsageError("an artifact needs at least one golden case: without it no device can prove that it computes the same")
     if root.exists():
-        _read_manifest(root)
+        read_manifest(root)
     tools = toolchain or find_toolchain(schedule.target.arch)
     with _replacing(root) as work:
         for folder in ("lib", "bin", "include", "selftest"):
@@ -202,7 +205,7 @@ def write_artifact(
         for case in cases:
             contents.update(case)
         for name in files or {}:
-            if name in contents or name in _CORE_FILES or name == MANIFEST:
+            if name in contents or name in _WRITTEN:
                 raise UsageError(f"{name} belongs to the artifact writer")
         for name, data in {**contents, **(files or {})}.items():
             _put(work, name, data)
@@ -307,7 +310,7 @@ def _replacing(root: Path) -> Iterator[Path]:
         work.chmod(0o755)
         yield work
         if root.exists():
-            _read_manifest(root)
+            read_manifest(root)
             root.rename(old)
         work.rename(root)
     except OSError as error:
@@ -317,52 +320,6 @@ def _replacing(root: Path) -> Iterator[Path]:
             old.rename(root)
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of an artifact directory, with the types of what this module reads checked."""
-    path = root / MANIFEST
-    if not root.is_dir():
-        raise ArtifactError(
-            f"{root}: {'not a directory' if root.exists() else 'does not exist'}; expected an artifact NAME.bevel/"
-        )
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{root}: not a bevel artifact (it has no {MANIFEST})") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}); copy or compile the artifact again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ArtifactError(f"{path}: not the manifest of a bevel artifact")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path}: format version {manifest.get('format_version')!r}, this bevel reads {FORMAT_VERSION}; compile it again"
-        )
-    fields: dict[str, type] = {
-        "name": str,
-        "target": dict,
-        "graph_hash": str,
-        "level": str,
-        "inputs": list,
-        "outputs": list,
-        "layers": list,
-    }
-    fields |= {"files": dict, "golden_cases": int}
-    for key, kind in fields.items():
-        if not isinstance(manifest.get(key), kind):
-            raise ArtifactError(f"{path}: field {key!r} is missing or not a {kind.__name__}; compile the model again")
-    if not isinstance(manifest["target"].get("arch"), str):
-        raise ArtifactError(f"{path}: target.arch is missing; compile the model again")
-    for tensor in (*manifest["inputs"], *manifest["outputs"]):
-        if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
-            raise ArtifactError(f"{path}: an input or output has no name; compile the model again")
-    for name, entry in manifest["files"].items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
-            raise ArtifactError(f"{path}: the entry of {name!r} has no bytes or sha256; compile the model again")
-    absent = _CORE_FILES - {GRAPH_FILE} - manifest["files"].keys()
-    if absent:
-        raise ArtifactError(f"{path}: lists no {', '.join(sorted(absent))}; compile the model again")
-    return manifest
 
 
 def _safe_name(name: str, root: Path) -> PurePosixPath:

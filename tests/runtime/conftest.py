@@ -19,8 +19,8 @@ import pytest
 
 from bevel.backends.kernel import NodeProblem
 from bevel.backends.schedule import IoTensor, Kernel, Place, Schedule, Step
-from bevel.ir.protocols import Target
 from bevel.errors import ToolchainError
+from bevel.ir.protocols import Target
 from bevel.runtime.artifact import Artifact, write_artifact
 from bevel.runtime.toolchain import find_toolchain, host_arch
 

@@ -168,8 +168,17 @@ def test_damage_is_found(copied: Artifact, name: str) -> None:
         ({"format_version": 99}, "format version 99"),
         ({"files": []}, "'files'"),
         ({"files": {}}, "lists no"),
-        ({"target": {}}, "target.arch"),
-        ({"inputs": [3]}, "has no name"),
+        ({"files": {"a": {"bytes": "1", "sha256": ""}}}, "files.a.bytes"),
+        ({"target": {}}, "target.name"),
+        ({"inputs": [3]}, r"inputs\[0\]"),
+        (
+            {"outputs": [{"name": "y", "shape": [1, "2"], "dtype": "int8", "scale": 1, "zero_point": 0}]},
+            r"outputs\[0\].shape\[1\]",
+        ),
+        ({"outputs": [{"name": "y", "shape": [-1], "dtype": "int8", "scale": 1, "zero_point": 0}]}, "the type of tensor 'y'"),
+        ({"outputs": [{"name": "y", "shape": [1], "dtype": "object", "scale": 1, "zero_point": 0}]}, "the type of tensor 'y'"),
+        ({"arena_bytes": True}, "arena_bytes"),
+        ({"integer_only": 1}, "integer_only"),
         ({"name": None}, "'name'"),
         ({"golden_cases": "2"}, "golden_cases"),
     ],
@@ -200,6 +209,13 @@ def test_paths_stay_inside(copied: Artifact, tmp_path: Path) -> None:
     edit_manifest(copied, files={**copied.manifest["files"], "link": entry})
     with pytest.raises(ArtifactError, match="link"):
         Artifact.open(copied.path)
+
+
+def test_golden_that_vanished(copied: Artifact) -> None:
+    """Golden files that went away after opening are an artifact's error."""
+    (copied.path / "selftest" / "1.in.0.npy").unlink()
+    with pytest.raises(ArtifactError, match="self-test case 1"):
+        copied.golden()
 
 
 def test_update(copied: Artifact) -> None:
