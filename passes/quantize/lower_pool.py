@@ -19,7 +19,6 @@ def lower_average(ctx: Lowering, node: Node, end: Epilogue) -> None:
     at = node.attrs if isinstance(node.attrs, AveragePoolAttrs) else AveragePoolAttrs((height, width), (height, width))
     counts = tuple(int(c) for c in np.unique(window_counts(at, height, width)))
     ratio = exact(quant(source).scale[0]) / exact(end.out.scale[0])
-    # A window that lies in the border entirely averages nothing and yields zero.
-    m, n = zip(*(dyadic(ratio / c) if c else (0, 1) for c in counts), strict=True)
+    m, n = zip(*(dyadic(ratio / c) for c in counts), strict=True)
     attrs = IntAveragePoolAttrs(at.kernel, at.strides, at.pads, at.dilations, end.out, counts, m, n, end.lo, end.hi)
     ctx.finish(end.value, "IntAveragePool", [ctx.operand(source)], attrs, node.loc)
