@@ -24,6 +24,8 @@ from bevel.ir.types import F32, Dim, Quant, Shape, TensorType
 
 Array = npt.NDArray[Any]
 
+# Every real computes as float32; element types of 8 bits and fewer would lose their meaning with that.
+REAL_TYPES = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16, onnx_ir.DataType.DOUBLE)
 # One tensor of 2^31 elements exceeds every device bevel serves; a declared size beyond it is an attack or a mistake.
 MAX_ELEMENTS = 2**31
 

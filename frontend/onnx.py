@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir
 
 from bevel.errors import BevelError, UnsupportedModel, UnsupportedOp, UsageError
-from bevel.frontend.builder import Builder, Codes, OnnxNode, Operand, normalize_array
+from bevel.frontend.builder import REAL_TYPES, Builder, Codes, OnnxNode, Operand, normalize_array
 from bevel.frontend.onnx_file import MALFORMED, OnnxFile, read_onnx
 from bevel.frontend.onnx_ops import CONVERTERS, HINTS, constants, quantize
 from bevel.ir.graph import Graph, Level, Value
@@ -129,7 +129,7 @@ class _Import:
         quant = quantize.input_quant(self.builder, value) if value.dtype.is_integer() else None
         if quant is not None:
             elem = quant
-        elif not value.dtype.is_floating_point():
+        elif value.dtype not in REAL_TYPES:
             try:
                 elem = elem_of_dtype(value.dtype.numpy())
             except (ValueError, TypeError):

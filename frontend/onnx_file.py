@@ -20,7 +20,7 @@ from onnx_ir.passes.common import InlinePass
 from bevel.errors import UnsupportedModel, UsageError
 
 # Converters accept every form these operator set versions give an operator.
-OPSETS = range(11, 27)
+OPSETS = range(11, 29)
 # protobuf cannot hold more in one message; larger models keep their weights in external data.
 MAX_FILE_BYTES = 2**31
 # More nodes than any model for an edge device has; stops functions that call functions that call functions.

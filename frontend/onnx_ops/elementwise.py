@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import onnx_ir
 
-from bevel.frontend.builder import Builder, Codes, OnnxNode, Operand, scalar_of
+from bevel.frontend.builder import REAL_TYPES, Builder, Codes, OnnxNode, Operand, scalar_of
 from bevel.ir.ops.elementwise import ClipAttrs
 from bevel.ir.types import Quant
 
@@ -84,14 +85,12 @@ def convert_gelu(_builder: Builder, node: OnnxNode) -> Operand:
 
 def convert_cast(_builder: Builder, node: OnnxNode) -> Operand:
     """Casts between float types mean nothing here: every real is a float32."""
-    import onnx_ir
-
     node.integer("saturate", 1)
     node.text("round_mode", "up")
     target = onnx_ir.DataType(node.integer("to", 1))
     operand = node.operand(0)
-    if not target.is_floating_point() or isinstance(operand, Codes) or isinstance(operand, np.ndarray):
-        node.refuse(f"to={target.name}", "casts between float types, and any cast of constants")
+    if target not in REAL_TYPES or isinstance(operand, Codes) or isinstance(operand, np.ndarray):
+        node.refuse(f"to={target.name}", "casts between float16, bfloat16, float32 and float64, and any cast of constants")
     if not isinstance(operand.type.elem, Quant) and operand.type.dtype.kind != "f":
         node.refuse(f"from {operand.type.elem} to {target.name}", "casts between float types")
     return operand
