@@ -1,0 +1,70 @@
+/* run.h: the parts of the runner: options and errors (run_options.c), files and golden vectors (run_data.c), modes (bevel_run.c).
+ *
+ * Whatever goes wrong ends the program: no function here returns an error. */
+#ifndef BEVEL_RUN_H
+#define BEVEL_RUN_H
+
+#include "bevel.h"
+#include "npy.h"
+
+#include <stdio.h>
+
+enum { EXIT_CHECK = 1, EXIT_USAGE = 2, EXIT_ARTIFACT = 3, EXIT_DEVICE = 4 };
+enum { MAX_TENSORS = 256, PATH_BYTES = 4096, GOLDEN_BYTES = PATH_BYTES + 64 };
+
+typedef struct {
+    enum { RUN, BENCH, PROFILE, SELFTEST, INFO } mode;
+    const char *input[MAX_TENSORS], *output[MAX_TENSORS];
+    size_t inputs, outputs;
+    char weights[PATH_BYTES], golden[PATH_BYTES];
+    int batch, as_float, samples;
+    long threads, warmup, runs;
+} options;
+
+/* An open output file. */
+typedef struct {
+    FILE *file;
+    const char *path;
+    size_t index;
+} sink;
+
+/* ---- run_options.c ---- */
+
+void parse_options(int argc, char **argv, options *o);
+
+/* Print one line to stderr and exit with `code`. */
+__attribute__((noreturn, format(printf, 2, 3))) void fail(int code, const char *format, ...);
+
+/* Exit with the code that fits `status`, unless it is BEVEL_OK. */
+void must(bevel_status status, const char *what);
+
+void *allocate(size_t nbytes);
+
+/* ---- run_data.c ---- */
+
+const bevel_tensor *tensor_at(const bevel_model *model, int is_input, size_t index);
+size_t elements(const bevel_tensor *t);
+void print_shape(FILE *out, int32_t rank, const int64_t *shape);
+
+/* Open every --input; *rows is the common number of rows. */
+npy_array *open_inputs(const bevel_model *model, const options *o, int64_t *rows);
+
+/* Copy row `row` of the file into the arena, quantizing float32 by way of `staging`. */
+void feed(bevel_model *model, size_t index, const npy_array *a, int64_t row, float *staging);
+
+/* Bytes of `staging` that hold any input or output as float32. */
+size_t largest_staging(const bevel_model *model);
+
+/* Open the `position`-th --output and write its header for `rows` rows. */
+sink open_sink(const bevel_model *model, const options *o, size_t position, int64_t rows);
+
+/* Append the output of the last run. */
+void drain(const bevel_model *model, const sink *s, int as_float, float *staging);
+
+/* Open golden file CASE.KIND.INDEX.npy; 0 when it does not exist. `path` is set to its name. */
+int open_golden(const options *o, long test, const char *kind, size_t index, char path[GOLDEN_BYTES], npy_array *a);
+
+/* Put golden case `test` into the inputs; 0 when there is no such case. */
+int feed_golden(bevel_model *model, const options *o, long test);
+
+#endif

@@ -1,0 +1,206 @@
+/* run_data.c: input, output and golden files against the model's tensors. */
+#define _POSIX_C_SOURCE 200809L
+#include "run.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+const bevel_tensor *tensor_at(const bevel_model *model, int is_input, size_t index)
+{
+    return is_input ? bevel_input(model, index) : bevel_output(model, index);
+}
+
+/* Resolve [NAME=]FILE: the tensor's index, and *path after the name. A file without a name stands for the tensor of its position. */
+static size_t resolve(const bevel_model *model, int is_input, const char *argument, size_t position, const char **path)
+{
+    size_t count = is_input ? bevel_num_inputs() : bevel_num_outputs();
+    for (size_t i = 0; i < count; i++) {
+        const char *name = tensor_at(model, is_input, i)->name;
+        size_t n = strlen(name);
+        if (strncmp(argument, name, n) == 0 && argument[n] == '=') {
+            *path = argument + n + 1;
+            return i;
+        }
+    }
+    if (position >= count)
+        fail(EXIT_USAGE, "%s: the model has %zu %s", argument, count, is_input ? "inputs" : "outputs");
+    *path = argument;
+    return position;
+}
+
+size_t elements(const bevel_tensor *t)
+{
+    size_t n = 1;
+    for (int32_t i = 0; i < t->rank; i++)
+        n *= (size_t)t->shape[i];
+    return n;
+}
+
+/* How many inputs of type `t` the array holds along a leading axis: [N, shape...], or [N, shape[1:]...] where shape[0] is 1. */
+static int64_t rows_of(const npy_array *a, const bevel_tensor *t, int batch)
+{
+    if (a->dtype < 0)
+        return t->nbytes != 0 && a->nbytes % t->nbytes == 0 ? (int64_t)(a->nbytes / t->nbytes) : -1;
+    size_t bytes = (size_t)t->rank * sizeof *t->shape;
+    if (!batch)
+        return a->rank == t->rank && memcmp(a->shape, t->shape, bytes) == 0 ? 1 : -1;
+    if (a->rank == t->rank + 1 && memcmp(a->shape + 1, t->shape, bytes) == 0)
+        return a->shape[0];
+    if (a->rank == t->rank && t->rank > 0 && t->shape[0] == 1 &&
+        memcmp(a->shape + 1, t->shape + 1, bytes - sizeof *t->shape) == 0)
+        return a->shape[0];
+    return -1;
+}
+
+void print_shape(FILE *out, int32_t rank, const int64_t *shape)
+{
+    for (int32_t i = 0; i < rank; i++)
+        fprintf(out, "%s%lld", i ? "," : "", (long long)shape[i]);
+}
+
+/* Open one input file and check it against its tensor. Returns the number of rows. */
+static int64_t open_input(const char *path, const bevel_tensor *t, int batch, npy_array *a)
+{
+    const char *wrong = npy_open(path, a);
+    if (wrong)
+        fail(EXIT_USAGE, "%s: %s", path, wrong);
+    int converted = a->dtype == BEVEL_FLOAT32 && t->dtype != BEVEL_FLOAT32;
+    if (a->dtype >= 0 && a->dtype != t->dtype && !converted)
+        fail(EXIT_USAGE, "%s: %s, input '%s' expects %s%s", path, npy_dtype_name(a->dtype), t->name, npy_dtype_name(t->dtype),
+             t->dtype == BEVEL_FLOAT32 ? "" : " codes or float32");
+    int64_t rows = rows_of(a, t, batch);
+    if (rows < 0 || (!batch && rows != 1)) {
+        fprintf(stderr, "bevel-run: %s: shape [", path);
+        print_shape(stderr, a->rank, a->shape);
+        fprintf(stderr, "] (%zu bytes), input '%s' expects %s[", a->nbytes, t->name, batch ? "N x " : "");
+        print_shape(stderr, t->rank, t->shape);
+        fprintf(stderr, "] of %s%s\n", npy_dtype_name(t->dtype), batch ? "" : " (many inputs: --batch)");
+        exit(EXIT_USAGE);
+    }
+    return rows;
+}
+
+void feed(bevel_model *model, size_t index, const npy_array *a, int64_t row, float *staging)
+{
+    const bevel_tensor *t = bevel_input(model, index);
+    if (a->dtype != BEVEL_FLOAT32 || t->dtype == BEVEL_FLOAT32) {
+        memcpy(t->data, a->data + (size_t)row * t->nbytes, t->nbytes);
+        return;
+    }
+    size_t count = elements(t);
+    memcpy(staging, a->data + (size_t)row * count * sizeof *staging, count * sizeof *staging);
+    bevel_status status = bevel_set_input_f32(model, index, staging, count);
+    if (status != BEVEL_OK)
+        fail(EXIT_USAGE, "input '%s': %s", t->name, bevel_strerror(status));
+}
+
+size_t largest_staging(const bevel_model *model)
+{
+    size_t most = 0;
+    for (int side = 0; side < 2; side++) {
+        size_t count = side ? bevel_num_inputs() : bevel_num_outputs();
+        for (size_t i = 0; i < count; i++)
+            if (elements(tensor_at(model, side, i)) > most)
+                most = elements(tensor_at(model, side, i));
+    }
+    return most * sizeof(float);
+}
+
+sink open_sink(const bevel_model *model, const options *o, size_t position, int64_t rows)
+{
+    sink s;
+    s.index = resolve(model, 0, o->output[position], position, &s.path);
+    const bevel_tensor *t = bevel_output(model, s.index);
+    s.file = fopen(s.path, "wb");
+    if (!s.file)
+        fail(EXIT_DEVICE, "%s: %s", s.path, strerror(errno));
+    size_t n = strlen(s.path);
+    if (n < 4 || strcmp(s.path + n - 4, ".npy") != 0)
+        return s;
+    int64_t shape[NPY_MAX_RANK + 1];
+    int32_t rank = t->rank;
+    if (rank > NPY_MAX_RANK)
+        fail(EXIT_USAGE, "output '%s' has %d dimensions: write a .bin", t->name, rank);
+    memcpy(shape, t->shape, (size_t)rank * sizeof *shape);
+    if (o->batch && rank > 0 && shape[0] == 1) {
+        shape[0] = rows;
+    } else if (o->batch) {
+        memmove(shape + 1, shape, (size_t)rank++ * sizeof *shape);
+        shape[0] = rows;
+    }
+    if (npy_write_header(s.file, o->as_float ? BEVEL_FLOAT32 : t->dtype, rank, shape) != 0)
+        fail(EXIT_DEVICE, "%s: %s", s.path, strerror(errno));
+    return s;
+}
+
+void drain(const bevel_model *model, const sink *s, int as_float, float *staging)
+{
+    const bevel_tensor *t = bevel_output(model, s->index);
+    const void *data = t->data;
+    size_t nbytes = t->nbytes;
+    if (as_float) {
+        must(bevel_get_output_f32(model, s->index, staging, elements(t)), t->name);
+        data = staging;
+        nbytes = elements(t) * sizeof *staging;
+    }
+    if (fwrite(data, 1, nbytes, s->file) != nbytes)
+        fail(EXIT_DEVICE, "%s: %s", s->path, strerror(errno));
+}
+
+npy_array *open_inputs(const bevel_model *model, const options *o, int64_t *rows)
+{
+    size_t count = bevel_num_inputs();
+    npy_array *arrays = allocate(count * sizeof *arrays);
+    char *given = allocate(count);
+    memset(given, 0, count);
+    *rows = 1;
+    for (size_t i = 0; i < o->inputs; i++) {
+        const char *path;
+        size_t index = resolve(model, 1, o->input[i], i, &path);
+        if (given[index])
+            fail(EXIT_USAGE, "input '%s' is given twice", bevel_input(model, index)->name);
+        int64_t n = open_input(path, bevel_input(model, index), o->batch, &arrays[index]);
+        if (i > 0 && n != *rows)
+            fail(EXIT_USAGE, "%s: %lld rows, the inputs before it have %lld", path, (long long)n, (long long)*rows);
+        *rows = n;
+        given[index] = 1;
+    }
+    for (size_t i = 0; i < count; i++)
+        if (!given[i])
+            fail(EXIT_USAGE, "input '%s' is missing: give --input %s=FILE", bevel_input(model, i)->name, bevel_input(model, i)->name);
+    free(given);
+    return arrays;
+}
+
+int open_golden(const options *o, long test, const char *kind, size_t index, char path[GOLDEN_BYTES], npy_array *a)
+{
+    snprintf(path, GOLDEN_BYTES, "%s/%ld.%s.%zu.npy", o->golden, test, kind, index);
+    if (access(path, F_OK) != 0)
+        return 0;
+    const char *wrong = npy_open(path, a);
+    if (wrong)
+        fail(EXIT_ARTIFACT, "%s: %s", path, wrong);
+    return 1;
+}
+
+int feed_golden(bevel_model *model, const options *o, long test)
+{
+    char path[GOLDEN_BYTES];
+    npy_array a;
+    if (!open_golden(o, test, "out", 0, path, &a))
+        return 0;
+    npy_close(&a);
+    for (size_t i = 0; i < bevel_num_inputs(); i++) {
+        const bevel_tensor *t = bevel_input(model, i);
+        if (!open_golden(o, test, "in", i, path, &a))
+            fail(EXIT_ARTIFACT, "%s: missing", path);
+        if (a.dtype != t->dtype || a.nbytes != t->nbytes)
+            fail(EXIT_ARTIFACT, "%s: %zu bytes of %s, input '%s' has %zu bytes of %s", path, a.nbytes, npy_dtype_name(a.dtype), t->name,
+                 t->nbytes, npy_dtype_name(t->dtype));
+        memcpy(t->data, a.data, a.nbytes);
+        npy_close(&a);
+    }
+    return 1;
+}
