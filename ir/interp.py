@@ -91,11 +91,13 @@ def run(
         Output arrays by name, `extra_outputs` included. At INTEGER level quantized outputs are codes, else reals.
 
     Raises:
-        UsageError: a missing, superfluous or ill-shaped input.
+        UsageError: a missing, superfluous or ill-shaped input, or an extra output that does not exist.
     """
     expected = {v.name for v in graph.inputs}
     if set(inputs) != expected:
         raise UsageError(f"inputs {sorted(inputs)} given, {graph.name!r} expects {sorted(expected)}")
+    if unknown := [name for name in extra_outputs if name not in graph]:
+        raise UsageError(f"extra outputs {unknown} do not exist in {graph.name!r}")
     integer = graph.level is Level.INTEGER
     env: dict[Value, Array] = {}
     symbols: dict[str, int] = {}

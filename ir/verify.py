@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ Array = npt.NDArray[Any]
 MULTIPLIER_MIN, MULTIPLIER_MAX = 1 << 30, (1 << 31) - 1
 SHIFT_MIN, SHIFT_MAX = 1, 62
 ACCUMULATOR_LIMIT = 1 << 31
+# Kernels index elements with int32.
+MAX_ELEMENTS = (1 << 31) - 1
 
 
 def verify(graph: Graph) -> None:
@@ -159,6 +162,9 @@ def _check_structure(graph: Graph) -> None:
 
 
 def _check_registry(graph: Graph, defined: set[Value], uses: dict[Value, Counter[Node]]) -> None:
+    for value in graph._values.values():
+        if value not in defined and not value.is_constant:
+            raise VerifyError(f"graph {graph.name!r} still knows {value.name!r}, which nothing defines")
     for value in defined:
         if not value.name or not value.name.isprintable():
             raise VerifyError(f"value name {value.name!r} is empty or holds characters that cannot be printed")
@@ -175,6 +181,9 @@ def _check_type(value: Value, level: Level, symbols: dict[str, Dim]) -> None:
     type_, elem = value.type, value.type.elem
     if type_.layout is not None:
         raise VerifyError(f"value {value.name!r} has layout {type_.layout}: graphs are row-major, backends choose layouts")
+    least = prod(d.lo if isinstance(d, Dim) else d for d in type_.shape)
+    if least > MAX_ELEMENTS or any(isinstance(d, int) and d < 0 for d in type_.shape):
+        raise VerifyError(f"value {value.name!r} is {type_}: expected 0 to 2^31 - 1 elements")
     for dim in type_.shape:
         if isinstance(dim, Dim) and symbols.setdefault(dim.name, dim) != dim:
             raise VerifyError(f"value {value.name!r}: dimension {dim} is {symbols[dim.name]} elsewhere")
@@ -204,11 +213,12 @@ def _check_data(value: Value) -> None:
         _check_range(f"constant {value.name!r}", data, codes.min, top)
 
 
-def _check_range(what: str, data: Iterable[int] | Array, lo: int, hi: int) -> None:
-    array = np.asarray(data)
-    least, most = int(array.min(initial=hi)), int(array.max(initial=lo))
-    if least < lo or most > hi:
-        raise VerifyError(f"{what} holds {least if least < lo else most}, expected {lo}..{hi}")
+def _check_range(what: str, data: Iterable[int], lo: int, hi: int) -> None:
+    """Every number of `data` (an array, or Python integers of any size) lies in [lo, hi]."""
+    ends = [data.min(), data.max()] if isinstance(data, np.ndarray) and data.size else data
+    for value in map(int, ends):
+        if not lo <= value <= hi:
+            raise VerifyError(f"{what} holds {value}, expected {lo}..{hi}")
 
 
 # Nodes ---------------------------------------------------------------------------------------------------------------------
@@ -241,9 +251,8 @@ def _check_node(node: Node, level: Level) -> None:
             raise VerifyError(message if message.startswith(_where(node)) else f"{_where(node)}: {message}") from None
 
 
-def _check_multipliers(m: Iterable[int] | Array, n: Iterable[int] | Array) -> None:
-    multipliers = np.asarray(m).astype(np.int64)
-    _check_range("multiplier", multipliers[multipliers != 0], MULTIPLIER_MIN, MULTIPLIER_MAX)
+def _check_multipliers(m: Iterable[int], n: Iterable[int]) -> None:
+    _check_range("multiplier", [v for v in m if v], MULTIPLIER_MIN, MULTIPLIER_MAX)
     _check_range("shift", n, SHIFT_MIN, SHIFT_MAX)
 
 

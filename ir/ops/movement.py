@@ -75,6 +75,9 @@ def _known(shape: Shape) -> tuple[int, Any]:
 
 def _reshape_infer(attrs: ReshapeAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
     require_per_tensor(ins[0])
+    require(
+        all(isinstance(d, Dim) or d >= 0 for d in attrs.shape), f"shape {list(map(str, attrs.shape))} has a negative dimension"
+    )
     found, expected = _known(attrs.shape), _known(ins[0].shape)
     require(found == expected, f"cannot reshape {ins[0]} to {list(map(str, attrs.shape))}")
     return (ins[0].with_shape(attrs.shape),)

@@ -154,6 +154,11 @@ def test_extra_outputs_survive_and_come_after_the_graphs_own() -> None:
     assert list(found) == ["z", "y", "x"]
 
 
+def test_unknown_extra_outputs() -> None:
+    with pytest.raises(UsageError, match="'nope'"):
+        run(simple(TensorType((1,), F32)), {"x": np.zeros(1, np.float32)}, extra_outputs=("nope",))
+
+
 def test_evaluate_moves_codes_and_computes_on_reals() -> None:
     graph = Graph("g", Level.ANNOTATED)
     exact = Quant(Int(32), (1e-3,))

@@ -107,6 +107,10 @@ def defined_twice(g: Graph) -> None:
     g.nodes[1].outputs = g.nodes[0].outputs
 
 
+def stale_name(g: Graph) -> None:
+    g._values["ghost"] = Value("ghost", g.value("y").type)
+
+
 STRUCTURE: list[tuple[Callable[[Graph], None], str]] = [
     (drop_output, "has no outputs"),
     (swap_nodes, "Relu 'act': reads 'y' before it is defined"),
@@ -122,6 +126,7 @@ STRUCTURE: list[tuple[Callable[[Graph], None], str]] = [
     (input_with_data, "input 'x' has a producer or data"),
     (result_with_data, "result 'y' holds constant data"),
     (no_results, "has no results"),
+    (stale_name, "still knows 'ghost'"),
     (defined_twice, "defines 'y' a second time"),
 ]
 
@@ -160,6 +165,8 @@ TYPES: list[tuple[str, Level, Callable[[Graph], None], str]] = [
     ("annotated elem", Level.ANNOTATED, retype("y", TensorType((2, 3), I32)), "its type rule says"),
     ("quant at float", Level.FLOAT, retype("y", TensorType((2, 3), Q)), "quantized types start at ANNOTATED"),
     ("layout", Level.FLOAT, retype("x", TensorType((2, 4), F32, (1, 0))), "graphs are row-major"),
+    ("too large", Level.FLOAT, retype("x", TensorType((2**16, 2**15), F32)), r"2\^31 - 1 elements"),
+    ("negative", Level.FLOAT, retype("x", TensorType((-1, -4), F32)), r"2\^31 - 1 elements"),
     ("axis", Level.ANNOTATED, retype("y", TensorType((2, 3), replace(Q, axis=2))), "channel axis 2 .* missing"),
     ("scales", Level.ANNOTATED, retype("y", TensorType((2, 3), Quant(Int(8), (1.0, 2.0), axis=1))), "2 scales, expected 3"),
     ("block", Level.ANNOTATED, retype("y", TensorType((2, 3), Quant(Int(8), (1.0,), axis=1, block=2))), "1 scales, expected 2"),
@@ -288,6 +295,7 @@ INTEGER: list[tuple[str, Callable[[Graph], None], str]] = [
     ("multiplier low", data_of("m", [2**30 - 1, 2**30]), "Requantize 'requant': multiplier holds 1073741823"),
     ("multiplier negative", data_of("m", [-(2**30), 2**30]), "multiplier holds -1073741824"),
     ("shift 0", data_of("n", [0, 5]), "Requantize 'requant': shift holds 0, expected 1..62"),
+    ("attribute beyond int64", attrs_of("mul", m=10**20), "multiplier holds 100000000000000000000"),
     ("shift 63", data_of("n", [1, 63]), "shift holds 63, expected 1..62"),
     ("multiplier unknown", not_constant("m"), "'m.in' is not a constant"),
     ("bias unknown", not_constant("b"), "IntConv 'conv': value 'b.in' is not a constant"),
