@@ -137,6 +137,7 @@ def link(toolchain: Toolchain, model_c: str, objects: dict[str, bytes], out: Pat
     Raises:
         ToolchainError: a command failed or ran out of time; shows its message.
     """
+    out = out.absolute()  # commands run in a directory of their own
     with tempfile.TemporaryDirectory(prefix="bevel-link-") as temporary:
         work = Path(temporary)
         (work / "model.c").write_text(model_c)

@@ -54,6 +54,14 @@ def test_contents(built: Artifact, tiny: Any) -> None:
     np.testing.assert_array_equal(tiny.reference(inputs["x"])["rows"], outputs["rows"])
 
 
+def test_relative_path(tiny: Any, write_tiny: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path relative to the working directory, as users type it."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tiny, Path("m.bevel"))
+    Artifact.open(tmp_path / "m.bevel")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.bevel"]
+
+
 def test_reproducible(built: Artifact, tiny: Any, write_tiny: Callable[..., Artifact], tmp_path: Path) -> None:
     """The same schedule and objects give the same bytes."""
     again = write_tiny(tiny, tmp_path / "again.bevel", graph_bytes=b"graph")
