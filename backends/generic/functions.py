@@ -59,12 +59,13 @@ def round_to_int(v: Lanes, x: Expr) -> Expr:
 def exp(v: Lanes, x: Expr) -> Expr:
     """e^x within 2e-7; 0 below about -87.3 and infinity above 88.72."""
     clamped = v.clamp(x, _EXP_LOW, _EXP_HIGH, "float32")
-    # Rounding down at the top keeps 2^n a finite float32.
-    n = v.min(round_to_int(v, clamped * v.f32(1 / math.log(2))), v.i32(127))
+    n = round_to_int(v, clamped * v.f32(1 / math.log(2)))
     whole = v.cast(n, "float32")
     r = clamped - whole * v.f32(_LN2_HIGH) - whole * v.f32(_LN2_LOW)
-    power = v.bitcast((n + v.i32(127)) * v.i32(1 << 23), "float32")
-    value = (r * r * polynomial(v, r, _EXP) + r + v.f32(1)) * power
+    # 2^n in two factors, because 2^128 is no float32.
+    low = v.k.shift_right(n, v.i32(1))
+    factors = [v.bitcast(v.k.shift_left(part + v.i32(127), v.i32(23)), "float32") for part in (low, n - low)]
+    value = (r * r * polynomial(v, r, _EXP) + r + v.f32(1)) * factors[0] * factors[1]
     value = v.select(x > v.f32(_EXP_HIGH), v.f32(np.inf), value)
     return v.select(x < v.f32(_EXP_LOW), v.f32(0), value)
 

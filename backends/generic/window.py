@@ -18,9 +18,6 @@ from bevel.backends.generic.lanes import SHORTEST_VECTOR, Lanes, code_bias, cut
 from bevel.backends.kernel import NodeProblem
 from bevel.backends.tvm import Builder, Expr
 
-# Vectors of channels taken at once: enough independent additions to hide their latency.
-_WIDTH = 4
-
 
 def valid_taps(k: Builder, first: Expr, taps: int, dilation: int, extent: int, *, inside: bool) -> tuple[Expr, Expr]:
     """The taps [from, to) of a window whose tap 0 is at coordinate `first` that lie in [0, extent).
@@ -41,7 +38,13 @@ def valid_taps(k: Builder, first: Expr, taps: int, dilation: int, extent: int, *
 
 
 class _Pool(Definition):
-    """A reduction over windows."""
+    """A reduction over windows.
+
+    Attributes:
+        width: vectors of channels taken at once: enough independent additions to hide their latency.
+    """
+
+    width = 4
 
     def vectorised(self, problem: NodeProblem) -> bool:
         """Whether channels are contiguous on both sides."""
@@ -85,7 +88,7 @@ class _Pool(Definition):
 
             target = image * yn + oy * yh + ox * yw
             vector = self.vectorised(problem)
-            for block in cut(x.shape[1], _WIDTH * frame.lanes if vector else 1):
+            for block in cut(x.shape[1], self.width * frame.lanes if vector else 1):
                 with k.serial(block.loops) as i:
                     channel = i * block.lanes + block.first
                     self._block(frame, problem, Lanes(k, block.lanes), channel, rows, columns, offset, target, taps)
@@ -159,6 +162,9 @@ class _AveragePool(_Pool):
 
 
 class _IntAveragePool(_Pool):
+    # A vector of codes is several of accumulators, and requantization is long.
+    width = 1
+
     def refuse(self, problem: NodeProblem) -> str | None:
         found = {buf.dtype for buf in (*problem.inputs, *problem.outputs)} - {"int8", "uint8"}
         return f"IntAveragePool over {', '.join(sorted(found))}: expected codes" if found else None

@@ -138,9 +138,12 @@ def cases() -> tuple[Case, ...]:
 
 
 def _float_elementwise() -> Iterator[Case]:
-    sweep = np.concatenate([np.linspace(-9, 9, 1001), [0.0, -0.0, 1e-4, -1e-4, 30, -30]]).astype(np.float32)
+    near_zero = np.geomspace(1e-30, 1, 500)
+    sweep = np.concatenate([np.linspace(-9, 9, 20001), near_zero, -near_zero, [0.0, -0.0, 30, -30]]).astype(np.float32)
     for op in ("Relu", "Sigmoid", "Tanh", "Erf", "Gelu", "HardSwish", "Silu", "Neg", "Abs", "Exp"):
         yield Case(op, NoAttrs(), (plain(sweep),))
+    yield Case("Exp", NoAttrs(), (plain(np.linspace(-87.3, 88.7, 5000).astype(np.float32)),))
+    yield Case("Exp", NoAttrs(), (plain(np.array([-1e30, -110, -88], np.float32)),))
     yield Case("Sqrt", NoAttrs(), (plain(np.abs(sweep)),))
     yield Case("Clip", ClipAttrs(-1.5, 2.25), (real(1, 5, 3, 7, layout=NHWC),), NHWC)
     relu = (("Relu", NoAttrs()),)
