@@ -47,7 +47,7 @@ echo "workdir=$(pwd -P)"
 echo "machine=$(uname -m)"
 echo "kernel=$(uname -r)"
 echo "boot_id=$(cat /proc/sys/kernel/random/boot_id)"
-echo "libc=$(getconf GNU_LIBC_VERSION 2>/dev/null || ldd --version 2>&1 | head -n 1)"
+echo "libc=$(getconf GNU_LIBC_VERSION 2>/dev/null || { command -v ldd >/dev/null && ldd --version 2>&1 | head -n 1; })"
 echo "emulator=${BEVEL_BOARD_EMULATOR-}"
 """
     + f'for tool in {" ".join(TOOLS)}; do command -v "$tool" >/dev/null || echo "missing=$tool"; done\n'
