@@ -396,11 +396,11 @@ def test_silent_link_ends_the_program_on_the_device(
 ) -> None:
     """A link that drops without a word: no more heartbeats come, and the device ends the program by itself."""
     device.upload(arm_program("silent", SLEEP), "silent")
-    device._patience_s = 2
+    device._patience_s = 4
     monkeypatch.setattr(ssh_module, "HEARTBEAT_S", 0.5)
     run = Background(device, "./silent")
     wait_for_program(board, "silent")
-    time.sleep(3)
+    time.sleep(5)
     wait_for_program(board, "silent")  # heartbeats kept it alive past its patience
     servers = session_servers(board)
     for pid in servers:
