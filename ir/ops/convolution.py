@@ -26,6 +26,9 @@ from bevel.ir.types import F32, Dim, TensorType
 
 Array = npt.NDArray[Any]
 
+# Columns that stay in a level-2 cache: 1 MiB was best of 0.25..8 on an x86 server core with 2 MiB, 4 MiB a fifth slower.
+COLUMN_BYTES = 1 << 20
+
 
 @dataclass(frozen=True)
 class ConvAttrs:
@@ -70,8 +73,8 @@ def gemm_macs(_attrs: Any, ins: tuple[TensorType, ...], outs: tuple[TensorType, 
 def convolve(x: Array, w: Array, attrs: ConvAttrs, fill: float) -> Array:
     """Convolution in the dtype of x and w; the border holds `fill`.
 
-    Depthwise: one multiply-add of whole planes for each tap. Otherwise im2col and BLAS, one group of one image at a time: columns
-    [C * KH * KW, OH * OW] are copied in runs of whole rows, stay in the cache, and the product lands in NCHW order.
+    Depthwise: one multiply-add of whole planes for each tap. Otherwise im2col and BLAS: columns [C * KH * KW, images * OH * OW]
+    are copied in runs of whole rows, for as many images at once as COLUMN_BYTES allow.
     """
     n, c = x.shape[:2]
     oc = w.shape[0]
@@ -84,13 +87,14 @@ def convolve(x: Array, w: Array, attrs: ConvAttrs, fill: float) -> Array:
         for i, j in np.ndindex(kh, kw):
             result += view[..., i, j] * taps[..., i, j]
         return result
-    columns = np.empty((per_in, kh, kw, oh, ow), x.dtype)
-    flat = columns.reshape(per_in * kh * kw, oh * ow)
+    step = max(1, COLUMN_BYTES // (per_in * kh * kw * oh * ow * x.dtype.itemsize))
     rows = w.reshape(attrs.groups, per_out, -1)
-    for image, g in np.ndindex(n, attrs.groups):
-        np.copyto(columns, view[image, g * per_in : (g + 1) * per_in].transpose(0, 3, 4, 1, 2))
-        out = result[image, g * per_out : (g + 1) * per_out].reshape(per_out, oh * ow)
-        np.matmul(rows[g], flat, out=out)
+    for start in range(0, n, step):
+        images = view[start : start + step]
+        for g in range(attrs.groups):
+            columns = images[:, g * per_in : (g + 1) * per_in].transpose(1, 4, 5, 0, 2, 3).reshape(per_in * kh * kw, -1)
+            product = (rows[g] @ columns).reshape(per_out, len(images), oh, ow)
+            result[start : start + step, g * per_out : (g + 1) * per_out] = product.transpose(1, 0, 2, 3)
     return result
 
 

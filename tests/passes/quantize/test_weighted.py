@@ -122,7 +122,7 @@ def test_overflow_is_refused_with_the_layers_name() -> None:
     x = a.input("x", (1, 70_000), q8(0.04, -128))
     w = a.weights((1, 70_000), np.ones(1), np.full((1, 70_000), 127, np.int8))
     y = a.node("Gemm", [x, w], q8(0.1, 1), name="wide")
-    with pytest.raises(UnsupportedModel, match="layer 'wide'.*2266950000.*fp32"):
+    with pytest.raises(UnsupportedModel, match=r"layer 'wide'.*2266950000.*fp32"):
         lower(a.done(y))
 
 
