@@ -20,7 +20,8 @@ from bevel.errors import UnsupportedModel, UnsupportedOp, VerifyError
 from bevel.ir.graph import Graph, Level, Value
 from bevel.ir.interp import evaluate
 from bevel.ir.ops import Trait, lookup
-from bevel.ir.types import F32, Dim, Quant, Shape, TensorType
+from bevel.ir.ops.op import elements
+from bevel.ir.types import Dim, Float, Quant, Shape, TensorType
 
 Array = npt.NDArray[Any]
 
@@ -28,6 +29,9 @@ Array = npt.NDArray[Any]
 REAL_TYPES = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16, onnx_ir.DataType.DOUBLE)
 # One tensor of 2^31 elements exceeds every device bevel serves; a declared size beyond it is an attack or a mistake.
 MAX_ELEMENTS = 2**31
+# What may be computed at import: shape arithmetic and tables, not a network on constants.
+MAX_FOLDED = 2**26
+MAX_FOLDED_MACS = 2**32
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Builder:
         self.opset = opset
         self.env: dict[str, Operand] = {}
         self.names: Counter[Value] = Counter()
-        self._materialized: dict[str, Value] = {}
+        self._materialized: dict[str, tuple[Array, Value]] = {}
 
     def bind(self, name: str, operand: Operand) -> None:
         """Let ONNX value `name` stand for `operand`."""
@@ -91,7 +95,8 @@ class Builder:
             raise UnsupportedOp(f"value {name!r} depends on a symbolic dimension; bind it with dims= at import")
         if array.dtype.kind not in "fiub":
             array = array.astype(np.int8 if array.dtype.name.startswith("int") else np.uint8)
-        return self.graph.add_constant(name, array)
+        # Transposed weights are views; constants are stored row-major.
+        return self.graph.add_constant(name, np.require(array, requirements="C"))
 
     def value(self, operand: Operand, name: str) -> Value:
         """The graph value of any operand; a known array called `name` becomes one constant however often it is used."""
@@ -99,9 +104,10 @@ class Builder:
             return operand.value
         if isinstance(operand, Value):
             return operand
-        if name not in self._materialized or self._materialized[name].data is not operand:
-            self._materialized[name] = self.constant(operand, name)
-        return self._materialized[name]
+        known = self._materialized.get(name)
+        if known is None or known[0] is not operand:
+            known = self._materialized[name] = (operand, self.constant(operand, name))
+        return known[1]
 
     def check_size(self, type_: TensorType, name: str) -> None:
         """Refuse absurd extents.
@@ -280,15 +286,23 @@ class OnnxNode:
         if codes and Trait.MOVEMENT not in lookup(op).traits:
             self.refuse("arithmetic on integers without scale", "QuantizeLinear/DequantizeLinear around the operator")
         builder, name = self.builder, self.outputs[0] + suffix
-        values = [builder.value(o, self._operand_name(o, name, i)) for i, o in enumerate(operands)]
+        names = self._constant_names()
+        values = [builder.value(o, names.get(_address(o), f"{name}.{i}")) for i, o in enumerate(operands)]
         try:
             node = builder.graph.add_node(op, values, attrs, names=[name], loc=self.loc, types=None if type_ is None else [type_])
         except VerifyError as error:
             self.refuse(f"{error}", lookup(op).doc)
         result = node.output
         builder.check_size(result.type, name)
+        if codes and isinstance(result.type.elem, Float):
+            self.refuse("codes of different scales joined as integers", "DequantizeLinear before the operator")
         if not all(v.is_constant for v in values):
             return Codes(result) if codes else result
+        if (
+            elements(types := (result.type,)) > MAX_FOLDED
+            or lookup(op).macs(node.attrs, tuple(v.type for v in values), types) > MAX_FOLDED_MACS
+        ):
+            self.refuse(f"constants that compute {result.type}", f"up to {MAX_FOLDED} elements; store the result in the model")
         (array,) = evaluate(node, Level.ANNOTATED)
         kept = result.type
         builder.graph.remove(node)
@@ -297,26 +311,22 @@ class OnnxNode:
             return Codes(constant) if codes else constant
         return normalize_array(array, name)
 
-    def _operand_name(self, operand: Operand, name: str, index: int) -> str:
-        """The ONNX name of a known operand, so that weights keep theirs; derived from the result for new ones."""
+    def _constant_names(self) -> dict[int, str]:
+        """ONNX names of known operands by the address of their data, so that transposed weights keep theirs too."""
+        found: dict[int, str] = {}
         for i in range(len(self.source.inputs)):
-            if self.optional(i) is operand:
-                return self.input_name(i)
-        return f"{name}.{index}"
+            operand = self.optional(i)
+            if isinstance(operand, np.ndarray):
+                found.setdefault(_address(operand), self.input_name(i))
+        return found
 
-    def real(self, operand: Operand, suffix: str) -> Value:
-        """A graph value holding the operand's reals, float32 for a known array."""
-        if isinstance(operand, np.ndarray) and operand.dtype.kind != "f":
-            operand = operand.astype(np.float32)
-        return self.builder.value(operand, self._operand_name(operand, self.outputs[0] + suffix, 0))
+
+def _address(operand: Operand) -> int:
+    """Where a known array keeps its data, 0 for other operands."""
+    return int(operand.ctypes.data) if isinstance(operand, np.ndarray) else 0
 
 
 def scalar_of(array: Array) -> float | None:
     """The value that every element of `array` has, None if they differ or there is none."""
     flat = array.reshape(-1)
     return float(flat[0]) if flat.size and bool((flat == flat[0]).all()) else None
-
-
-def float_type(shape: Shape) -> TensorType:
-    """float32 of `shape`."""
-    return TensorType(shape, F32)

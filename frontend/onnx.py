@@ -16,7 +16,7 @@ import onnx_ir
 
 from bevel.errors import BevelError, UnsupportedModel, UnsupportedOp, UsageError
 from bevel.frontend.builder import REAL_TYPES, Builder, Codes, OnnxNode, Operand, normalize_array
-from bevel.frontend.onnx_file import MALFORMED, OnnxFile, read_onnx
+from bevel.frontend.onnx_file import MALFORMED, OnnxFile, one_line, read_onnx
 from bevel.frontend.onnx_ops import CONVERTERS, HINTS, constants, quantize
 from bevel.ir.graph import Graph, Level, Value
 from bevel.ir.ops.movement import ReshapeAttrs
@@ -53,7 +53,7 @@ def import_onnx(path: Path, *, dims: Mapping[str, DimSpec] | None = None) -> Gra
             raise
         raise type(error)(f"{path}: {error}") from error
     except MALFORMED as error:
-        raise UnsupportedModel(f"{path}: malformed model: {error}") from error
+        raise UnsupportedModel(f"{path}: malformed model: {one_line(error)}") from error
 
 
 class _Import:
@@ -100,7 +100,7 @@ class _Import:
         try:
             array = np.asarray(tensor.numpy())
         except MALFORMED as error:
-            raise UnsupportedModel(f"initializer {name!r}: data does not match its type: {error}") from error
+            raise UnsupportedModel(f"initializer {name!r}: data does not match its type: {one_line(error)}") from error
         self.builder.bind(name, normalize_array(array, name))
 
     def _dimension(self, value: onnx_ir.Value, axis: int, extent: int | onnx_ir.SymbolicDim) -> int | Dim:

@@ -24,7 +24,7 @@ OPSETS = range(11, 29)
 # protobuf cannot hold more in one message; larger models keep their weights in external data.
 MAX_FILE_BYTES = 2**31
 # More nodes than any model for an edge device has; stops functions that call functions that call functions.
-MAX_NODES = 100_000
+MAX_NODES = 20_000
 # What deserializing a malformed but parsable protobuf raises inside onnx-ir.
 MALFORMED = (
     ValueError,
@@ -73,16 +73,21 @@ def read_onnx(path: Path) -> OnnxFile:
         proto = ModelProto.FromString(data)
     except DecodeError:
         raise UnsupportedModel(f"{path}: not an ONNX file, or truncated: its protobuf does not parse; export it again") from None
-    opset = _check_proto(path, proto)
     try:
+        opset = _check_proto(path, proto)
         model = onnx_ir.from_proto(proto)
         external_data.set_base_dir(model.graph, path.parent)
         if model.functions:
             model = InlinePass()(model).model
         model.graph.sort()
     except MALFORMED as error:
-        raise UnsupportedModel(f"{path}: malformed model: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        raise UnsupportedModel(f"{path}: malformed model: {one_line(error)}") from error
     return OnnxFile(path, model, opset, hashlib.sha256(data).hexdigest())
+
+
+def one_line(error: Exception) -> str:
+    """What a third-party exception says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _check_proto(path: Path, proto: ModelProto) -> int:

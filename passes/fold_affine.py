@@ -61,7 +61,7 @@ def _fold(graph: Graph, node: Node, layer: Node, constant: Value) -> bool:
     channels = layer.inputs[1].type.static_shape[0]
     elem = constant.type.elem
     if node.op == "Add" and len(layer.inputs) == 2 and isinstance(elem, Quant) and constant.type.shape == (channels,):
-        replace(graph, node, layer.op, [*layer.inputs, constant], layer.attrs)
+        replace(graph, node, layer.op, [*layer.inputs, constant], layer.attrs, loc=layer.loc)
         return True
     data = float_data(constant)
     if data is None:
@@ -96,5 +96,5 @@ def fold_into(graph: Graph, node: Node, layer: Node, factor: Array | None, shift
         folded_bias = folded_bias * factor
     hint = f"{layer.inputs[2].name}.folded" if len(layer.inputs) == 3 else f"{node.output.name}.bias"
     new_bias = graph.add_constant(hint, (folded_bias + shift).astype(np.float32))
-    replace(graph, node, layer.op, [layer.inputs[0], kernel, new_bias], layer.attrs)
+    replace(graph, node, layer.op, [layer.inputs[0], kernel, new_bias], layer.attrs, loc=layer.loc)
     return True

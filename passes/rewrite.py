@@ -33,11 +33,10 @@ def bypass(graph: Graph, node: Node, source: Value) -> bool:
     return True
 
 
-def replace(graph: Graph, node: Node, op: str, inputs: Sequence[Value], attrs: Any = None) -> Node:
-    """Put one node in the place of `node`: same result name, type and origin."""
-    new = graph.add_node(
-        op, inputs, attrs, names=[f"{node.output.name}.new"], loc=node.loc, types=[node.output.type], before=node
-    )
+def replace(graph: Graph, node: Node, op: str, inputs: Sequence[Value], attrs: Any = None, *, loc: str = "") -> Node:
+    """Put one node in the place of `node`: same result name and type, and its origin unless `loc` gives another."""
+    hint, type_ = f"{node.output.name}.new", node.output.type
+    new = graph.add_node(op, inputs, attrs, names=[hint], loc=loc or node.loc, types=[type_], before=node)
     graph.take_name(new.output, node.output)
     graph.remove(node)
     return new

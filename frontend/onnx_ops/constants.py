@@ -14,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from bevel.frontend.builder import Array, Builder, OnnxNode, Operand, normalize_array
+from bevel.frontend.builder import MAX_FOLDED, Array, Builder, OnnxNode, Operand, normalize_array
+from bevel.frontend.onnx_file import one_line
 from bevel.ir.types import Dim
-
-# Shape arithmetic and tables; a folded array beyond this is weights and should be an initializer.
-MAX_FOLDED = 2**26
 
 
 def convert_constant(_builder: Builder, node: OnnxNode) -> Operand:
@@ -61,7 +59,13 @@ def _cast(node: OnnxNode, x: Array) -> Array:
 
 
 def _gather(node: OnnxNode, x: Array, indices: Array) -> Array:
+    _limited(node, (x.size, indices.size))
     return np.asarray(np.take(x, indices.astype(np.int64), axis=node.integer("axis", 0)))
+
+
+def _concat(node: OnnxNode, *arrays: Array) -> Array:
+    _limited(node, (sum(a.size for a in arrays),))
+    return np.concatenate(arrays, axis=node.integer("axis", 0))
 
 
 def _slice(node: OnnxNode, x: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None) -> Array:
@@ -137,7 +141,7 @@ FOLDERS: dict[str, Callable[..., Array]] = {
     "And": _ufunc(np.logical_and),
     "Cast": _cast,
     "Ceil": _ufunc(np.ceil),
-    "Concat": lambda node, *xs: np.concatenate(xs, axis=node.integer("axis", 0)),
+    "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "Div": _divide,
     "Equal": lambda _node, a, b: np.asarray(a == b),
@@ -182,7 +186,7 @@ def fold(node: OnnxNode) -> Operand | None:
         with np.errstate(all="ignore"):
             result = FOLDERS[node.op](node, *arrays)
     except (ArithmeticError, ValueError, TypeError, IndexError, AttributeError) as error:
-        node.refuse(f"cannot be evaluated at import: {error}", "static shapes; bind symbolic dimensions with dims=")
+        node.refuse(f"cannot be evaluated at import: {one_line(error)}", "static shapes; bind symbolic dimensions with dims=")
     if result.dtype == object:
         return result
     return normalize_array(result, node.outputs[0])

@@ -36,6 +36,10 @@ CODE_TYPES = {
 }
 
 
+# More readers of one value than any model has; comparing the types of all, for each, is quadratic.
+MAX_READERS = 256
+
+
 def signed_codes(array: npt.NDArray[Any]) -> Array:
     """Codes of any ONNX integer type as the signed codes of as many bits."""
     bits, signed = CODE_TYPES[array.dtype.name]
@@ -90,6 +94,7 @@ def _annotate(builder: Builder, node: OnnxNode, value: Value, quant: Quant) -> V
     only_quantized = all(r.op_type == "QuantizeLinear" for r in readers) and not source.is_graph_output()
     if (
         builder.names[value] == 1
+        and len(readers) <= MAX_READERS
         and isinstance(value.type.elem, Float)
         and only_quantized
         and all(read_quant(OnnxNode(builder, r), None, value.type.rank) == quant for r in readers)
