@@ -121,6 +121,18 @@ def _needs(*dtypes: str) -> Callable[[NodeProblem], str | None]:
     return refuse
 
 
+def _converts(sources: Sequence[str], results: Sequence[str]) -> Callable[[NodeProblem], str | None]:
+    """Refuse problems that do not convert one of `sources` to one of `results`."""
+
+    def refuse(problem: NodeProblem) -> str | None:
+        source, result = problem.inputs[0].dtype, problem.outputs[0].dtype
+        if source in sources and result in results:
+            return None
+        return f"{problem.op} from {source} to {result}: expected {' or '.join(sources)} to {' or '.join(results)}"
+
+    return refuse
+
+
 def _unary(problem: NodeProblem) -> Body:
     function = UNARY[problem.op]
     return lambda v, xs: finish(v, problem, function(v, problem.attrs, xs[0]))
@@ -155,7 +167,8 @@ def _requantize(problem: NodeProblem) -> Body:
     bias = code_bias(out, signed=attrs.out.storage.signed)
 
     def body(v: Lanes, xs: Sequence[Expr]) -> Expr:
-        acc, m, n = (v.cast(x, "int64") for x in xs)
+        # Multipliers fit int32, which lets a 32 x 32 -> 64 bit multiplication be used.
+        acc, m, n = (v.cast(v.cast(x, "int32"), "int64") for x in xs)
         code = requantize(v, acc, m, n, v.i64(out.zero_point), v.i64(attrs.lo + bias), v.i64(attrs.hi + bias))
         return v.cast(code, out.dtype)
 
@@ -234,17 +247,18 @@ class _Lut(Regional):
         return [whole(out, [(0, 0, x.strides())], body, table=1)]
 
 
+_CODE_TYPES = ("int8", "uint8")
 _FLOAT = _needs("float32")
-_CODES = _needs("int8", "uint8")
+_CODES = _needs(*_CODE_TYPES)
 
 for _name in UNARY:
     define(_name, Elementwise(_unary, _FLOAT))
 for _name in BINARY:
     define(_name, Elementwise(_binary, _binary_refuse))
 define("BatchNormalization", Elementwise(_batch_normalization, _FLOAT, operands=1, axis=lambda _p: 1))
-define("Requantize", Elementwise(_requantize, operands=1, axis=lambda p: int(p.attrs.axis)))
+define("Requantize", Elementwise(_requantize, _converts(("int32",), _CODE_TYPES), operands=1, axis=lambda p: int(p.attrs.axis)))
 define("IntAdd", Elementwise(_int_add, _CODES))
 define("IntMul", Elementwise(_int_mul, _CODES))
 define("Lut", _Lut())
-define("Quantize", Elementwise(_quantize))
-define("Dequantize", Elementwise(_dequantize))
+define("Quantize", Elementwise(_quantize, _converts(("float32",), _CODE_TYPES)))
+define("Dequantize", Elementwise(_dequantize, _converts(_CODE_TYPES, ("float32",))))

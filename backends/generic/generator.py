@@ -12,6 +12,7 @@ from bevel.ir.protocols import Target
 
 # Offsets are int32.
 _MOST_ELEMENTS = 1 << 31
+_DTYPES = frozenset({"float32", "int8", "uint8", "int32", "int64", "bool"})
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class NodeGenerator:
         bufs = (*problem.inputs, *problem.outputs)
         if any(not 0 < buf.size < _MOST_ELEMENTS for buf in bufs):
             return f"an operand of {problem.op} has no elements, or 2^31 or more"
+        if strange := {buf.dtype for buf in bufs} - _DTYPES:
+            return f"{problem.op} over {', '.join(sorted(strange))}: expected one of {', '.join(sorted(_DTYPES))}"
         found = definition.definition_of(problem)
         if (reason := found.refuse(problem)) is not None:
             return reason

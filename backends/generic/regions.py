@@ -21,8 +21,8 @@ Body = Callable[[Lanes, Sequence[Expr]], Expr]
 
 # Elements of a flat loop that threads do not split: one cache line of bytes.
 GRANULE = 64
-# Wider vectors of looked up elements cost more to put together than they save: on AVX-512, 32 ran at 0.54 of the speed of 16.
-_LOOKUP_LANES = 16
+# Elements looked up at once. Putting more together costs more than it saves: 16 ran at 0.55 of the speed of 4 on AVX-512.
+_LOOKUP_LANES = SHORTEST_VECTOR
 
 
 @dataclass(frozen=True)

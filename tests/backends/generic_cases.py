@@ -146,6 +146,7 @@ def _float_elementwise() -> Iterator[Case]:
     yield Case("Exp", NoAttrs(), (plain(np.array([-1e30, -110, -88], np.float32)),))
     yield Case("Sqrt", NoAttrs(), (plain(np.abs(sweep)),))
     yield Case("Clip", ClipAttrs(-1.5, 2.25), (real(1, 5, 3, 7, layout=NHWC),), NHWC)
+    yield Case("Clip", ClipAttrs(lo=-1), (real(3, 7),))
     relu = (("Relu", NoAttrs()),)
     for op in ("Add", "Sub", "Mul"):
         yield Case(op, NoAttrs(), (real(2, 9, 5, 7, layout=NHWC), real(2, 9, 5, 7, layout=NHWC)), NHWC, relu)

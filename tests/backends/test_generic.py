@@ -168,6 +168,8 @@ def test_common_operators_are_vector_kernels() -> None:
 def test_refuses_with_a_reason() -> None:
     mixed = NodeProblem("Concat", None, (Buf((4,), "int8"), Buf((4,), "uint8")), (Buf((8,), "uint8"),))
     assert "int8, uint8" in str(GENERIC.legal(mixed, X86_BASE))
+    half = NodeProblem("Copy", None, (Buf((4,), "float16"),), (Buf((4,), "float16"),))
+    assert "float16" in str(GENERIC.legal(half, X86_BASE))
     assert "no derived kernel" in str(GENERIC.legal(NodeProblem("Nonesuch", None, (), ()), X86_BASE))
     assert "int64" in str(GENERIC_CONV.legal(ConvProblem(1, 1, 1, 1, 1, dtype="int64"), X86_BASE))
     names = [g.name for g in GENERATORS]
