@@ -39,11 +39,15 @@ def _compose(first: SliceAttrs, second: SliceAttrs, shape: Shape) -> SliceAttrs:
     """The Slice that does `first`, then `second` with result `shape`."""
     starts, ends, steps = [], [], []
     for i, extent in enumerate(shape):
-        start = first.starts[i] + second.starts[i] * first.steps[i]
-        step = first.steps[i] * second.steps[i]
-        untouched = (first.ends[i], second.ends[i]) == (-1, -1)
-        last = start if not isinstance(extent, int) or not extent else start + (extent - 1) * step + 1
+        start, step = first.starts[i] + second.starts[i] * first.steps[i], first.steps[i] * second.steps[i]
+        if extent == 0:
+            # Nothing is left: where it would start may lie beyond the operand.
+            start, end = 0, 0
+        elif (first.ends[i], second.ends[i]) == (-1, -1) or not isinstance(extent, int):
+            end = -1
+        else:
+            end = start + (extent - 1) * step + 1
         starts.append(start)
-        ends.append(-1 if untouched else last)
+        ends.append(end)
         steps.append(step)
     return SliceAttrs(tuple(starts), tuple(ends), tuple(steps))

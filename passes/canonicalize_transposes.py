@@ -32,21 +32,29 @@ class MergeTransposes:
                 _merge(result, node)
             elif Trait.ELEMENTWISE in lookup(node.op).traits:
                 _sink(result, node)
+        # Last: a view would hide a permutation from the next one.
+        for node in result.nodes:
+            if node.op == "Transpose":
+                _simplify(result, node)
         result.prune_dead()
         return result
 
 
 def _merge(graph: Graph, node: Node) -> None:
-    """Compose `node` with a Transpose before it, then drop it or make it a view if it moves nothing."""
+    """Compose `node` with a Transpose before it."""
     before = node.inputs[0].producer
     if before is not None and before.op == "Transpose" and before.output.type.elem == before.inputs[0].type.elem:
         perm = tuple(before.attrs.perm[a] for a in node.attrs.perm)
-        node = replace(graph, node, "Transpose", [before.inputs[0]], TransposeAttrs(perm))
+        replace(graph, node, "Transpose", [before.inputs[0]], TransposeAttrs(perm))
+
+
+def _simplify(graph: Graph, node: Node) -> None:
+    """Drop a Transpose that moves nothing, make it a view if it moves only axes of extent 1."""
     shape = node.inputs[0].type.shape
     moved = [a for a in node.attrs.perm if shape[a] != 1]
-    if list(node.attrs.perm) == sorted(node.attrs.perm):
-        bypass(graph, node, node.inputs[0])
-    elif moved == sorted(moved):
+    if list(node.attrs.perm) == sorted(node.attrs.perm) and bypass(graph, node, node.inputs[0]):
+        return
+    if moved == sorted(moved):
         replace(graph, node, "Reshape", node.inputs, ReshapeAttrs(node.output.type.shape))
 
 

@@ -6,12 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bevel.ir.graph import Graph
 from bevel.ir.interp import run
+from bevel.ir.ops.movement import SliceAttrs, TransposeAttrs
 from bevel.ir.text import print_graph
-from bevel.ir.types import Dim
+from bevel.ir.types import F32, Dim, TensorType
 from bevel.passes.canonicalize import CANONICAL, canonicalize
+from bevel.passes.canonicalize_slices import MergeSlices
+from bevel.passes.canonicalize_transposes import MergeTransposes
 from bevel.passes.pipeline import lookup_pass, run_passes
 from tests.passes.graph_cases import LEFT_ALONE, REWRITES
 
@@ -70,3 +75,42 @@ def test_the_whole_list_keeps_the_outputs_of_every_case(build: Build) -> None:
 
 def test_every_pass_of_the_list_has_a_rewrite_case() -> None:
     assert {p.name for p in CANONICAL} == set(REWRITES)
+
+
+@st.composite
+def cuts(draw: st.DrawFn, extent: int) -> tuple[int, int, int]:
+    start = draw(st.integers(0, extent))
+    return start, draw(st.integers(start, extent)), draw(st.integers(1, 4))
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_merged_slices_take_what_the_chain_took(data: st.DataObject) -> None:
+    graph = Graph("cuts")
+    value, shape = graph.add_input("x", TensorType((7, 9), F32)), (7, 9)
+    for _ in range(data.draw(st.integers(2, 4))):
+        chosen = [data.draw(cuts(extent)) for extent in shape]
+        starts, ends, steps = zip(*chosen, strict=True)
+        ends = tuple(-1 if e == d and data.draw(st.booleans()) else e for e, d in zip(ends, shape, strict=True))
+        value = graph.add_node("Slice", [value], SliceAttrs(starts, ends, steps)).output
+        shape = value.type.static_shape
+    graph.set_outputs([value])
+    after = run_passes(graph, [MergeSlices()])
+    assert len(after.nodes) == 1
+    x = np.arange(63, dtype=np.float32).reshape(7, 9)
+    np.testing.assert_array_equal(run(after, {"x": x})[value.name], run(graph, {"x": x})[value.name])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.permutations(range(4)), min_size=1, max_size=5), st.lists(st.booleans(), min_size=5, max_size=5))
+def test_merged_transposes_order_as_the_chain_did(perms: list[list[int]], relus: list[bool]) -> None:
+    graph = Graph("turns")
+    value = graph.add_node("Neg", [graph.add_input("x", TensorType((2, 1, 3, 4), F32))]).output
+    for perm, relu in zip(perms, relus, strict=False):
+        value = graph.add_node("Transpose", [value], TransposeAttrs(tuple(perm))).output
+        value = graph.add_node("Tanh", [value]).output if relu else value
+    graph.set_outputs([value])
+    after = run_passes(graph, [MergeTransposes()])
+    assert sum(n.op in ("Transpose", "Reshape") for n in after.nodes) <= 1
+    x = np.random.default_rng(0).normal(size=(2, 1, 3, 4)).astype(np.float32)
+    np.testing.assert_array_equal(run(after, {"x": x})[value.name], run(graph, {"x": x})[value.name])
