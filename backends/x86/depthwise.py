@@ -51,6 +51,7 @@ class VnniDepthwise(DepthwiseKernel):
     acc_dtype = "int32"
     weight_dtype = "int8"
     copy_lanes = 64
+    reload_constants = True
 
     def combine(self, k: Builder, rows: Sequence[Expr | None], width: int) -> list[Expr]:
         """Bytes of four rows side by side."""
@@ -97,6 +98,7 @@ class MaddDepthwise(DepthwiseKernel):
     acc_dtype = "uint32"
     weight_dtype = "int16"
     copy_lanes = 32
+    reload_constants = True
 
     def combine(self, k: Builder, rows: Sequence[Expr | None], width: int) -> list[Expr]:
         """Words of two rows side by side."""
@@ -152,7 +154,7 @@ DEPTHWISE_INT8_VNNI = DepthwiseGenerator(
     dtype="uint8",
     out_dtypes=("uint8", "int32"),
     micro=VnniDepthwise(),
-    tile_widths=(2, 1),
+    tile_widths=(3, 2, 1),
 )
 DEPTHWISE_INT8_AVX2 = DepthwiseGenerator(
     name="x86_depthwise_int8_avx2",
@@ -161,5 +163,5 @@ DEPTHWISE_INT8_AVX2 = DepthwiseGenerator(
     dtype="uint8",
     out_dtypes=("uint8", "int32"),
     micro=MaddDepthwise(),
-    tile_widths=(1,),
+    tile_widths=(3, 1),
 )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
+import os
 import platform
 import shutil
 import struct
@@ -100,6 +102,20 @@ def _aligned(nbytes: int, fill: int) -> Array:
     return raw[start : start + nbytes]
 
 
+def _before_guard_page(nbytes: int, fill: int) -> Array:
+    """`nbytes` (a multiple of 64) that end where reading faults, so that a kernel which reads too far dies."""
+    page = mmap.PAGESIZE
+    total = -(-nbytes // page) * page
+    memory = mmap.mmap(-1, total + page)
+    whole = np.frombuffer(memory, np.uint8)
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    code = protect(ctypes.c_void_p(whole.ctypes.data + total), ctypes.c_size_t(page), 0)
+    assert code == 0, f"mprotect failed: {os.strerror(ctypes.get_errno())}"
+    value = whole[total - nbytes : total]
+    value[:] = fill
+    return value
+
+
 class Compiled:
     """Kernels compiled into one object and linked so that they can be called here.
 
@@ -161,14 +177,14 @@ class Compiled:
 
 
 class _Prepared:
-    """A call with its buffers laid out: inputs with a NaN tail, outputs and scratch between guard bytes."""
+    """A call with its buffers laid out: inputs with a NaN tail before a guard page, outputs and scratch between guard bytes."""
 
     def __init__(self, call: Call) -> None:
         self.call = call
         self._inputs, self._originals = [], []
         for value in call.inputs:
             flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-            whole = _aligned(flat.nbytes + 64, TAIL_BYTE)
+            whole = _before_guard_page(-(-flat.nbytes // 64) * 64 + 64, TAIL_BYTE)
             whole[: flat.nbytes] = flat
             self._inputs.append(whole)
             self._originals.append(whole.copy())
