@@ -243,6 +243,8 @@ class OnnxNode:
             return None
         if array.dtype == object:
             self.refuse(f"{what} depends on a symbolic dimension", f"constant {what}; bind the dimension with dims=")
+        if array.dtype.kind not in "iu":
+            self.refuse(f"{what} of type {array.dtype}", f"integer {what}")
         return tuple(int(v) for v in array.reshape(-1))
 
     def ints_or_input(self, name: str, index: int) -> tuple[int, ...] | None:
