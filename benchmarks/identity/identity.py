@@ -1,6 +1,6 @@
 """One integer graph, the same bytes everywhere: artifacts of every shipped device against the interpreter.
 
-    python benchmarks/identity/identity.py [--data DIR] [--images 10000] [--emulated 200] [--write]
+    python -m benchmarks.identity.identity [--data DIR] [--images 10000] [--emulated 200] [--write]
 
 --data holds cifar10_test_jpeg.npz (`jpeg`, `offset`, `label`); without it the 512 images that ship with bevel are used. Profiles
 this machine can run get all images, emulated ones the first --emulated. --write replaces identity.md beside this file.
@@ -100,7 +100,7 @@ def main() -> int:
         "# The same bytes everywhere",
         "",
         f"{date.today().isoformat()}, {platform.machine()}, {os.cpu_count()} cores (shared), numpy {np.__version__}, "
-        f"TVM {version('apache-tvm')}. `python benchmarks/identity/identity.py --data DIR --write`.",
+        f"TVM {version('apache-tvm')}. `python -m benchmarks.identity.identity --data DIR --write`.",
         "Every output byte of every sample is compared with the interpreter's. Top-1 is the artifact's; keyword models run on",
         "cepstrum-shaped noise, which has no labels.",
         "",

@@ -1,6 +1,6 @@
 """Latency on this machine against onnxruntime, cold start, and the time of a second compile.
 
-    python benchmarks/latency/host.py [--threads 1] [--processes 7] [--write]
+    python -m benchmarks.latency.host [--threads 1] [--processes 7] [--write]
 
 Everything runs interleaved in one process per repetition, inputs bound once, through the same caller. int8 is compared with
 onnxruntime's fp32, with its own static quantization of the same model and, where the model comes quantized, with that file.
@@ -79,9 +79,9 @@ def main() -> int:
     lines = [
         "# Latency on one host against onnxruntime",
         "",
-        f"{date.today().isoformat()}, {platform.machine()}, {load_profile('host').description}, onnxruntime {version('onnxruntime')}, "
-        f"TVM {version('apache-tvm')}, {args.threads} thread, median of {args.processes} processes, interleaved.",
-        "`python benchmarks/latency/host.py --write`. Ratio = onnxruntime's median / bevel's median: above 1, bevel is faster.",
+        f"{date.today().isoformat()}, {platform.machine()}, {load_profile('host').description}, "
+        f"onnxruntime {version('onnxruntime')}, TVM {version('apache-tvm')}, {args.threads} thread, median of {args.processes} processes, interleaved.",
+        "`python -m benchmarks.latency.host --write`. Ratio = onnxruntime's median / bevel's median: above 1, bevel is faster.",
         "",
         "| model | bits | bevel ms (95 % interval) | peer | peer ms | ratio |",
         "|---|---|---|---|---|---|",
