@@ -79,8 +79,9 @@ def main() -> int:
     lines = [
         "# Latency on one host against onnxruntime",
         "",
-        f"{date.today().isoformat()}, {platform.machine()}, {load_profile('host').description}, "
-        f"onnxruntime {version('onnxruntime')}, TVM {version('apache-tvm')}, {args.threads} thread, median of {args.processes} processes, interleaved.",
+        f"{date.today().isoformat()}, {platform.machine()}, {load_profile('host').description}",
+        f"onnxruntime {version('onnxruntime')}, TVM {version('apache-tvm')}, {args.threads} thread, "
+        f"median of {args.processes} processes, interleaved.",
         "`python -m benchmarks.latency.host --write`. Ratio = onnxruntime's median / bevel's median: above 1, bevel is faster.",
         "",
         "| model | bits | bevel ms (95 % interval) | peer | peer ms | ratio |",
