@@ -25,7 +25,6 @@ HOMES = {
     "tvm_ffi": ["backends/tvm.py"],
     "onnx": ["frontend"],
     "onnx_ir": ["frontend"],
-    "onnxscript": ["frontend"],
     "asyncssh": ["devices"],
     "click": ["src/bevel/cli", "src/bevel/__main__.py", "devices/board.py"],
     "rich": ["src/bevel/cli", "src/bevel/__main__.py"],
