@@ -29,8 +29,8 @@ Progress = Callable[[int, int], None]
 
 
 def cache_dir() -> Path:
-    """Where compiled objects and artifacts are kept: $BEVEL_CACHE, else the user's cache folder."""
-    if root := os.environ.get("BEVEL_CACHE"):
+    """Where compiled objects and artifacts are kept: $BEVEL_CACHE_DIR, else the user's cache folder."""
+    if root := os.environ.get("BEVEL_CACHE_DIR"):
         return Path(root)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bevel"
 

@@ -30,7 +30,7 @@ from bevel.runtime.manifest import CORE_FILES, FORMAT, FORMAT_VERSION, GRAPH_FIL
 from bevel.runtime.toolchain import Toolchain, find_toolchain, link, runtime_digest
 from bevel.runtime.weights import weights_image
 
-__all__ = ["MANIFEST", "Artifact", "write_artifact"]
+__all__ = ["MANIFEST", "Artifact", "replacing", "write_artifact"]
 
 Array = npt.NDArray[Any]
 Golden = Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]
@@ -190,7 +190,7 @@ def write_artifact(
     if root.exists():
         read_manifest(root)
     tools = toolchain or find_toolchain(schedule.target.arch)
-    with _replacing(root) as work:
+    with replacing(root) as work:
         for folder in ("lib", "bin", "include", "selftest"):
             (work / folder).mkdir()
         linked = link(tools, model_c(schedule), {k.symbol: objects[k.symbol] for k in schedule.kernels}, work / "lib")
@@ -298,8 +298,13 @@ def _golden_files(schedule: Schedule, case: int, inputs: Mapping[str, Array], ou
 
 
 @contextlib.contextmanager
-def _replacing(root: Path) -> Iterator[Path]:
-    """A new directory beside `root` that takes its place when the block ends well, and vanishes when it does not."""
+def replacing(root: Path) -> Iterator[Path]:
+    """A new directory beside `root` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises:
+        ArtifactError: something that is not an artifact is in the way.
+        UsageError: `root` cannot be written.
+    """
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".tmp", dir=root.parent))

@@ -2,30 +2,33 @@
 
 In: an ONNX file, a saved graph (.ir) or another artifact, a device profile, bits and calibration data. Out: an artifact
 directory. The stages are `load_graph`, `prepare` (canonical FLOAT, or INTEGER through calibration), `lower`, kernels to
-objects, link. The finished artifact is cached by the content of everything that went in.
+objects, link. The finished artifact is cached by the content of everything that went in (`artifact_cache`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
+import json
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bevel import __version__
-from bevel.data import DataSet, inputs_of, open_data
+from bevel import __version__, artifact_cache
+from bevel.data import inputs_of, open_data
 from bevel.devices.profile import Profile, load_profile
-from bevel.errors import ArtifactError, CalibrationError, UsageError
+from bevel.errors import ArtifactError, CalibrationError, InvalidPlan, UsageError
 from bevel.ir.graph import Graph, Level
+from bevel.ir.plan import FP32, W8A8, Bits, CompressionPlan, parse_bits
 from bevel.ir.types import Dim, Float, Int, Quant
-from bevel.runtime.artifact import MANIFEST, Artifact
+from bevel.report import write_report
+from bevel.runtime.artifact import Artifact
+from bevel.runtime.manifest import read_manifest
+from bevel.runtime.toolchain import find_toolchain
 
 Array = npt.NDArray[Any]
 Say = Callable[[str, int, int], None]
@@ -46,12 +49,12 @@ class Options:
 
     Attributes:
         device: profile name or TOML path.
-        bits: "fp32" or "8" (= "w8a8").
+        bits: "fp32" or "8" (= "w8a8"); the plan's, where there is one.
         calibration: data set path; needed to quantize a float model.
         samples: how many calibration samples to use at most.
-        method: calibration method.
+        method: calibration method; the plan's, where there is one.
         dims: extents of symbolic dimensions; a leading batch dimension is 1 unless given.
-        plan: path of a CompressionPlan.
+        plan: what to do layer by layer.
     """
 
     device: str
@@ -60,7 +63,31 @@ class Options:
     samples: int = 256
     method: str = "minmax"
     dims: Mapping[str, int] = field(default_factory=dict)
-    plan: Path | None = None
+    plan: CompressionPlan | None = None
+
+    def precision(self) -> Bits:
+        """Precision of layers that the plan does not name.
+
+        Raises:
+            UsageError: this version does not compile it.
+        """
+        bits = self.plan.bits if self.plan is not None else parse_bits(self.bits)
+        if bits not in (FP32, W8A8):
+            raise UsageError(f"bits {bits}: this version compiles fp32 and 8 (w8a8)")
+        return bits
+
+    def calibration_method(self) -> str:
+        """Name of the calibration method.
+
+        Raises:
+            UsageError: there is no such method.
+        """
+        from bevel.passes.quantize.calibrate import METHODS
+
+        method = self.plan.calibration if self.plan is not None else self.method
+        if method not in METHODS:
+            raise UsageError(f"calibration method {method!r} is unknown; choose one of {', '.join(sorted(METHODS))}")
+        return method
 
 
 def load_graph(model: Path) -> Graph:
@@ -76,7 +103,7 @@ def load_graph(model: Path) -> Graph:
             raise ArtifactError(f"{model}: holds no graph to compile from; compile the original model")
         model = artifact.graph
     if not model.is_file():
-        raise UsageError(f"{model}: no such file; expected an .onnx model, a saved graph (.ir) or an artifact directory")
+        raise _no_such_model(model)
     if model.suffix == ".ir":
         from bevel.ir.serialize import load_graph as load_saved
 
@@ -88,21 +115,27 @@ def load_graph(model: Path) -> Graph:
     return graph
 
 
+def _no_such_model(model: Path) -> UsageError:
+    return UsageError(f"{model}: no such file; expected an .onnx model, a saved graph (.ir) or an artifact directory")
+
+
 def prepare(graph: Graph, options: Options, say: Say = _silent) -> Graph:
     """Canonicalize and, for 8 bits, quantize to INTEGER.
 
     Raises:
         CalibrationError: a float model is to be quantized without, or with unfit, calibration data.
+        InvalidPlan: the plan does not fit the model.
         UsageError: bits that the model's level does not allow.
     """
     from bevel.passes.canonicalize import canonicalize
 
+    precision, method = options.precision(), options.calibration_method()
+    if options.plan is not None:
+        options.plan.validate(graph)
     if graph.level is not Level.INTEGER:
         graph = canonicalize(graph)
-    fp32, eight = options.bits in ("fp32", "32"), options.bits in ("8", "w8a8")
-    if not fp32 and not eight:
-        raise UsageError(f"--bits {options.bits}: this version compiles fp32 and 8 (w8a8)")
-    if fp32:
+    kept = _kept_float(graph, options.plan)
+    if precision == FP32 and not _any_at(W8A8, options.plan):
         if graph.level is not Level.FLOAT:
             raise UsageError(f"{graph.name!r} is already quantized: compile it with --bits 8")
         return graph
@@ -114,43 +147,71 @@ def prepare(graph: Graph, options: Options, say: Say = _silent) -> Graph:
     if graph.level is Level.FLOAT:
         if options.calibration is None:
             raise CalibrationError(
-                f"{graph.name!r} is a float model: --bits 8 needs --calib DATA.npz with arrays named "
-                f"{[v.name for v in graph.inputs]} to measure its activations"
+                f"{graph.name!r} is a float model: 8 bits need calibration data, --calib DATA.npz with arrays named "
+                f"{[v.name for v in graph.inputs]}, to measure its activations (or compile it with --bits fp32)"
             )
         data = open_data(options.calibration, inputs_of(graph))
         total = min(options.samples, len(data))
         calibrate = Calibrate(
-            options.method,
+            method,
             data.batches(CALIBRATION_BATCH, options.samples),
+            kept,
             progress=lambda done: say("calibrate", min(done * CALIBRATION_BATCH, total), total),
         )
         graph = calibrate.run(graph)
     return ToInteger().run(graph)
 
 
-def bind(graph: Graph, dims: Mapping[str, int]) -> Graph:
-    """`graph` without symbolic dimensions: those of `dims`, and 1 for a leading batch axis.
+def _any_at(bits: Bits, plan: CompressionPlan | None) -> bool:
+    return plan is not None and any(layer.bits == bits for layer in plan.layers.values())
+
+
+def _kept_float(graph: Graph, plan: CompressionPlan | None) -> frozenset[str]:
+    """Results of the canonical `graph` whose layers the plan keeps in fp32.
+
+    Raises:
+        InvalidPlan: the model is quantized already, or canonicalization merged a named layer into another.
+    """
+    if plan is None:
+        return frozenset()
+    if graph.level is not Level.FLOAT and (plan.bits == FP32 or _any_at(FP32, plan)):
+        raise InvalidPlan(f"the plan asks for fp32, but {graph.name!r} is already quantized; apply it to the float model")
+    names = {v.name for node in graph.nodes for v in node.outputs}
+    for name, layer in plan.layers.items():
+        if layer.bits is not None and name not in names:
+            raise InvalidPlan(
+                f"layer {name!r} is merged into another layer of {graph.name!r}; layers are {', '.join(sorted(names))}"
+            )
+    return plan.layers_at(FP32, graph)
+
+
+def extents(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
+    """An extent for every symbolic dimension of the inputs: those of `dims`, and 1 for a leading batch axis.
 
     Raises:
         UsageError: a dimension stays unbound, or `dims` names one that the model does not have.
     """
-    from bevel.passes.bind_dims import bind_dims
-
     known = {d.name for v in graph.inputs for d in v.type.shape if isinstance(d, Dim)}
     if unknown := sorted(set(dims) - known):
-        raise UsageError(f"--dim {unknown[0]}: the model's symbolic dimensions are {sorted(known) or 'none'}")
+        raise UsageError(f"--dim {unknown[0]}: the model's symbolic dimensions are {', '.join(sorted(known)) or 'none'}")
     bound = dict(dims)
     for value in graph.inputs:
-        for axis, dim in enumerate(value.type.shape):
-            if isinstance(dim, Dim) and axis == 0:
-                bound.setdefault(dim.name, 1)
+        if value.type.shape and isinstance(batch := value.type.shape[0], Dim):
+            bound.setdefault(batch.name, 1)
     if left := sorted(known - set(bound)):
         raise UsageError(f"dimension {left[0]!r} of {graph.name!r} is symbolic: give it with --dim {left[0]}=N")
-    return bind_dims(graph, bound)
+    return bound
+
+
+def bind(graph: Graph, dims: Mapping[str, int]) -> Graph:
+    """`graph` without symbolic dimensions; see `extents`."""
+    from bevel.passes.bind_dims import bind_dims
+
+    return bind_dims(graph, extents(graph, dims))
 
 
 def compile_model(model: str | Path, output: str | Path, options: Options, say: Say = _silent) -> tuple[Artifact, float]:
-    """Compile `model` into the artifact directory `output`.
+    """Compile `model` into the artifact directory `output`, which appears whole or not at all.
 
     Args:
         model: .onnx, .ir or artifact directory.
@@ -166,21 +227,68 @@ def compile_model(model: str | Path, output: str | Path, options: Options, say: 
     """
     start = time.monotonic()
     model, output = Path(model), Path(output)
+    # What can be refused at once is refused before minutes of work.
+    choices = {
+        "bits": str(options.precision()),
+        "method": options.calibration_method(),
+        "samples": options.samples,
+        "dims": dict(options.dims),
+        "plan": options.plan.dumps() if options.plan is not None else None,
+    }
     profile = load_profile(options.device)
-    if options.plan is not None:
-        from bevel.ir.plan import load_plan
-
-        load_plan(options.plan)
-    key = _cache_key(model, profile, options)
-    cached = _artifact_cache() / key
-    if (cached / MANIFEST).is_file():
-        _copy_artifact(cached, output)
-        return Artifact.open(output), time.monotonic() - start
+    if not model.exists():
+        raise _no_such_model(model)
+    if options.calibration is not None and not options.calibration.exists():
+        raise UsageError(f"{options.calibration}: no such file; calibration data is an .npz or a directory of .npy files")
+    check_output(output)
+    toolchain = find_toolchain(profile.arch)
+    key = artifact_cache.cache_key(model, profile.target(), toolchain.description, choices, options.calibration)
+    if (found := artifact_cache.fetch(key, output)) is not None:
+        return found, time.monotonic() - start
     say("import", 0, 1)
-    graph = bind(prepare(load_graph(model), options, say), options.dims)
-    artifact = build(graph, profile, output, options, provenance=_provenance(model, options, key), say=say)
-    _copy_artifact(output, cached)
-    return artifact, time.monotonic() - start
+    graph = load_graph(model)
+    bound = extents(graph, options.dims)
+    prepared = prepare(graph, options, say)
+    with artifact_cache.staging(key) as folder:
+        artifact = build(
+            bind(prepared, bound),
+            profile,
+            Path(folder) / output.name,
+            options,
+            golden=calibration_cases(prepared, bound, options),
+            provenance=_provenance(model, options, key),
+            say=say,
+        )
+        artifact_cache.store(write_report(artifact), key)
+    finished = artifact_cache.fetch(key, output)
+    if finished is None:
+        raise ArtifactError(f"{output}: the artifact was damaged on its way out of the cache; compile again")
+    return finished, time.monotonic() - start
+
+
+def default_output(model: Path, device: str) -> Path:
+    """MODEL.bevel here; for an artifact MODEL-DEVICE.bevel, so that it never replaces the one it is compiled from."""
+    if model.is_dir():
+        return Path(f"{model.resolve().name.removesuffix('.bevel')}-{Path(device).name.removesuffix('.toml')}.bevel")
+    return Path(f"{model.name.removesuffix('.onnx').removesuffix('.ir')}.bevel")
+
+
+def check_output(output: Path) -> None:
+    """Refuse a place where no artifact can be written.
+
+    Raises:
+        UsageError: something that is not an artifact is there, or no directory can be made there.
+    """
+    if output.exists() or output.is_symlink():
+        try:
+            read_manifest(output)
+        except ArtifactError as error:
+            raise UsageError(f"{output}: exists and is not an artifact; choose another -o or remove it") from error
+    parent = next(p for p in output.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{output}: cannot be written, because {parent} is not a directory that you may write; choose another -o"
+        )
 
 
 def build(
@@ -189,12 +297,24 @@ def build(
     output: Path,
     options: Options,
     *,
+    golden: Sequence[Mapping[str, Array]] | None = None,
     provenance: Mapping[str, Any] | None = None,
     say: Say = _silent,
 ) -> Artifact:
-    """Turn a static FLOAT or INTEGER graph into an artifact for one device."""
+    """Turn a static FLOAT or INTEGER graph into an artifact for one device.
+
+    Args:
+        graph: no symbolic dimensions.
+        profile: the device.
+        output: artifact directory.
+        options: where golden inputs come from when `golden` is None.
+        golden: inputs of the self-test cases, in the stored dtypes.
+        provenance: for the manifest.
+        say: progress.
+    """
     from bevel.backends.lower import lower
     from bevel.backends.objects import compile_kernels
+    from bevel.ir import interp
     from bevel.ir.serialize import dumps
     from bevel.ir.verify import float_islands, is_integer_only, verify
     from bevel.runtime.artifact import write_artifact
@@ -205,11 +325,12 @@ def build(
     objects = compile_kernels(schedule.kernels, schedule.target, progress=lambda done, total: say("kernels", done, total))
     say("link", 0, 1)
     islands = [node.loc or node.outputs[0].name for island in float_islands(graph) for node in island]
+    cases = golden if golden is not None else calibration_cases(graph, {}, options)
     return write_artifact(
         output,
         schedule,
         objects,
-        golden=golden_cases(graph, options),
+        golden=[(case, interp.run(graph, case)) for case in cases],
         provenance=provenance or {"bevel": __version__},
         graph_bytes=dumps(graph),
         integer_only=is_integer_only(graph),
@@ -218,25 +339,41 @@ def build(
     )
 
 
-def golden_cases(graph: Graph, options: Options) -> list[tuple[dict[str, Array], dict[str, Array]]]:
-    """Self-test cases: inputs from the calibration data, else drawn from a fixed seed; outputs by the interpreter."""
+def calibration_cases(graph: Graph, dims: Mapping[str, int], options: Options) -> list[dict[str, Array]]:
+    """Inputs of the self-test in the stored dtypes: the first calibration samples, else noise from a fixed seed.
+
+    Args:
+        graph: as prepared; its symbolic leading axes take consecutive samples.
+        dims: extents of its symbolic dimensions.
+        options: where the data is.
+
+    Raises:
+        UsageError: the data does not fit.
+        CalibrationError: it holds NaN or infinity.
+    """
     from bevel.ir import interp
 
-    data: DataSet | None = None
-    if options.calibration is not None:
-        data = open_data(options.calibration, inputs_of(graph))
+    if options.calibration is None:
+        bound = bind(graph, dims)
+        rngs = [np.random.default_rng(index) for index in range(GOLDEN_CASES)]
+        return [
+            {v.name: _random_input(v.type.elem, v.type.static_shape, rng).astype(v.type.dtype) for v in bound.inputs}
+            for rng in rngs
+        ]
+    data = open_data(options.calibration, inputs_of(graph))
     cases = []
     for index in range(GOLDEN_CASES):
-        inputs = {}
-        rng = np.random.default_rng(index)
-        for value in graph.inputs:
-            if data is not None:
-                array = data.sample(index % len(data))[value.name]
-                array = interp.boundary_codes(value, array) if isinstance(value.type.elem, Quant) else array
-            else:
-                array = _random_input(value.type.elem, value.type.static_shape, rng)
-            inputs[value.name] = array.astype(value.type.dtype)
-        cases.append((inputs, interp.run(graph, inputs)))
+        case = {}
+        for value, spec in zip(graph.inputs, data.inputs, strict=True):
+            first = value.type.shape[0] if value.type.shape else 1
+            rows = dims.get(first.name, 1) if isinstance(first, Dim) else 1
+            samples = [data.sample((index * rows + row) % len(data))[value.name] for row in range(rows)]
+            array = np.concatenate(samples) if spec.batched else samples[0]
+            if not np.isfinite(array).all():
+                raise CalibrationError(f"{options.calibration}: {value.name!r} holds NaN or infinity; correct the data")
+            array = interp.boundary_codes(value, array) if isinstance(value.type.elem, Quant) else array
+            case[value.name] = array.astype(value.type.dtype)
+        cases.append(case)
     return cases
 
 
@@ -250,68 +387,6 @@ def _random_input(elem: object, shape: tuple[int, ...], rng: np.random.Generator
     return rng.integers(0, 2, shape).astype(bool)
 
 
-# Cache ---------------------------------------------------------------------------------------------------------------
-
-
-def _artifact_cache() -> Path:
-    from bevel.backends.objects import cache_dir
-
-    return cache_dir() / "artifacts"
-
-
-@cache
-def source_digest() -> str:
-    """Hash of all of bevel's own source, so that no cached artifact outlives a change of the compiler."""
-    root = Path(__file__).resolve().parent
-    digest = hashlib.sha256()
-    for path in sorted(
-        p for folder in (root, *(f.resolve() for f in root.iterdir() if f.is_symlink())) for p in folder.rglob("*")
-    ):
-        if path.suffix in (".py", ".c", ".h") and path.is_file():
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _hash_file(path: Path, digest: Any) -> None:
-    """Feed a file, or every file of a directory, into `digest`; a missing one is reported by whoever opens it."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if file.is_file():
-            digest.update(f"{file.name} {file.stat().st_size}\0".encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-
-
-def _cache_key(model: Path, profile: Profile, options: Options) -> str:
-    digest = hashlib.sha256(source_digest().encode())
-    _hash_file(model, digest)
-    # External data of an ONNX model lies beside it; hashing the folder's .data files keeps the key honest.
-    if model.is_file():
-        for side in sorted([*model.parent.glob("*.data"), *model.parent.glob("*.bin")]):
-            _hash_file(side, digest)
-    digest.update(repr((profile.target(), options.bits, options.samples, options.method, sorted(options.dims.items()))).encode())
-    for path in (options.calibration, options.plan):
-        if path is not None:
-            _hash_file(path, digest)
-    return digest.hexdigest()[:32]
-
-
-def _copy_artifact(source: Path, target: Path) -> None:
-    """Copy an artifact directory so that the target appears whole or not at all."""
-    if target.exists() and not (target / MANIFEST).is_file():
-        raise ArtifactError(f"{target}: exists and is not an artifact; choose another -o or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        shutil.copytree(source, temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _provenance(model: Path, options: Options, key: str) -> dict[str, Any]:
     from importlib import metadata
 
@@ -320,6 +395,7 @@ def _provenance(model: Path, options: Options, key: str) -> dict[str, Any]:
         "tvm": metadata.version("apache-tvm"),
         "model": model.name,
         "key": key,
-        "bits": options.bits,
-        "calibration": {"method": options.method, "samples": options.samples} if options.calibration else None,
+        "bits": str(options.precision()),
+        "calibration": {"method": options.calibration_method(), "samples": options.samples} if options.calibration else None,
+        "plan": json.loads(options.plan.dumps()) if options.plan is not None else None,
     }

@@ -118,12 +118,31 @@ def open_data(path: str | Path, inputs: Sequence[Inputs]) -> DataSet:
             raise UsageError(f"{root}: {spec.name!r} has dtype {array.dtype}, expected numbers")
         lengths[spec.name] = len(array)
     if labels is not None:
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise UsageError(f"{root}: {LABEL!r} is {labels.dtype}{list(labels.shape)}, expected integers [samples]")
         lengths[LABEL] = len(labels)
     if len(set(lengths.values())) != 1:
         raise UsageError(f"{root}: arrays of different lengths: {lengths}")
     if not next(iter(lengths.values())):
         raise UsageError(f"{root}: holds no samples")
     return DataSet(root, arrays, tuple(inputs), labels)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Array]) -> Path:
+    """Write arrays by name as an .npz and return its path.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    try:
+        # numpy takes names as keywords, and a keyword called "file" is its own first parameter: such a name gets no chance.
+        with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                    np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+    return path
 
 
 def _load(root: Path) -> dict[str, Array]:

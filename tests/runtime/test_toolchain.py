@@ -97,7 +97,7 @@ def test_runtime_objects_are_reused(
     tiny: Any, write_tiny: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second artifact compiles model.c and links: the runtime comes from the cache."""
-    monkeypatch.setenv("BEVEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BEVEL_CACHE_DIR", str(tmp_path / "cache"))
     compiled: list[str] = []
     run = toolchain._run
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from bevel.benchmarking.statistics import Latency, summarize
 from bevel.compiler import Say
+from bevel.data import save_arrays
 from bevel.errors import ToolchainError, UsageError
 from bevel.runtime.artifact import Artifact
 
@@ -67,9 +68,7 @@ def measure_host(
         contestants: dict[str, dict[str, str]] = {}
         everyone = {"bevel": ("bevel", artifact.path, inputs), **peers}
         for index, (name, (engine, model, arrays)) in enumerate(everyone.items()):
-            file = Path(folder) / f"{index}.npz"
-            with file.open("wb") as stream:
-                np.savez(stream, **arrays)  # type: ignore[arg-type]
+            file = save_arrays(Path(folder) / f"{index}.npz", arrays)
             contestants[name] = {"engine": engine, "model": str(model), "inputs": str(file)}
         job = json.dumps({"threads": threads, "blocks": blocks, "contestants": contestants})
         runs = []

@@ -1,19 +1,26 @@
 """The command line: `bevel VERB`. Each verb is one file; this one wires them and turns errors into exit codes.
 
-Exit codes: 0 ok, 1 failed check, 2 usage, 3 unsupported model, 4 device or toolchain; 130 after Ctrl-C.
+Exit codes: 0 ok, 1 failed check, 2 usage, 3 unsupported model, 4 device, toolchain or this machine (disk, memory); 70 a defect of
+bevel; 130 after Ctrl-C, 143 after SIGTERM. Every error is one message on stderr and, with --json, an object on stdout; tracebacks
+come with --verbose only.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 import traceback
-from typing import Any
+from typing import NoReturn
 
 import click
 
 from bevel import __version__
 from bevel.errors import BevelError
+
+_USAGE, _MACHINE, _DEFECT, _INTERRUPTED, _TERMINATED = 2, 4, 70, 130, 143
 
 # verb -> (module, one line of help): verbs are imported when used, so that `bevel --help` stays instant.
 _VERBS = {
@@ -59,31 +66,65 @@ def cli() -> None:
     """
 
 
-def main(argv: list[str] | None = None) -> Any:
+def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     arguments = sys.argv[1:] if argv is None else argv
+    # A polite kill unwinds like Ctrl-C, so that temporary directories and programs on boards go as well.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
-        cli.main(arguments, standalone_mode=False)
-    except BevelError as error:
-        sys.exit(_report(error, error.exit_code, arguments))
+        cli.main(arguments, prog_name="bevel", standalone_mode=False)
+    except BrokenPipeError:
+        # The reader left, as `bevel ops | head` does; what Python still holds for stdout must not be an error at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+    except Exception as error:
+        sys.exit(_report(error, arguments))
+    except KeyboardInterrupt:
         click.echo("interrupted", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
+        sys.exit(_INTERRUPTED)
     sys.exit(0)
 
 
-def _report(error: BevelError, code: int, arguments: list[str]) -> int:
+def _terminate(_signal: int, _frame: object) -> NoReturn:
+    sys.exit(_TERMINATED)
+
+
+def _describe(error: Exception) -> tuple[str, int]:
+    """What to tell people about an error, and the exit code."""
+    match error:
+        case BevelError():
+            return str(error), error.exit_code
+        case click.UsageError():
+            hint = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
+            return error.format_message() + hint, _USAGE
+        case click.ClickException():
+            return error.format_message(), _USAGE
+        case click.Abort():
+            return "interrupted", _INTERRUPTED
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{error.strerror or error}; this machine's files, space or permissions are at fault", _MACHINE
+        case MemoryError():
+            return (
+                "not enough free memory; close other programs, or use less data (--samples, --limit)",
+                _MACHINE,
+            )
+    return (
+        f"defect in bevel {__version__}: {type(error).__name__}: {error}. Please report it with the model and the traceback "
+        "that the same command shows with --verbose",
+        _DEFECT,
+    )
+
+
+def _report(error: Exception, arguments: list[str]) -> int:
     """Print one message; the traceback only with --verbose; an object with `error` on stdout with --json."""
+    message, code = _describe(error)
     if "--verbose" in arguments:
         traceback.print_exception(error)
-    click.echo(f"error: {error}", err=True)
+    click.echo(f"error: {message}", err=True)
     if "--json" in arguments:
-        click.echo(json.dumps({"error": {"kind": type(error).__name__, "message": str(error), "exit_code": code}}))
+        click.echo(json.dumps({"error": {"kind": type(error).__name__, "message": message, "exit_code": code}}))
     return code

@@ -8,29 +8,30 @@ import click
 
 from bevel.cli import options
 from bevel.cli.output import emit, kib, progress, short, table
-from bevel.compiler import Options, compile_model
-from bevel.report import write_report
+from bevel.compiler import Options, compile_model, default_output
+from bevel.errors import UsageError
+from bevel.ir.plan import load_plan
 from bevel.runtime.artifact import Artifact
 
 
 @click.command("compile")
 @click.argument("model", type=click.Path(path_type=Path))
 @options.device(required=True)
-@click.option("--bits", default="8", show_default=True, help="Precision: fp32, or 8 (= w8a8, integer-only).")
+@click.option("--bits", help="Precision: fp32, or 8 (= w8a8, integer-only).  [default: 8, or the plan's]")
 @click.option("--calib", type=click.Path(path_type=Path), help="Calibration data: .npz or directory of .npy (docs/data.md).")
 @click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Calibration samples to use at most.")
-@click.option("--method", default="minmax", show_default=True, help="Calibration method.")
+@click.option("--method", help="Calibration method.  [default: minmax, or the plan's]")
 @click.option("--dim", "dims", multiple=True, metavar="NAME=N", help="Extent of a symbolic dimension; repeatable.")
-@click.option("--plan", type=click.Path(path_type=Path), help="Compression plan (JSON).")
+@click.option("--plan", type=click.Path(path_type=Path), help="Compression plan (JSON): precision layer by layer.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: MODEL.bevel]")
 @options.universal
 def command(
     model: Path,
     device: str,
-    bits: str,
+    bits: str | None,
     calib: Path | None,
     samples: int,
-    method: str,
+    method: str | None,
     dims: tuple[str, ...],
     plan: Path | None,
     output: Path | None,
@@ -44,11 +45,12 @@ def command(
     bevel compile model.onnx --device raspberry-pi-4 --bits 8 --calib images.npz -o model.bevel
     bevel compile model.bevel --device raspberry-pi-5 -o model-pi5.bevel   # the same integer graph, same bits
     """
-    target = output or Path(f"{model.name.removesuffix('.onnx').removesuffix('.ir').removesuffix('.bevel')}.bevel")
-    chosen = Options(device, bits, calib, samples, method, options.parse_dims(dims), plan)
+    if plan is not None and (bits is not None or method is not None):
+        raise UsageError("--plan decides bits and calibration method: leave out --bits and --method")
+    loaded = load_plan(plan) if plan is not None else None
+    chosen = Options(device, bits or "8", calib, samples, method or "minmax", options.parse_dims(dims), loaded)
     with progress() as say:
-        artifact, seconds = compile_model(model, target, chosen, say)
-        write_report(artifact)
+        artifact, seconds = compile_model(model, output or default_output(model, device), chosen, say)
     emit(as_json, _document(artifact, seconds), _text(artifact, seconds))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from bevel.cli import options
 from bevel.cli.output import emit, table
+from bevel.data import save_arrays
 from bevel.devices.runner import DeviceRunner
 from bevel.errors import UsageError
 from bevel.runtime.artifact import Artifact
@@ -48,9 +49,7 @@ def command(
             document["selftest"] = runner.selftest()
         results = runner.run(_read(inputs, opened)) if inputs else {}
     if output is not None and results:
-        # savez takes names as keywords, which cannot say "file"; a dict of arrays has no such limit through its ** form.
-        with output.open("wb") as stream:
-            np.savez(stream, **results)  # type: ignore[arg-type]
+        save_arrays(output, results)
     document["outputs"] = {
         name: {
             "shape": list(a.shape),

@@ -1,0 +1,70 @@
+"""The Python interface: what the command line's verbs do, as functions. Reached as `bevel.compile`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.compiler import Options, compile_model, default_output
+from bevel.data import save_arrays
+from bevel.errors import UsageError
+from bevel.ir.plan import CompressionPlan, load_plan
+from bevel.runtime.artifact import Artifact
+
+
+def compile(
+    model: str | Path,
+    *,
+    device: str = "host",
+    bits: str | None = None,
+    plan: str | Path | CompressionPlan | None = None,
+    calibration: str | Path | Mapping[str, npt.NDArray[np.generic]] | None = None,
+    output: str | Path | None = None,
+    samples: int = 256,
+    method: str | None = None,
+    dims: Mapping[str, int] | None = None,
+) -> Artifact:
+    """Compile a model into an artifact for one device; the same as `bevel compile`.
+
+    Args:
+        model: an .onnx file, a saved graph (.ir) or another artifact, whose integer graph is then compiled for `device`.
+        device: profile name (`bevel devices` lists them) or path of a TOML file.
+        bits: "fp32" or "8" (= "w8a8", integer-only); default "8", or the plan's.
+        plan: precision layer by layer, or the path of its JSON document; excludes `bits` and `method`.
+        calibration: arrays by input name, sample axis first, preprocessed as the model takes them; or the path of an .npz or of
+            a directory of .npy files. A float model needs it for 8 bits.
+        output: artifact directory; default MODEL.bevel in the current directory.
+        samples: calibration samples to use at most.
+        method: calibration method; default "minmax".
+        dims: extents of symbolic dimensions; a leading batch dimension is 1 unless given.
+
+    Returns:
+        The artifact on disk; `bevel.runtime.host.HostModel` runs it in this process when it is for this machine.
+
+    Raises:
+        BevelError: a subclass of `bevel.errors` says what is wrong with the model, the data, the options or the toolchain.
+
+    Example:
+        >>> artifact = bevel.compile("model.onnx", device="raspberry-pi-4", calibration="images.npz")  # doctest: +SKIP
+        >>> artifact.manifest["integer_only"]  # doctest: +SKIP
+        True
+    """
+    if plan is not None and (bits is not None or method is not None):
+        raise UsageError("a plan decides bits and calibration method: leave out bits and method")
+    chosen = plan if isinstance(plan, CompressionPlan) or plan is None else load_plan(plan)
+    target = Path(output) if output is not None else default_output(Path(model), device)
+    with tempfile.TemporaryDirectory(prefix="bevel-calibration-") as folder:
+        if isinstance(calibration, Mapping):
+            for name, array in calibration.items():
+                if not isinstance(array, np.ndarray):
+                    raise UsageError(f"calibration {name!r} is {type(array).__name__}, expected a numpy array [samples, ...]")
+            data: Path | None = save_arrays(Path(folder) / "calibration.npz", calibration)
+        else:
+            data = Path(calibration) if calibration is not None else None
+        options = Options(device, bits or "8", data, samples, method or "minmax", dict(dims or {}), chosen)
+        artifact, _ = compile_model(model, target, options)
+    return artifact
