@@ -79,11 +79,15 @@ class Lanes:
         """Write the lanes to consecutive elements."""
         self.k.store(buffer, offset, value, self.n)
 
-    def put(self, buffer: Buffer, offset: Expr, value: Expr, dtype: str) -> None:
+    def put(self, buffer: Buffer, offset: Expr, value: Expr, dtype: str, *, fenced: bool = True) -> None:
         """Write lanes of a result, in a form that LLVM does not turn into a call of memcpy or memset.
 
-        It would where it can prove the result to be a copy or a constant. All of this costs no instruction in vectors.
+        It would where it can prove the result a copy or a constant; callers who know that it cannot pass `fenced=False`. The
+        fence costs no instruction in vectors and a few for single bytes.
         """
+        if not fenced:
+            self.store(buffer, offset, value)
+            return
         # TVM cannot reinterpret a literal zero; one in memory (a register, after LLVM) it can.
         held = self.k.alloc(self.n, dtype)
         self.store(held, 0, value)
@@ -91,7 +95,9 @@ class Lanes:
         if self.n * np.dtype(dtype).itemsize % 4 == 0:
             value = self.k.opaque(value, dtype, self.n)
         else:
-            value = self.cast(self.k.opaque(self.cast(value, "uint32"), "uint32", self.n), dtype)
+            # Any byte that does not change in a loop makes a memset: with the offset above it, it changes.
+            place = self.k.shift_left(self.cast(offset, "uint32"), self.const(8, "uint32"))
+            value = self.cast(self.k.opaque(self.cast(self.bitcast(value, "uint8"), "uint32") | place, "uint32"), dtype)
         self.store(buffer, offset, value)
 
 

@@ -32,12 +32,16 @@ def _copied(problem: NodeProblem) -> Body:
 class _Movement(Regional):
     """Operators that keep the storage type."""
 
+    moves = True
+
     def refuse(self, problem: NodeProblem) -> str | None:
         """Checks that all operands are stored alike."""
         return _same_storage(problem)
 
 
 class _Copy(Regional):
+    moves = True
+
     def refuse(self, problem: NodeProblem) -> str | None:
         x, y = problem.inputs[0], problem.outputs[0]
         if x.shape != y.shape:

@@ -51,12 +51,14 @@ class Region:
         extents: of the box.
         views: the output's walk, then those of the operands in the order `body` takes them.
         body: what is computed.
+        transposes: elements are moved from a stride of their own, so that no loop of them is a memcpy or a memset.
     """
 
     at: tuple[int, ...]
     extents: tuple[int, ...]
     views: tuple[View, ...]
     body: Body
+    transposes: bool = False
 
     def keep(self, axes: Sequence[int]) -> Region:
         """The region without axes that are not listed; those must be of length 1."""
@@ -132,7 +134,13 @@ def _simplify(regions: Sequence[Region], out: Buf) -> list[Region]:
 
 
 class Regional(Definition):
-    """An operator given by its regions."""
+    """An operator given by its regions.
+
+    Attributes:
+        moves: results are elements of the operand as they are stored.
+    """
+
+    moves = False
 
     @abc.abstractmethod
     def regions(self, problem: NodeProblem) -> list[Region]:
@@ -161,7 +169,8 @@ class Regional(Definition):
         plan = self._plan(problem)
         granule = _granule(plan)
         for region in plan:
-            _emit(frame, region, granule, alone=len(plan) == 1)
+            transposes = self.moves and any(v.strides[-1] > 1 for v in region.views)
+            _emit(frame, replace(region, transposes=transposes), granule, alone=len(plan) == 1)
 
 
 def _granule(plan: Sequence[Region]) -> int:
@@ -230,4 +239,4 @@ def _elements(frame: Frame, region: Region, offsets: Sequence[Expr], index: Expr
             continue
         stride = view.strides[-1]
         values.append(v.load(frame.inputs[view.operand], offset + index * stride, stride))
-    v.put(frame.output, out[1] + index, region.body(v, values), frame.dtype)
+    v.put(frame.output, out[1] + index, region.body(v, values), frame.dtype, fenced=not region.transposes)

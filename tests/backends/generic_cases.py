@@ -285,3 +285,103 @@ def _softmax() -> Iterator[Case]:
     peak = np.full((1, 9), -128, np.int8)
     peak[0, 3] = 127
     yield Case("IntSoftmax", AxisAttrs(1), (Operand(peak, quant()), plain(softmax_table(1.0))))
+
+
+# Random problems ----------------------------------------------------------------------------------------------------
+
+
+def random_cases(seed: int, count: int) -> list[Case]:
+    """Random shapes, layouts and attributes of the operators whose loops depend on them."""
+    rng = np.random.default_rng(seed)
+    makers = (_random_copy, _random_slice, _random_pad, _random_concat, _random_add, _random_pool, _random_reduction)
+    return [makers[i % len(makers)](rng) for i in range(count)]
+
+
+def _shape(rng: np.random.Generator, rank: int | None = None) -> tuple[int, ...]:
+    rank = rank or int(rng.integers(1, 5))
+    return tuple(int(n) for n in rng.choice([1, 2, 3, 4, 5, 8, 17, 33], rank, p=[0.2, 0.1, 0.15, 0.1, 0.1, 0.15, 0.1, 0.1]))
+
+
+def _layout(rng: np.random.Generator, rank: int) -> Layout:
+    return None if rng.random() < 0.4 else tuple(int(a) for a in rng.permutation(rank))
+
+
+def _tensor(rng: np.random.Generator, shape: tuple[int, ...]) -> Operand:
+    layout = _layout(rng, len(shape))
+    return codes(*shape, layout=layout, zero_point=-7) if rng.random() < 0.5 else real(*shape, layout=layout)
+
+
+def _random_copy(rng: np.random.Generator) -> Case:
+    x = _tensor(rng, _shape(rng))
+    rank = x.array.ndim
+    if rng.random() < 0.3:
+        return Case("Transpose", TransposeAttrs(tuple(int(a) for a in rng.permutation(rank))), (x,), _layout(rng, rank))
+    if rng.random() < 0.4:
+        return Case("Reshape", ReshapeAttrs((x.array.size,)), (x,))
+    return Case("Copy", NoAttrs(), (x,), _layout(rng, rank))
+
+
+def _random_slice(rng: np.random.Generator) -> Case:
+    x = _tensor(rng, _shape(rng))
+    starts = tuple(int(rng.integers(0, n)) for n in x.array.shape)
+    ends = tuple(int(rng.integers(s + 1, n + 1)) for s, n in zip(starts, x.array.shape, strict=True))
+    steps = tuple(int(rng.integers(1, 4)) for _ in starts)
+    return Case("Slice", SliceAttrs(starts, ends, steps), (x,), _layout(rng, x.array.ndim))
+
+
+def _random_pad(rng: np.random.Generator) -> Case:
+    x = _tensor(rng, _shape(rng))
+    before, after = (tuple(int(n) for n in rng.choice([0, 0, 1, 3, 9], x.array.ndim)) for _ in range(2))
+    return Case("Pad", PadAttrs(before, after, float(rng.normal())), (x,), _layout(rng, x.array.ndim))
+
+
+def _random_concat(rng: np.random.Generator) -> Case:
+    x = _tensor(rng, _shape(rng))
+    axis = int(rng.integers(0, x.array.ndim))
+    shape = list(x.array.shape)
+    shape[axis] = int(rng.integers(1, 20))
+    other = codes(*shape, layout=_layout(rng, len(shape)), zero_point=-7) if x.elem != F32 else real(*shape)
+    return Case("Concat", ConcatAttrs(axis), (x, other), _layout(rng, len(shape)))
+
+
+def _random_add(rng: np.random.Generator) -> Case:
+    shape = _shape(rng)
+    rank = len(shape)
+    small = tuple(n if rng.random() < 0.6 else 1 for n in shape)[int(rng.integers(0, rank)) :]
+    if rng.random() < 0.5:
+        a, b = real(*shape, layout=_layout(rng, rank)), real(*small, layout=_layout(rng, len(small)))
+        return Case(str(rng.choice(["Add", "Sub", "Mul"])), NoAttrs(), (a, b), _layout(rng, rank), (("Relu", NoAttrs()),))
+    a, b = codes(*shape, layout=_layout(rng, rank)), codes(*small, layout=_layout(rng, len(small)), zero_point=99)
+    scale = int(rng.integers(1, 1 << 20)), -int(rng.integers(1, 1 << 20))
+    return Case("IntAdd", IntAddAttrs(quant(-4), *scale, 19, -128, 127), (a, b), _layout(rng, rank))
+
+
+def _random_pool(rng: np.random.Generator) -> Case:
+    n, c, height, width = _shape(rng, 4)
+    kernel = int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    pads = tuple(int(p) for p in rng.integers(0, kernel * 2))
+    dilations = tuple(int(d) for d in rng.integers(1, 3, 2))
+    # The window must fit the padded image.
+    height, width = (max(x, (k - 1) * d + 1) for x, k, d in zip((height, width), kernel, dilations, strict=True))
+    strides = tuple(int(s) for s in rng.integers(1, 4, 2))
+    at = PoolAttrs(kernel, strides, pads, dilations)  # type: ignore[arg-type]
+    layouts = [NHWC if rng.random() < 0.6 else _layout(rng, 4) for _ in range(2)]
+    if rng.random() < 0.5:
+        x = codes(n, c, height, width, layout=layouts[0], zero_point=40)
+        return Case("IntAveragePool", _int_average(at, height, width), (x,), layouts[1])
+    return Case("MaxPool", at, (real(n, c, height, width, layout=layouts[0]),), layouts[1])
+
+
+def _random_reduction(rng: np.random.Generator) -> Case:
+    shape = _shape(rng)
+    rank = len(shape)
+    layout, out = _layout(rng, rank), _layout(rng, rank)
+    axis = int(rng.integers(0, rank))
+    if rng.random() < 0.3:
+        return Case("IntSoftmax", AxisAttrs(axis), (codes(*shape, layout=layout), plain(softmax_table(0.05))), out)
+    if rng.random() < 0.4:
+        return Case("Softmax", AxisAttrs(axis), (real(*shape, layout=layout),), out)
+    axes = tuple(a for a in range(rank) if a == axis or rng.random() < 0.4)
+    # Well away from zero, where the mean of few elements could cancel.
+    x = real(*shape, layout=layout, low=1, high=3)
+    return Case("ReduceMean", ReduceAttrs(axes, keepdims=True), (x,), out)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from bevel.backends.tvm import compile_object
 from bevel.ir.ops import NoAttrs, lookup, table
 from bevel.ir.ops.elementwise import erf
 from bevel.ir.protocols import Target
-from tests.backends.generic_cases import NHWC, Case, cases, from_storage, to_storage
+from tests.backends.generic_cases import NHWC, Case, cases, from_storage, random_cases, to_storage
 from tests.backends.harness import (
     A72,
     X86_AVX2,
@@ -68,12 +69,10 @@ class Batch:
     object_path: Path
 
 
-@pytest.fixture(scope="module", params=TARGETS)
-def batch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Batch:
-    target: Target = request.param
-    skip_unless_runs(target)
-    functions, calls, known, problems = {}, [], [], []
-    for case in cases():
+def run_cases(chosen: Sequence[Case], target: Target, folder: Path) -> Batch:
+    """Compile and call every case; each range of the parallel axis is computed in two unequal parts, the later one first."""
+    functions, calls, problems = {}, [], []
+    for case in chosen:
         problem = case.problem(target.activation_dtype)
         generator = next((g for g in (VECTOR, GENERIC) if g.legal(problem, target) is None), None)
         assert generator is not None, GENERIC.legal(problem, target)
@@ -85,15 +84,31 @@ def batch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         stored = [to_storage(o.array, buf) for o, buf in zip(case.operands, problem.inputs, strict=True)]
         out = problem.outputs[0]
         calls.append(Call(symbol, stored, [(out.physical_shape, out.dtype)], ranges))
-        known.append((case, symbol))
         problems.append(problem)
-    compiled = Compiled(functions, target, tmp_path_factory.mktemp("generic"))
-    results = compiled.run(calls)
+    compiled = Compiled(functions, target, folder)
     runs = [
-        Run(case, symbol, from_storage(outputs[0], problem.outputs[0]))
-        for (case, symbol), problem, outputs in zip(known, problems, results, strict=True)
+        Run(case, call.symbol, from_storage(outputs[0], problem.outputs[0]))
+        for case, call, problem, outputs in zip(chosen, calls, problems, compiled.run(calls), strict=True)
     ]
     return Batch(target, tuple(runs), compiled.object_path)
+
+
+def check(run: Run) -> None:
+    """Assert that a result equals the interpreter's: bit by bit, or within the op table's tolerance for float arithmetic."""
+    expected = run.case.expected()
+    tolerance = 0.0 if run.case.op == "Copy" else lookup(run.case.op).tolerance
+    assert run.got.shape == expected.shape
+    if tolerance == 0 or expected.dtype.kind != "f":
+        assert np.array_equal(run.got, expected), f"{run.case}: {np.argwhere(run.got != expected)[:5]}"
+    else:
+        error = np.abs(run.got.astype(np.float64) - expected).max() / max(np.abs(expected).max(), 1e-30)
+        assert error <= tolerance, f"{run.case.op} {run.case.attrs}: {error}"
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def batch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Batch:
+    skip_unless_runs(request.param)
+    return run_cases(cases(), request.param, tmp_path_factory.mktemp("generic"))
 
 
 def test_every_operator_has_a_derived_kernel() -> None:
@@ -105,14 +120,15 @@ def test_every_operator_has_a_derived_kernel() -> None:
 @pytest.mark.parametrize("op", sorted(DEFINITIONS))
 def test_equals_the_interpreter(batch: Batch, op: str) -> None:
     for run in (r for r in batch.runs if r.case.op == op):
-        expected = run.case.expected()
-        tolerance = 0.0 if op == "Copy" else lookup(op).tolerance
-        assert run.got.shape == expected.shape
-        if tolerance == 0 or expected.dtype.kind != "f":
-            assert np.array_equal(run.got, expected), f"{run.case}: {np.argwhere(run.got != expected)[:5]}"
-        else:
-            error = np.abs(run.got.astype(np.float64) - expected).max() / max(np.abs(expected).max(), 1e-30)
-            assert error <= tolerance, f"{run.case.op} {run.case.attrs}: {error}"
+        check(run)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])
+def test_random_problems_equal_the_interpreter(target: Target, seed: int, tmp_path: Path) -> None:
+    skip_unless_runs(target)
+    for run in run_cases(random_cases(seed, 60), target, tmp_path).runs:
+        check(run)
 
 
 # Largest relative errors that bevel.backends.generic.functions states.
