@@ -196,13 +196,24 @@ class HostModel:
             UsageError: missing or unknown names, another shape, or an input that is neither quantized nor float32.
         """
         self._check_names(arrays)
-        for tensor in self.inputs:
-            array = np.ascontiguousarray(arrays[tensor.name], np.float32).reshape(np.shape(arrays[tensor.name]))
-            if array.shape != tensor.array.shape:
-                raise UsageError(f"input {tensor.name!r}: shape {list(array.shape)}, expected {list(tensor.array.shape)}")
-            index = self._input_index[tensor.name]
-            status = self._library.bevel_set_input_f32(self._open_handle(), index, array.ctypes.data, array.size)
-            self._check(status, f"input {tensor.name!r}")
+        for name, array in arrays.items():
+            self.set_input_float(name, array)
+
+    def set_input_float(self, name: str, values: npt.ArrayLike) -> None:
+        """Quantize a float32 array into one input; the others keep what they hold.
+
+        Raises:
+            UsageError: no such input, another shape, or the input is neither quantized nor float32.
+        """
+        index = self._input_index.get(name)
+        if index is None:
+            raise UsageError(f"input {name!r}: the model's are {sorted(self._input_index)}")
+        tensor = self.inputs[index]
+        array = np.ascontiguousarray(values, np.float32).reshape(np.shape(values))
+        if array.shape != tensor.array.shape:
+            raise UsageError(f"input {name!r}: shape {list(array.shape)}, expected {list(tensor.array.shape)}")
+        status = self._library.bevel_set_input_f32(self._open_handle(), index, array.ctypes.data, array.size)
+        self._check(status, f"input {name!r}")
 
     def outputs_float(self) -> dict[str, npt.NDArray[np.float32]]:
         """The outputs as new float32 arrays.

@@ -15,14 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from bevel.benchmarking.statistics import Latency, summarize
-from bevel.compiler import Say
+from bevel.benchmarking.worker import Measured
+from bevel.compiler import Say, load_graph
 from bevel.data import save_arrays
 from bevel.errors import ToolchainError, UsageError
+from bevel.ir.graph import Level
 from bevel.runtime.artifact import Artifact
 
 Array = npt.NDArray[Any]
 PROCESSES = 5
-BLOCKS = 60
+ROUNDS = 60
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def measure_host(
     *,
     threads: int,
     processes: int = PROCESSES,
-    blocks: int = BLOCKS,
+    rounds: int = ROUNDS,
     say: Say | None = None,
 ) -> Contest:
     """Measure `artifact`, and peers, on this machine.
@@ -57,8 +59,8 @@ def measure_host(
         inputs: what it runs on.
         peers: name -> (engine, model file, inputs).
         threads: for every contestant.
-        processes: measuring processes; the interval is taken over them.
-        blocks: interleaved blocks in each.
+        processes: measuring processes; the interval is taken over them, and up to as many more narrow it when it is wide.
+        rounds: interleaved rounds in each, one block of every contestant.
         say: progress.
 
     Raises:
@@ -70,30 +72,35 @@ def measure_host(
         for index, (name, (engine, model, arrays)) in enumerate(everyone.items()):
             file = save_arrays(Path(folder) / f"{index}.npz", arrays)
             contestants[name] = {"engine": engine, "model": str(model), "inputs": str(file)}
-        job = json.dumps({"threads": threads, "blocks": blocks, "contestants": contestants})
-        runs = []
-        for done in range(processes):
+        job = json.dumps({"threads": threads, "rounds": rounds, "contestants": contestants})
+        runs: list[Measured] = []
+        latency: dict[str, Latency] = {}
+        # More processes while the interval is too wide to quote, up to twice as many.
+        while len(runs) < processes or (len(runs) < 2 * processes and processes > 1 and latency["bevel"].unstable):
             runs.append(_process(job))
+            disturbed = [run.disturbed for run in runs]
+            latency = {
+                name: summarize([run.wall_ms[name] for run in runs], [run.cpu_ms[name] for run in runs], disturbed)
+                for name in contestants
+            }
             if say is not None:
-                say("measure", done + 1, processes)
-    latency = {name: summarize([run[name] for run in runs]) for name in contestants}
+                say("measure", len(runs), max(processes, len(runs)))
     ratios = {
-        name: float(np.median([np.median(run[name]) / np.median(run["bevel"]) for run in runs]))
-        for name in contestants
-        if name != "bevel"
+        name: float(np.median([np.median(run.wall_ms[name]) / np.median(run.wall_ms["bevel"]) for run in runs])) for name in peers
     }
     return Contest(latency.pop("bevel"), latency, ratios)
 
 
-def _process(job: str) -> dict[str, list[float]]:
+def _process(job: str) -> Measured:
     command = [sys.executable, "-m", "bevel.benchmarking.worker"]
     done = subprocess.run(command, input=job, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise ToolchainError(
-            f"a measuring process failed: {done.stderr.strip().splitlines()[-1] if done.stderr else 'no message'}"
-        )
-    result: dict[str, list[float]] = json.loads(done.stdout)
-    return result
+        last = done.stderr.strip().splitlines()[-1:] or [f"ended with {done.returncode}"]
+        raise ToolchainError(f"a measuring process failed: {last[0]}")
+    return Measured(**json.loads(done.stdout))
+
+
+PEERS = ("onnxruntime", "onnxruntime-int8")
 
 
 def find_peers(
@@ -109,16 +116,30 @@ def find_peers(
     `onnxruntime` runs the model file as it is. `onnxruntime-int8` runs it after onnxruntime's own static quantization (QDQ,
     per channel) with the same calibration data.
 
+    Args:
+        names: of PEERS.
+        model: the ONNX file they run.
+        artifact: what they are compared with.
+        inputs: what they run on.
+        calibration: data set for onnxruntime-int8.
+        folder: where files may be put that live as long as the measurement.
+
+    Returns:
+        Name -> (engine, model file, inputs).
+
     Raises:
         UsageError: an unknown peer, or no model file or calibration data for it.
-        ToolchainError: the peer is not installed.
+        ToolchainError: the peer is not installed, or cannot quantize the model.
     """
     peers: dict[str, tuple[str, Path, Mapping[str, Array]]] = {}
     for name in names:
-        if name not in ("onnxruntime", "onnxruntime-int8"):
-            raise UsageError(f"--against {name}: known peers are onnxruntime and onnxruntime-int8")
+        if name not in PEERS:
+            raise UsageError(f"--against {name}: known peers are {' and '.join(PEERS)}")
         if model is None:
-            raise UsageError(f"--against {name}: give the model it should run with --model MODEL.onnx")
+            source = artifact.manifest["provenance"].get("model", "MODEL.onnx")
+            raise UsageError(f"--against {name}: give the model it should run, --model {source}")
+        if model.suffix != ".onnx":
+            raise UsageError(f"--model {model}: onnxruntime runs .onnx files only")
         try:
             import onnxruntime  # noqa: F401
         except ImportError as error:
@@ -126,7 +147,7 @@ def find_peers(
         path = model
         if name == "onnxruntime-int8":
             if calibration is None:
-                raise UsageError("--against onnxruntime-int8: give the calibration data with --calib DATA.npz")
+                raise UsageError(f"--against {name}: give its calibration data, --calib DATA.npz")
             path = _quantize_onnx(model, artifact, calibration, folder)
         peers[name] = ("onnxruntime", path, inputs)
     return peers
@@ -134,12 +155,21 @@ def find_peers(
 
 def _quantize_onnx(model: Path, artifact: Artifact, calibration: Path, folder: Path) -> Path:
     """The model after onnxruntime's static quantization on the first 100 calibration samples."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import (
+        Fail,
+        InvalidArgument,
+        InvalidGraph,
+        NotImplemented,
+        RuntimeException,
+    )
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     from bevel.data import open_data
     from bevel.evaluation import artifact_inputs
 
+    if load_graph(model).level is not Level.FLOAT:
+        raise UsageError(f"--against onnxruntime-int8: {model} is quantized already; --against onnxruntime runs it as it is")
     data = open_data(calibration, artifact_inputs(artifact))
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -153,14 +183,17 @@ def _quantize_onnx(model: Path, artifact: Artifact, calibration: Path, folder: P
             return next(self._samples, None)
 
     prepared, quantized = folder / "prepared.onnx", folder / "int8.onnx"
-    quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
-    quantize_static(
-        str(prepared),
-        str(quantized),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
+    try:
+        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(quantized),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    except (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException, ValueError, TypeError, OSError) as error:
+        raise ToolchainError(f"--against onnxruntime-int8: onnxruntime cannot quantize {model}: {error}") from error
     return quantized

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import click
 import numpy as np
 
 from bevel.benchmarking.host import PROCESSES, Contest, find_peers, measure_host
-from bevel.benchmarking.statistics import Latency, summarize
+from bevel.benchmarking.statistics import UNSTABLE, Latency, summarize
 from bevel.cli import options
 from bevel.cli.output import emit, progress, table
-from bevel.compiler import Say
+from bevel.compiler import Say, load_graph
+from bevel.data import open_data
 from bevel.devices.local import LocalTransport
 from bevel.devices.runner import DeviceRunner
 from bevel.devices.transport import Transport
 from bevel.errors import UsageError
+from bevel.evaluation import artifact_inputs
 from bevel.runtime.artifact import Artifact
 
 # Emulated runs prove the road, not the speed: a few suffice.
@@ -32,7 +35,7 @@ _EMULATED = (1, 1, 3)
 @click.option(
     "--against", metavar="PEER[,PEER]", default="", help="Measure peers in the same run: onnxruntime, onnxruntime-int8."
 )
-@click.option("--model", type=click.Path(path_type=Path, exists=True), help="Model file for the peers.")
+@click.option("--model", type=click.Path(path_type=Path), help="Model file for the peers.")
 @click.option("--calib", type=click.Path(path_type=Path), help="Calibration data for onnxruntime-int8.")
 @click.option("--processes", type=click.IntRange(1), default=PROCESSES, show_default=True, help="Measuring processes.")
 @click.option("--runs", type=click.IntRange(1), default=200, show_default=True, help="Timed runs per process on a device.")
@@ -61,7 +64,7 @@ def command(
     bevel bench model.bevel --device raspberry-pi-4
     """
     opened = Artifact.open(artifact)
-    names = [name for name in against.split(",") if name]
+    names = list(dict.fromkeys(name.strip() for name in against.split(",") if name.strip()))
     with options.open_transport(opened, device) as transport, progress() as say:
         label, emulated = transport.label, transport.emulated
         if isinstance(transport, LocalTransport) and not emulated:
@@ -78,21 +81,25 @@ def command(
         "threads": threads,
         "provenance": "emulated" if emulated else "measured",
         "unstable": latency.unstable,
+        "disturbed": latency.disturbed,
         "peers": {name: {"latency_ms": peer.document(), "ratio": contest.ratios[name]} for name, peer in contest.peers.items()},
     }
-    rows: list[tuple[object, ...]] = [("bevel", latency.median, latency.p10, _interval(latency), None)]
-    rows += [(name, p.median, p.p10, _interval(p), contest.ratios[name]) for name, p in contest.peers.items()]
+    rows: list[tuple[object, ...]] = [("bevel", latency.median, latency.p10, latency.cpu, _interval(latency), None)]
+    rows += [(name, p.median, p.p10, p.cpu, _interval(p), contest.ratios[name]) for name, p in contest.peers.items()]
     text: list[object] = [
         table(
             f"{opened.name} on {label}, {threads} thread{'s' * (threads > 1)}",
-            ("", "median ms", "p10 ms", "95 % interval", "peer / bevel"),
+            ("", "median ms", "p10 ms", "CPU ms", "95 % interval", "peer / bevel"),
             rows,
         )
     ]
     if emulated:
         text.append("emulated: these times say nothing about the device's speed")
     elif latency.unstable:
-        text.append("unstable: processes disagree by more than 5 %; close other programs and measure again")
+        text.append(
+            f"unstable: processes disagree by more than {100 * UNSTABLE:.0f} %, or other programs disturbed "
+            f"{100 * latency.disturbed:.0f} % of the blocks; close them and measure again"
+        )
     emit(as_json, document, text)
 
 
@@ -101,27 +108,32 @@ def _interval(latency: Latency) -> str:
 
 
 def bench_inputs(artifact: Artifact, model: Path | None, calibration: Path | None, seed: int) -> dict[str, np.ndarray]:
-    """Inputs every contestant takes: the first calibration sample, else uniform noise in the type of the model's inputs."""
+    """Inputs every contestant takes: the first calibration sample, else noise in the type of the model's inputs.
+
+    Raises:
+        UsageError: model or data do not fit the artifact.
+    """
+    shapes = {str(tensor["name"]): tuple(tensor["shape"]) for tensor in artifact.manifest["inputs"]}
+    dtypes = {str(tensor["name"]): np.dtype(tensor["dtype"]) for tensor in artifact.manifest["inputs"]}
+    if model is not None:
+        dtypes |= _model_dtypes(model, shapes.keys())
     if calibration is not None:
-        from bevel.data import open_data
-        from bevel.evaluation import artifact_inputs
-
-        return open_data(calibration, artifact_inputs(artifact)).sample(0)
+        sample = open_data(calibration, artifact_inputs(artifact)).sample(0)
+        for name, array in sample.items():
+            if model is not None and array.dtype != dtypes[name]:
+                raise UsageError(f"{calibration}: {name!r} is {array.dtype}, {model} takes {dtypes[name]}")
+        return {name: array.reshape(shapes[name]) for name, array in sample.items()}
     rng = np.random.default_rng(seed)
-    dtypes = _model_dtypes(model) if model is not None else {}
-    inputs = {}
-    for tensor in artifact.manifest["inputs"]:
-        dtype = np.dtype(dtypes.get(tensor["name"], tensor["dtype"]))
-        noise = rng.uniform(-1, 1, tensor["shape"]) if dtype.kind == "f" else rng.integers(-100, 100, tensor["shape"])
-        inputs[str(tensor["name"])] = noise.astype(dtype)
-    return inputs
+    noise = {n: rng.uniform(-1, 1, s) if dtypes[n].kind == "f" else rng.integers(0, 100, s) for n, s in shapes.items()}
+    return {name: array.astype(dtypes[name]) for name, array in noise.items()}
 
 
-def _model_dtypes(model: Path) -> dict[str, str]:
-    """Input dtypes of an ONNX file."""
-    from bevel.compiler import load_graph
-
-    return {v.name: v.type.dtype.name for v in load_graph(model).inputs}
+def _model_dtypes(model: Path, names: Collection[str]) -> dict[str, np.dtype[Any]]:
+    """Input dtypes of an ONNX file, whose inputs must be called `names`."""
+    dtypes = {value.name: value.type.dtype for value in load_graph(model).inputs}
+    if dtypes.keys() != set(names):
+        raise UsageError(f"--model {model}: its inputs are {sorted(dtypes)}, the artifact's {sorted(names)}; give its own model")
+    return dtypes
 
 
 def _on_host(
