@@ -311,7 +311,6 @@ def _lower(functions: Mapping[str, PrimFunc], llvm: Any) -> Any:
             tirx.UnrollLoop(),
             tirx.StmtSimplify(),
             tirx.RemoveNoOp(),
-            tirx.CommonSubexprElim(),
         ]
     )(module)
     module = ns.tvm.IRModule({gv: _plain_signature(f) for gv, f in module.functions.items()})
