@@ -1,7 +1,7 @@
 """NAME.bevel/: everything one model needs on one device, written atomically and checked when opened.
 
     manifest.json  lib/libmodel.so  lib/libmodel.a  bin/bevel-run  include/model.h  example.c  weights.bin
-    selftest/CASE.in.INDEX.npy  selftest/CASE.out.INDEX.npy  [graph.ir]  [any other file given]
+    selftest/CASE.in.INDEX.npy  selftest/CASE.out.INDEX.npy  [graph.ir.zst]  [any other file given]
 
 The manifest is for tools; the device never reads it.
 """
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import zstandard
 
 from bevel.backends.schedule import IoTensor, Schedule
 from bevel.errors import ArtifactError, UsageError
@@ -33,6 +34,10 @@ from bevel.runtime.weights import weights_image
 __all__ = ["MANIFEST", "Artifact", "replacing", "write_artifact"]
 
 Array = npt.NDArray[Any]
+# A graph that unpacks to more than this is hostile: models for devices with a few GB of memory are smaller.
+MAX_GRAPH_BYTES = 4 << 30
+# Weights are noise to a compressor; a higher level takes seconds and gains 2 %.
+_GRAPH_LEVEL = 9
 Golden = Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]
 
 
@@ -97,8 +102,21 @@ class Artifact:
 
     @property
     def graph(self) -> Path | None:
-        """The serialised graph, where the artifact holds it."""
+        """The serialised graph, compressed, where the artifact holds it."""
         return self.path / GRAPH_FILE if GRAPH_FILE in self.manifest["files"] else None
+
+    def graph_bytes(self) -> bytes:
+        """The serialised graph (`bevel.ir.serialize.loads`).
+
+        Raises:
+            ArtifactError: the artifact holds none, or it is damaged.
+        """
+        if self.graph is None:
+            raise ArtifactError(f"{self.path}: holds no graph to compile from; compile the original model")
+        try:
+            return zstandard.ZstdDecompressor().decompress(self.graph.read_bytes(), max_output_size=MAX_GRAPH_BYTES)
+        except (OSError, zstandard.ZstdError) as error:
+            raise ArtifactError(f"{self.graph}: cannot be unpacked ({error}); copy or compile the artifact again") from error
 
     def golden(self) -> list[tuple[dict[str, Array], dict[str, Array]]]:
         """The self-test's inputs and expected outputs, by tensor name, in the stored dtypes.
@@ -201,7 +219,7 @@ def write_artifact(
             "weights.bin": weights_image(schedule),
         }
         if graph_bytes is not None:
-            contents[GRAPH_FILE] = graph_bytes
+            contents[GRAPH_FILE] = zstandard.ZstdCompressor(level=_GRAPH_LEVEL).compress(graph_bytes)
         for case in cases:
             contents.update(case)
         for name in files or {}:

@@ -12,7 +12,7 @@ from bevel.runtime.codegen import DTYPES
 FORMAT = "bevel-artifact"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-GRAPH_FILE = "graph.ir"
+GRAPH_FILE = "graph.ir.zst"
 CORE_FILES = frozenset({"lib/libmodel.so", "lib/libmodel.a", "bin/bevel-run", "include/model.h", "example.c", "weights.bin"})
 
 _TENSOR = {"name": str, "shape": [int], "dtype": str, "scale": float, "zero_point": int}

@@ -43,6 +43,7 @@ _COMPILE = (
         "-ffunction-sections",
         "-fdata-sections",
         "-fno-asynchronous-unwind-tables",
+        "-fno-unwind-tables",
     ),
     # One rounding for each operation: no fused multiply-add where the source has two operations.
     "-ffp-contract=off",
@@ -50,6 +51,7 @@ _COMPILE = (
 _NO_FLOAT = {"x86_64": ("-mgeneral-regs-only",), "aarch64": ("-mgeneral-regs-only",), "armv7": ()}
 _LINK = ("-Wl,--gc-sections", "-Wl,-s", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
 _LIBRARIES = ("-lm", "-lpthread")
+_DISCARD = "SECTIONS { /DISCARD/ : { *(.debug_*) *(.rela.debug_*) *(.text.tvm.fp16.conv) *(.rela.text.tvm.fp16.conv) } }\n"
 
 # The oldest C library zig knows for every board: Debian 8, CentOS 7 and everything since.
 _ZIG_GLIBC = {"x86_64": "x86_64-linux-gnu.2.17", "aarch64": "aarch64-linux-gnu.2.17", "armv7": "arm-linux-gnueabihf.2.17"}
@@ -143,7 +145,9 @@ def link(toolchain: Toolchain, model_c: str, objects: dict[str, bytes], out: Pat
         (work / "model.c").write_text(model_c)
         (work / "exports").write_text(_exports())
         no_float = _NO_FLOAT[toolchain.arch]
-        _run([*toolchain.shared, *_COMPILE, *no_float, "-I", str(C_DIR), "-c", "model.c", "-o", "model.o"], work)
+        # All of model.c is used: sections of its own for every step would only cost headers.
+        whole = ("-fno-function-sections", "-fno-data-sections", "-I", str(C_DIR))
+        _run([*toolchain.shared, *_COMPILE, *no_float, *whole, "-c", "model.c", "-o", "model.o"], work)
         kernels = []
         for symbol, code in sorted(objects.items()):
             (work / f"{symbol}.o").write_bytes(code)
@@ -156,9 +160,10 @@ def link(toolchain: Toolchain, model_c: str, objects: dict[str, bytes], out: Pat
         flags = ("-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-Wl,--version-script=exports", "-Wl,-soname,libmodel.so", *_LINK)
         _run([*toolchain.shared, *flags, *parts, "-o", str(shared), *_LIBRARIES], work)
 
-        # One object of all kernels. GNU ld drops their debug information, which is larger than the code; zig keeps it.
+        # One object of all kernels, without what TVM adds to each: debug information, larger than the code, and fp16 helpers.
         if kernels:
-            _run([*toolchain.shared, "-nostdlib", "-r", "-Wl,-S", *kernels, "-o", "kernels.o"], work)
+            (work / "discard.ld").write_text(_DISCARD)
+            _run([*toolchain.shared, "-nostdlib", "-r", "-Wl,-T,discard.ld", *kernels, "-o", "kernels.o"], work)
         members = ["model.o", *(["kernels.o"] if kernels else []), *library]
         _run([*toolchain.ar, "rcsD", str(archive), *members], work)
 

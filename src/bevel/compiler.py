@@ -98,10 +98,9 @@ def load_graph(model: Path) -> Graph:
         UnsupportedModel: it is damaged or asks for what bevel does not implement.
     """
     if model.is_dir():
-        artifact = Artifact.open(model)
-        if artifact.graph is None:
-            raise ArtifactError(f"{model}: holds no graph to compile from; compile the original model")
-        model = artifact.graph
+        from bevel.ir.serialize import loads
+
+        return loads(Artifact.open(model).graph_bytes(), f"{model}: graph")
     if not model.is_file():
         raise _no_such_model(model)
     if model.suffix == ".ir":
