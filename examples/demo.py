@@ -51,7 +51,7 @@ def the_board(name: str | None, folder: Path) -> Iterator[tuple[Profile, str]]:
         yield load_profile(name), name
         return
     with EmulatedBoard("raspberry-pi-4") as board:
-        yield board.profile, str(save_profile(board.profile, folder / "board.toml"))
+        yield board.profile, str(save_profile(board.profile, folder / f"{board.profile.name}.toml"))
 
 
 def prepare_data(folder: Path) -> tuple[Path, Path]:

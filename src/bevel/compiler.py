@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from bevel.errors import ArtifactError, CalibrationError, InvalidPlan, UsageErro
 from bevel.ir.graph import Graph, Level
 from bevel.ir.plan import FP32, W8A8, Bits, CompressionPlan, parse_bits
 from bevel.ir.types import Dim, Float, Int, Quant
+from bevel.passes.bind_dims import bind_dims
 from bevel.report import write_report
 from bevel.runtime.artifact import Artifact
 from bevel.runtime.manifest import read_manifest
@@ -90,11 +91,11 @@ class Options:
         return method
 
 
-def load_graph(model: Path) -> Graph:
-    """The graph of an ONNX file, a saved graph or an artifact, as stored.
+def load_graph(model: Path, dims: Mapping[str, int] | None = None) -> Graph:
+    """The graph of an ONNX file, a saved graph or an artifact, as stored, with the extents `dims` for symbolic dimensions.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or no such dimension.
         UnsupportedModel: it is damaged or asks for what bevel does not implement.
     """
     if model.is_dir():
@@ -106,10 +107,11 @@ def load_graph(model: Path) -> Graph:
     if model.suffix == ".ir":
         from bevel.ir.serialize import load_graph as load_saved
 
-        return load_saved(model)
+        graph = load_saved(model)
+        return bind_dims(graph, dims) if dims else graph
     from bevel.frontend.onnx import import_onnx
 
-    graph = import_onnx(model)
+    graph = import_onnx(model, dims=dims)
     graph.name = model.stem
     return graph
 
@@ -204,8 +206,6 @@ def extents(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
 
 def bind(graph: Graph, dims: Mapping[str, int]) -> Graph:
     """`graph` without symbolic dimensions; see `extents`."""
-    from bevel.passes.bind_dims import bind_dims
-
     return bind_dims(graph, extents(graph, dims))
 
 
@@ -245,16 +245,15 @@ def compile_model(model: str | Path, output: str | Path, options: Options, say: 
     if (found := artifact_cache.fetch(key, output)) is not None:
         return found, time.monotonic() - start
     say("import", 0, 1)
-    graph = load_graph(model)
-    bound = extents(graph, options.dims)
-    prepared = prepare(graph, options, say)
+    graph = load_graph(model, options.dims)
+    batch = extents(graph, {})
+    graph = bind(prepare(graph, options, say), batch)
     with artifact_cache.staging(key) as folder:
         artifact = build(
-            bind(prepared, bound),
+            graph,
             profile,
             Path(folder) / output.name,
             options,
-            golden=calibration_cases(prepared, bound, options),
             provenance=_provenance(model, options, key),
             say=say,
         )
@@ -296,7 +295,6 @@ def build(
     output: Path,
     options: Options,
     *,
-    golden: Sequence[Mapping[str, Array]] | None = None,
     provenance: Mapping[str, Any] | None = None,
     say: Say = _silent,
 ) -> Artifact:
@@ -306,8 +304,7 @@ def build(
         graph: no symbolic dimensions.
         profile: the device.
         output: artifact directory.
-        options: where golden inputs come from when `golden` is None.
-        golden: inputs of the self-test cases, in the stored dtypes.
+        options: says where the self-test's inputs come from.
         provenance: for the manifest.
         say: progress.
     """
@@ -324,12 +321,11 @@ def build(
     objects = compile_kernels(schedule.kernels, schedule.target, progress=lambda done, total: say("kernels", done, total))
     say("link", 0, 1)
     islands = [node.loc or node.outputs[0].name for island in float_islands(graph) for node in island]
-    cases = golden if golden is not None else calibration_cases(graph, {}, options)
     return write_artifact(
         output,
         schedule,
         objects,
-        golden=[(case, interp.run(graph, case)) for case in cases],
+        golden=[(case, interp.run(graph, case)) for case in golden_inputs(graph, options)],
         provenance=provenance or {"bevel": __version__},
         graph_bytes=dumps(graph),
         integer_only=is_integer_only(graph),
@@ -338,39 +334,34 @@ def build(
     )
 
 
-def calibration_cases(graph: Graph, dims: Mapping[str, int], options: Options) -> list[dict[str, Array]]:
+def golden_inputs(graph: Graph, options: Options) -> list[dict[str, Array]]:
     """Inputs of the self-test in the stored dtypes: the first calibration samples, else noise from a fixed seed.
 
     Args:
-        graph: as prepared; its symbolic leading axes take consecutive samples.
-        dims: extents of its symbolic dimensions.
+        graph: no symbolic dimensions.
         options: where the data is.
 
     Raises:
         UsageError: the data does not fit.
         CalibrationError: it holds NaN or infinity.
     """
-    from bevel.ir import interp
-
     if options.calibration is None:
-        bound = bind(graph, dims)
         rngs = [np.random.default_rng(index) for index in range(GOLDEN_CASES)]
         return [
-            {v.name: _random_input(v.type.elem, v.type.static_shape, rng).astype(v.type.dtype) for v in bound.inputs}
+            {v.name: _random_input(v.type.elem, v.type.static_shape, rng).astype(v.type.dtype) for v in graph.inputs}
             for rng in rngs
         ]
+    from bevel.ir.interp import boundary_codes
+
     data = open_data(options.calibration, inputs_of(graph))
     cases = []
     for index in range(GOLDEN_CASES):
-        case = {}
-        for value, spec in zip(graph.inputs, data.inputs, strict=True):
-            first = value.type.shape[0] if value.type.shape else 1
-            rows = dims.get(first.name, 1) if isinstance(first, Dim) else 1
-            samples = [data.sample((index * rows + row) % len(data))[value.name] for row in range(rows)]
-            array = np.concatenate(samples) if spec.batched else samples[0]
+        case = data.sample(index % len(data))
+        for value in graph.inputs:
+            array = case[value.name]
             if not np.isfinite(array).all():
                 raise CalibrationError(f"{options.calibration}: {value.name!r} holds NaN or infinity; correct the data")
-            array = interp.boundary_codes(value, array) if isinstance(value.type.elem, Quant) else array
+            array = boundary_codes(value, array) if isinstance(value.type.elem, Quant) else array
             case[value.name] = array.astype(value.type.dtype)
         cases.append(case)
     return cases

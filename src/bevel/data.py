@@ -1,8 +1,8 @@
 """Data files for calibration, evaluation and runs.
 
 A data set is an .npz, or a directory of .npy files (memory-mapped, so it may be larger than memory), of *preprocessed* arrays
-named like the model's inputs, sample axis first; `label` is optional. An input with a batch axis takes `a[i:i+1]`, any other
-`a[i]`.
+named like the model's inputs, sample axis first; `label` is optional. An array of its input's rank runs along the input's batch
+axis: a sample is as many rows as that axis has (1 when it is symbolic). An array of one more rank holds whole inputs.
 """
 
 from __future__ import annotations
@@ -26,20 +26,31 @@ LABEL = "label"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a data set must provide for one model input."""
+    """What a data set must provide for one model input.
+
+    Attributes:
+        name: of the input and the array.
+        shape: of the input; None is a symbolic dimension.
+    """
 
     name: str
     shape: tuple[int | None, ...]
 
-    @property
-    def batched(self) -> bool:
-        """True when the leading axis is the batch: symbolic, or of extent 1."""
-        return bool(self.shape) and self.shape[0] in (None, 1)
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """True for an array whose rows are rows of the input's batch axis, or whole inputs of fixed batch extent."""
+        if len(shape) == len(self.shape):
+            return len(shape) > 0 and _fits(self.shape[1:], shape[1:])
+        return len(shape) == len(self.shape) + 1 and self.shape[:1] != (None,) and _fits(self.shape, shape[1:])
 
     @property
-    def sample(self) -> tuple[int | None, ...]:
-        """Shape of one sample inside the data set's array."""
-        return self.shape[1:] if self.batched else self.shape
+    def expected(self) -> str:
+        """The shape to ask for, in words."""
+        wanted = self.shape[1:] if self.shape[:1] in ((None,), (1,)) else self.shape
+        return f"[{', '.join(['samples', *('n' if e is None else str(e) for e in wanted)])}]"
+
+
+def _fits(wanted: tuple[int | None, ...], found: tuple[int, ...]) -> bool:
+    return all(e is None or e == f for e, f in zip(wanted, found, strict=True))
 
 
 def inputs_of(graph: Graph) -> tuple[Inputs, ...]:
@@ -55,37 +66,36 @@ class DataSet:
         path: where they came from, for messages.
         arrays: one for each model input.
         inputs: what each must look like.
-        labels: int [n], or None.
+        labels: int [rows], or None.
+        rows: rows that one sample takes of each array; more than 1 for a model compiled for a larger batch.
     """
 
     path: Path
     arrays: Mapping[str, Array]
     inputs: tuple[Inputs, ...]
     labels: Array | None
+    rows: int
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
+        return len(next(iter(self.arrays.values()))) // self.rows
 
-    def take(self, indices: slice | Sequence[int] | Array) -> dict[str, Array]:
-        """Those samples as one batch, in memory; for models whose inputs all have a batch axis."""
-        return {name: np.ascontiguousarray(array[indices]) for name, array in self.arrays.items()}
+    def take(self, start: int, stop: int) -> dict[str, Array]:
+        """Rows of samples `start` to `stop`, in memory."""
+        return {name: np.ascontiguousarray(array[start * self.rows : stop * self.rows]) for name, array in self.arrays.items()}
 
     def sample(self, index: int) -> dict[str, Array]:
         """One sample in the shape the model takes."""
-        result = {}
-        for spec in self.inputs:
-            array = self.arrays[spec.name]
-            result[spec.name] = np.ascontiguousarray(array[index : index + 1] if spec.batched else array[index])
-        return result
+        taken = self.take(index, index + 1)
+        return {s.name: taken[s.name] if taken[s.name].ndim == len(s.shape) else taken[s.name][0] for s in self.inputs}
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[dict[str, Array]]:
-        """Consecutive batches of at most `size` samples, the first `limit` samples; one at a time without batch axes."""
+        """Consecutive batches of at most `size` samples, the first `limit` samples; one at a time for a model of fixed batch."""
         count = len(self) if limit is None else min(limit, len(self))
-        if not all(spec.batched and spec.shape[0] is None for spec in self.inputs):
+        if not all(spec.shape[:1] == (None,) for spec in self.inputs):
             yield from (self.sample(i) for i in range(count))
             return
         for start in range(0, count, size):
-            yield self.take(slice(start, min(start + size, count)))
+            yield self.take(start, min(start + size, count))
 
 
 def open_data(path: str | Path, inputs: Sequence[Inputs]) -> DataSet:
@@ -93,10 +103,10 @@ def open_data(path: str | Path, inputs: Sequence[Inputs]) -> DataSet:
 
     Raises:
         UsageError: missing or unreadable file, missing or superfluous names, shapes that do not fit, arrays of different
-            lengths, no samples, non-numeric dtypes.
+            lengths, no samples, non-numeric dtypes, labels that are not integers.
     """
     root = Path(path)
-    arrays = _load(root)
+    arrays = load_arrays(root)
     labels = arrays.pop(LABEL, None)
     names = {spec.name for spec in inputs}
     if set(arrays) != names:
@@ -106,26 +116,27 @@ def open_data(path: str | Path, inputs: Sequence[Inputs]) -> DataSet:
             + (f"; missing {missing}" if missing else "")
             + (f"; not an input: {extra}" if extra else "")
         )
-    lengths = {}
+    lengths, rows = {}, set()
     for spec in inputs:
         array = arrays[spec.name]
-        found = array.shape[1:]
-        fits = len(found) == len(spec.sample) and all(e is None or e == f for e, f in zip(spec.sample, found, strict=True))
-        if array.ndim == 0 or not fits:
-            wanted = ", ".join("n" if e is None else str(e) for e in spec.sample)
-            raise UsageError(f"{root}: {spec.name!r} is {list(array.shape)}, expected [samples, {wanted}]")
+        if not spec.fits(array.shape):
+            raise UsageError(f"{root}: {spec.name!r} is {list(array.shape)}, expected {spec.expected}")
         if array.dtype.kind not in "fiub":
             raise UsageError(f"{root}: {spec.name!r} has dtype {array.dtype}, expected numbers")
         lengths[spec.name] = len(array)
+        rows.add((spec.shape[0] or 1) if array.ndim == len(spec.shape) else 1)
     if labels is not None:
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise UsageError(f"{root}: {LABEL!r} is {labels.dtype}{list(labels.shape)}, expected integers [samples]")
         lengths[LABEL] = len(labels)
-    if len(set(lengths.values())) != 1:
-        raise UsageError(f"{root}: arrays of different lengths: {lengths}")
-    if not next(iter(lengths.values())):
+    if len(set(lengths.values())) != 1 or len(rows) != 1:
+        raise UsageError(f"{root}: arrays of different lengths: {lengths}, of which a sample takes {sorted(rows)} rows")
+    (each,), length = rows, next(iter(lengths.values()))
+    if not length:
         raise UsageError(f"{root}: holds no samples")
-    return DataSet(root, arrays, tuple(inputs), labels)
+    if length % each:
+        raise UsageError(f"{root}: {length} rows found, the model takes {each} at a time; cut or fill the data to a multiple")
+    return DataSet(root, arrays, tuple(inputs), labels, each)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array]) -> Path:
@@ -145,13 +156,19 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> Path:
     return path
 
 
-def _load(root: Path) -> dict[str, Array]:
+def load_arrays(root: Path) -> dict[str, Array]:
+    """The arrays of an .npz or of a directory of .npy files, by name.
+
+    Raises:
+        UsageError: missing, damaged, or of another kind.
+    """
     try:
         if root.is_dir():
             return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(root.glob("*.npy"))}
-        with np.load(root, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UsageError(f"{root}: a single array; expected an .npz or a directory of .npy files named like the inputs")
+        loaded = np.load(root, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise UsageError(f"{root}: a single array; expected an .npz or a directory of .npy files named like the inputs")
+        with loaded as archive:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UsageError(f"{root}: no such file; expected an .npz or a directory of .npy files") from None

@@ -76,15 +76,16 @@ def evaluate(
     dataset = open_data(data, artifact_inputs(artifact))
     if dataset.labels is None and baseline is None:
         raise UsageError(f"{data}: holds no `label`; give --baseline MODEL to compare with")
-    count = len(dataset) if limit is None else min(limit, len(dataset))
+    count = len(dataset) if limit is None else min(-(-limit // dataset.rows), len(dataset))
     runner = DeviceRunner(artifact, transport)
     name = str(artifact.manifest["outputs"][0]["name"])
     ours = _collect(dataset, count, lambda batch, n: choices(_run_batch(runner, batch)[name], n), "artifact", say)
     theirs = None
     if baseline is not None:
         theirs = _collect(dataset, count, _baseline(baseline, artifact), "baseline", say)
-    labels = None if dataset.labels is None else np.asarray(dataset.labels[:count])
+    labels = None if dataset.labels is None else np.asarray(dataset.labels[: count * dataset.rows])
     agreement = None if theirs is None else float((ours == theirs).mean())
+    count *= dataset.rows
     if labels is None:
         assert agreement is not None
         return Evaluation("agreement", agreement, count, None, agreement)
@@ -99,7 +100,12 @@ def _collect(
     parts = []
     for start in range(0, count, BATCH):
         stop = min(start + BATCH, count)
-        parts.append(choose(dataset.take(slice(start, stop)), stop - start))
+        batch = dataset.take(start, stop)
+        for name, array in batch.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                bad = start * dataset.rows + int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
+                raise UsageError(f"{dataset.path}: sample {bad} of {name!r} holds NaN or infinity; correct the data")
+        parts.append(choose(batch, (stop - start) * dataset.rows))
         if say is not None:
             say(stage, stop, count)
     return np.concatenate(parts)
@@ -108,7 +114,7 @@ def _collect(
 def _run_batch(runner: DeviceRunner, batch: dict[str, Array]) -> dict[str, Array]:
     """Each sample in the shape the artifact takes; `bevel-run` walks the leading axis."""
     shapes = {str(t["name"]): tuple(t["shape"]) for t in runner.artifact.manifest["inputs"]}
-    return runner.run({n: a.reshape(len(a), *shapes[n]) for n, a in batch.items()}, batch=True)
+    return runner.run({n: a.reshape(-1, *shapes[n]) for n, a in batch.items()}, batch=True)
 
 
 def _baseline(path: Path, artifact: Artifact) -> Callable[[dict[str, Array], int], Array]:
@@ -119,7 +125,7 @@ def _baseline(path: Path, artifact: Artifact) -> Callable[[dict[str, Array], int
     if specs != ours:
         raise UsageError(f"baseline {path} takes {sorted(specs)}, the artifact {sorted(ours)}")
     output = graph.outputs[0].name
-    symbolic = all(spec.batched and spec.shape[0] is None for spec in inputs_of(graph))
+    symbolic = all(spec.shape[:1] == (None,) for spec in inputs_of(graph))
 
     def choose(batch: dict[str, Array], samples: int) -> Array:
         if symbolic:

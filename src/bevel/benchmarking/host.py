@@ -138,8 +138,6 @@ def find_peers(
         if model is None:
             source = artifact.manifest["provenance"].get("model", "MODEL.onnx")
             raise UsageError(f"--against {name}: give the model it should run, --model {source}")
-        if model.suffix != ".onnx":
-            raise UsageError(f"--model {model}: onnxruntime runs .onnx files only")
         try:
             import onnxruntime  # noqa: F401
         except ImportError as error:

@@ -14,13 +14,14 @@ from bevel.benchmarking.host import PROCESSES, Contest, find_peers, measure_host
 from bevel.benchmarking.statistics import UNSTABLE, Latency, summarize
 from bevel.cli import options
 from bevel.cli.output import emit, progress, table
-from bevel.compiler import Say, load_graph
+from bevel.compiler import Say
 from bevel.data import open_data
 from bevel.devices.local import LocalTransport
 from bevel.devices.runner import DeviceRunner
 from bevel.devices.transport import Transport
 from bevel.errors import UsageError
 from bevel.evaluation import artifact_inputs
+from bevel.frontend.onnx_file import read_onnx
 from bevel.runtime.artifact import Artifact
 
 # Emulated runs prove the road, not the speed: a few suffice.
@@ -122,7 +123,7 @@ def bench_inputs(artifact: Artifact, model: Path | None, calibration: Path | Non
         for name, array in sample.items():
             if model is not None and array.dtype != dtypes[name]:
                 raise UsageError(f"{calibration}: {name!r} is {array.dtype}, {model} takes {dtypes[name]}")
-        return {name: array.reshape(shapes[name]) for name, array in sample.items()}
+        return sample
     rng = np.random.default_rng(seed)
     noise = {n: rng.uniform(-1, 1, s) if dtypes[n].kind == "f" else rng.integers(0, 100, s) for n, s in shapes.items()}
     return {name: array.astype(dtypes[name]) for name, array in noise.items()}
@@ -130,7 +131,7 @@ def bench_inputs(artifact: Artifact, model: Path | None, calibration: Path | Non
 
 def _model_dtypes(model: Path, names: Collection[str]) -> dict[str, np.dtype[Any]]:
     """Input dtypes of an ONNX file, whose inputs must be called `names`."""
-    dtypes = {value.name: value.type.dtype for value in load_graph(model).inputs}
+    dtypes = {str(value.name): value.dtype.numpy() for value in read_onnx(model).model.graph.inputs if value.dtype is not None}
     if dtypes.keys() != set(names):
         raise UsageError(f"--model {model}: its inputs are {sorted(dtypes)}, the artifact's {sorted(names)}; give its own model")
     return dtypes

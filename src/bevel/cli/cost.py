@@ -33,10 +33,10 @@ def command(model: Path, device: str, bits: str, dims: tuple[str, ...], as_json:
     if bits not in _SPELLINGS:
         raise UsageError(f"--bits {bits}: static costs are known for {', '.join(_SPELLINGS)}")
     profile = load_profile(device)
-    graph = canonicalize(load_graph(model))
+    graph = canonicalize(load_graph(model, options.parse_dims(dims)))
     if graph.level is Level.INTEGER:
         raise UsageError(f"{model}: an integer graph has one precision; give the original model")
-    graph = bind(graph, options.parse_dims(dims))
+    graph = bind(graph, {})
     specs = tuple(dict.fromkeys(("fp32", _SPELLINGS[bits])))
     layers = graph_cost(graph, Roofline(profile), specs)
     totals = {spec: sum(layer.bits[spec].ms for layer in layers) for spec in specs}

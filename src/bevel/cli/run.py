@@ -9,7 +9,7 @@ import numpy as np
 
 from bevel.cli import options
 from bevel.cli.output import emit, table
-from bevel.data import save_arrays
+from bevel.data import load_arrays, save_arrays
 from bevel.devices.runner import DeviceRunner
 from bevel.errors import UsageError
 from bevel.runtime.artifact import Artifact
@@ -42,12 +42,15 @@ def command(
     opened = Artifact.open(artifact)
     if not inputs and not selftest:
         raise UsageError("nothing to do: give --input FILE.npy for each input, or --selftest")
+    arrays = _read(inputs, opened)
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UsageError(f"{output}: cannot be written: there is no directory {output.absolute().parent}")
     with options.open_transport(opened, device) as transport:
         runner = DeviceRunner(opened, transport, threads)
         document: dict[str, object] = {"device": transport.label, "emulated": transport.emulated}
         if selftest:
             document["selftest"] = runner.selftest()
-        results = runner.run(_read(inputs, opened)) if inputs else {}
+        results = runner.run(arrays) if inputs else {}
     if output is not None and results:
         save_arrays(output, results)
     document["outputs"] = {
@@ -76,15 +79,20 @@ def _read(pairs: tuple[str, ...], artifact: Artifact) -> dict[str, np.ndarray]:
     for pair in pairs:
         name, separator, file = pair.rpartition("=")
         if not separator and file.endswith(".npz"):
-            with np.load(file, allow_pickle=False) as archive:
-                arrays.update({key: archive[key] for key in archive.files})
+            arrays.update(load_arrays(Path(file)))
             continue
         if not separator:
             if len(names) != 1:
                 raise UsageError(f"--input {pair}: the model has inputs {names}; write NAME=FILE")
             name = names[0]
         try:
-            arrays[name] = np.load(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            array = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
             raise UsageError(f"--input {pair}: not a readable .npy file ({error})") from error
+        if not isinstance(array, np.ndarray):
+            raise UsageError(f"--input {pair}: an archive; give an .npz without a name, its arrays named like the inputs")
+        arrays[name] = array
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise UsageError(f"input {name!r}: dtype {array.dtype}, expected numbers")
     return arrays
