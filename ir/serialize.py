@@ -51,7 +51,7 @@ def dumps(graph: Graph) -> bytes:
     verify(graph)
     tensors = {_MARK + v.name: np.asarray(v.array, order="C") for v in graph.constants}
     metadata = {"graph": print_graph(graph, inline_constants=0), "hash": graph_hash(graph)}
-    return bytes(save(tensors, metadata=metadata))
+    return _ordered(bytes(save(tensors, metadata=metadata)))
 
 
 def loads(data: bytes, origin: str = "graph file") -> Graph:
@@ -112,6 +112,16 @@ def _tensors(data: bytes, origin: str) -> dict[str, Array]:
             raise UnsupportedModel(f"{origin}: tensor {key!r} has dtype {entry['dtype']}, expected one of {sorted(_DTYPES)}")
         tensors[key.removeprefix(_MARK)] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same safetensors file with its metadata sorted: the library writes them in another order every time."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def _metadata(data: bytes, origin: str) -> dict[str, str]:

@@ -98,22 +98,21 @@ def load_graph(model: Path, dims: Mapping[str, int] | None = None) -> Graph:
         UsageError: there is no such file, or no such dimension.
         UnsupportedModel: it is damaged or asks for what bevel does not implement.
     """
+    if model.is_file() and model.suffix != ".ir":
+        from bevel.frontend.onnx import import_onnx
+
+        graph = import_onnx(model, dims=dims)
+        graph.name = model.stem
+        return graph
+    from bevel.ir import serialize
+
     if model.is_dir():
-        from bevel.ir.serialize import loads
-
-        return loads(Artifact.open(model).graph_bytes(), f"{model}: graph")
-    if not model.is_file():
+        graph = serialize.loads(Artifact.open(model).graph_bytes(), f"{model}: graph")
+    elif model.is_file():
+        graph = serialize.load_graph(model)
+    else:
         raise _no_such_model(model)
-    if model.suffix == ".ir":
-        from bevel.ir.serialize import load_graph as load_saved
-
-        graph = load_saved(model)
-        return bind_dims(graph, dims) if dims else graph
-    from bevel.frontend.onnx import import_onnx
-
-    graph = import_onnx(model, dims=dims)
-    graph.name = model.stem
-    return graph
+    return bind_dims(graph, dims) if dims else graph
 
 
 def _no_such_model(model: Path) -> UsageError:

@@ -83,7 +83,7 @@ def test_missing_artifact(refused: Refused) -> None:
         assert "no.bevel" in refused(3, verb, "no.bevel", *(["--selftest"] if verb == "run" else []))
 
 
-@pytest.mark.parametrize("file", ["weights.bin", "lib/libmodel.so", "bin/bevel-run", "selftest/0.in.0.npy", "graph.ir"])
+@pytest.mark.parametrize("file", ["weights.bin", "lib/libmodel.so", "bin/bevel-run", "selftest/0.in.0.npy", "graph.ir.zst"])
 def test_damaged_artifact_names_the_file(file: str, copy: Path, refused: Refused) -> None:
     data = bytearray((copy / file).read_bytes())
     data[len(data) // 2] ^= 1

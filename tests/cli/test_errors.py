@@ -67,10 +67,13 @@ def test_ctrl_c_while_a_test_hook_runs(bevel: Bevel, monkeypatch: pytest.MonkeyP
     assert "interrupted" in result.err
 
 
-def test_closed_pipe_is_silent() -> None:
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_closed_pipe_is_silent(form: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    with subprocess.Popen([sys.executable, "-m", "bevel", "ops"], stdout=writer, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "bevel", "ops", *form], stdout=writer, stderr=subprocess.PIPE, text=True
+    ) as process:
         os.close(writer)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 0
@@ -79,16 +82,15 @@ def test_closed_pipe_is_silent() -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_compilation_leaves_nothing(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    """A signal in the middle of kernel compilation: the exit code of the signal, no artifact, no temporary directory, no child."""
+    """A signal in the middle of the work: its exit code, no artifact, no temporary directory, no child."""
     model = save_model(tmp_path / "m.onnx")
     data = save(tmp_path / "d.npz", images(64))
     # A C compiler that blocks tells this test when the compilation is in its middle.
     tools, started = tmp_path / "tools", tmp_path / "started"
     tools.mkdir()
+    script = f'#!/bin/sh\n[ "$1" = --version ] && echo slow 1.0 && exit\necho $$ >{started}\nexec sleep 60\n'
     for name in ("cc", "ar"):
-        (tools / name).write_text(
-            f'#!/bin/sh\n[ "$1" = --version ] && echo slow 1.0 && exit\necho $$ >{started}\nexec sleep 60\n'
-        )
+        (tools / name).write_text(script)
         (tools / name).chmod(0o755)
     temporary, cache = tmp_path / "tmp", tmp_path / "cache"
     temporary.mkdir()

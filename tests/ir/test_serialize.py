@@ -122,3 +122,7 @@ def test_every_flipped_bit_is_an_error_or_changes_nothing() -> None:
 def test_arbitrary_bytes(data: bytes) -> None:
     with pytest.raises(BevelError):
         loads(data)
+
+
+def test_equal_graphs_are_equal_bytes() -> None:
+    assert len({dumps(small()) for _ in range(8)}) == 1

@@ -8,7 +8,6 @@ come with --verbose only.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import threading
@@ -74,10 +73,6 @@ def main(argv: list[str] | None = None) -> NoReturn:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         cli.main(arguments, prog_name="bevel", standalone_mode=False)
-    except BrokenPipeError:
-        # The reader left, as `bevel ops | head` does; what Python still holds for stdout must not be an error at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except Exception as error:

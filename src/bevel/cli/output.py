@@ -6,9 +6,11 @@ With `--json` stdout holds one JSON object and nothing else. Messages go to stde
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -21,15 +23,29 @@ STDERR = Console(stderr=True)
 _NAME_COLUMNS = 48
 
 
+def _reader_left() -> NoReturn:
+    """End well when nobody reads on, as in `bevel ops | head`; what Python still holds for stdout goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise click.exceptions.Exit(0)
+
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        _reader_left()
+
+
 def emit(as_json: bool, document: Mapping[str, Any], text: Iterable[Any]) -> None:
     """Print `document` as JSON, or the renderables of `text`."""
     if as_json:
-        click.echo(json.dumps(document, indent=1))
+        try:
+            click.echo(json.dumps(document, indent=1))
+        except BrokenPipeError:
+            _reader_left()
         return
     # Piped text is not wrapped: a table's columns stay on their line for grep and less.
-    console = Console()
+    console = _Output()
     if not console.is_terminal:
-        console = Console(width=180)
+        console = _Output(width=180)
     for item in text:
         console.print(item, highlight=False)
 
