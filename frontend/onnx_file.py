@@ -109,8 +109,8 @@ def _check_proto(path: Path, proto: ModelProto) -> int:
             raise UnsupportedModel(f"{path}: value {name!r} is defined twice, expected one definition for every name")
         seen.add(name)
     # protobuf hands text that is no UTF-8 over as bytes.
-    if any(not isinstance(name, str) for name in seen):
-        raise UnsupportedModel(f"{path}: value names are not UTF-8 text, so the file is damaged")
+    if any(not isinstance(name, str) for name in (*seen, *(node.name for node in proto.graph.node))):
+        raise UnsupportedModel(f"{path}: names of values or nodes are not UTF-8 text, so the file is damaged")
     for node in proto.graph.node:
         for name in node.input:
             if name and name not in seen:
