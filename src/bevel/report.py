@@ -14,28 +14,46 @@ from typing import Any
 from bevel.runtime.artifact import Artifact
 
 NAME = "report.html"
-_MAX_BARS = 60
+# Rectangles of the arena drawing; the smallest tensors beyond them would not be seen.
+_MAX_BARS = 200
+_NAME_COLUMNS = 48
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --bar: #3b7dd8; --soft: #8881; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .2rem .6rem; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-th { cursor: pointer; } td.n, th.n { text-align: right; overflow-wrap: normal; }
+:root { color-scheme: light dark; --line: #8883; --bar: #3b7dd8; --soft: #8881; --warm: #d8853b; }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .7rem; margin: 1.2rem 0; }
+.tiles div { background: var(--soft); border-radius: .4rem; padding: .5rem .8rem; overflow-wrap: anywhere; }
+.tiles b { display: block; font-size: 1.15rem; } .tiles span, .note { opacity: .75; font-size: .87rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .87rem; }
+th, td { text-align: left; padding: .22rem .55rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { cursor: pointer; user-select: none; } td.n, th.n { text-align: right; }
+td.name { max-width: 22rem; overflow: hidden; text-overflow: ellipsis; }
+td.share { background: linear-gradient(var(--bar), var(--bar)) no-repeat left center / calc(var(--w) * 1%) 70%; min-width: 6rem; }
 svg { width: 100%; height: auto; background: var(--soft); }
-rect { fill: var(--bar); opacity: .6; } svg text { font: 10px sans-serif; fill: currentColor; }
-code { font-size: .85em; overflow-wrap: anywhere; } .note { opacity: .75; }
+rect { fill: var(--bar); opacity: .55; stroke: var(--bar); stroke-width: .5; } rect:hover { opacity: 1; }
+svg text { font: 11px sans-serif; fill: currentColor; } svg line { stroke: var(--line); }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
+code { font-size: .85em; overflow-wrap: anywhere; }
 """
 
 # Sorting by a click on a column head; the report reads the same without it.
 _SCRIPT = """
 document.querySelectorAll('th').forEach(th => th.onclick = () => {
-  const body = th.closest('table').tBodies[0], i = th.cellIndex, sign = th.dataset.sign = -(th.dataset.sign || -1);
-  const key = r => { const t = r.cells[i].textContent; return isNaN(t) ? t : +t; };
-  [...body.rows].sort((a, b) => key(a) > key(b) ? sign : -sign).forEach(r => body.append(r));
+  const body = th.closest('table').tBodies[0], i = th.cellIndex, sign = th.dataset.sign = -(th.dataset.sign || 1);
+  const key = r => { const t = r.cells[i].dataset.sort ?? r.cells[i].textContent; return isNaN(t) || t === '' ? t : +t; };
+  const less = (x, y) => typeof x === typeof y ? x < y : typeof x === 'string';
+  [...body.rows].sort((a, b) => less(key(a), key(b)) ? -sign : less(key(b), key(a)) ? sign : 0).forEach(r => body.append(r));
 });
 """
+
+
+def short_name(layer: str) -> str:
+    """A layer name that fits a table: exporters join module paths with semicolons; the last says most."""
+    last = layer.rsplit(";", 1)[-1]
+    return last if len(last) <= _NAME_COLUMNS else "..." + last[3 - _NAME_COLUMNS :]
 
 
 @dataclass(frozen=True)
@@ -47,7 +65,8 @@ class Findings:
         provenance: "measured" or "emulated".
         latency_ms: {"median", "p10", "ci95"}.
         layer_ms: time of each layer, in the manifest's order.
-        predicted_ms: whole-model prediction of the cost model.
+        predicted_ms: prediction of the cost model by layer name; layers that fusion left no step of their
+            own count in the sum.
         peers: name -> peer time / bevel time.
         accuracy: lines for people.
     """
@@ -56,7 +75,7 @@ class Findings:
     provenance: str = ""
     latency_ms: Mapping[str, Any] = field(default_factory=dict)
     layer_ms: Sequence[float] = ()
-    predicted_ms: float | None = None
+    predicted_ms: Mapping[str, float] = field(default_factory=dict)
     peers: Mapping[str, float] = field(default_factory=dict)
     accuracy: Sequence[str] = ()
 
@@ -69,16 +88,19 @@ def write_report(artifact: Artifact, findings: Findings | None = None) -> Artifa
 def render(manifest: Mapping[str, Any], findings: Findings) -> str:
     """The report as HTML text."""
     title = f"{manifest['name']} for {manifest['target']['name']}"
+    target = manifest["target"]
+    cpu = f"{target['arch']}, {target['cpu']}, {' '.join(target['features'])}"
     parts = [
-        f"<h1>{_text(title)}</h1>",
+        f"<h1>{_text(title)}</h1><p class=note>{_text(cpu)}</p>",
         _summary(manifest, findings),
-        "<h2>Layers</h2>",
+        f"<h2>Layers</h2>{_note(manifest, findings)}",
         _layers(manifest, findings),
         "<h2>Arena over the steps</h2>",
         _memory(manifest),
         "<h2>Provenance</h2>",
-        f"<pre><code>{_text(json.dumps(manifest['provenance'], indent=1))}</code></pre>",
-        f"<p class=note>graph <code>{_text(manifest['graph_hash'])}</code>; linked with {_text(manifest['toolchain'])}</p>",
+        f"<pre>{_text(json.dumps(manifest['provenance'], indent=1))}</pre>",
+        f"<p class=note>graph <code>{_text(manifest['graph_hash'])}</code><br>linked with {_text(manifest['toolchain'])}, "
+        f"runner {_text(manifest['runner'])}</p>",
     ]
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
@@ -94,48 +116,92 @@ def _summary(manifest: Mapping[str, Any], findings: Findings) -> str:
     size = manifest["bytes"]
     layers = manifest["layers"]
     generic = [layer for layer in layers if layer["kernel"].startswith("generic")]
-    rows = [
-        ("arithmetic", "integer only" if manifest["integer_only"] else f"{manifest['level']} graph"),
-        ("float islands", ", ".join(manifest["float_islands"]) or "none"),
-        ("library", f"{size['library']:,} bytes"),
-        ("weights", f"{size['weights']:,} bytes"),
-        ("arena", f"{manifest['arena_bytes']:,} bytes"),
-        ("MACs", f"{sum(layer['macs'] for layer in layers):,}"),
-        ("generic kernels", f"{len(generic)} of {len(layers)} layers{_generic_share(generic, layers, findings)}"),
-    ]
+    tiles: list[tuple[str, str, str]] = []
     if findings.latency_ms:
         lo, hi = findings.latency_ms["ci95"]
-        what = f"{findings.latency_ms['median']:.4g} ms median, 95 % interval {lo:.4g} to {hi:.4g} ({findings.provenance})"
-        rows.append((f"latency on {findings.device}", what))
-    if findings.predicted_ms is not None:
-        rows.append(("predicted", f"{findings.predicted_ms:.4g} ms (static roofline)"))
-    rows += [(f"against {name}", f"{ratio:.2f} times as fast") for name, ratio in findings.peers.items()]
-    rows += [("accuracy", line) for line in findings.accuracy]
-    return "<table><tbody>" + "".join(f"<tr><td>{_text(k)}<td>{_text(v)}" for k, v in rows) + "</tbody></table>"
+        emulated = "; emulated, says nothing about the device" if findings.provenance == "emulated" else ""
+        detail = f"median on {findings.device}, 95 % interval {lo:.4g} to {hi:.4g}{emulated}"
+        tiles.append(("latency", f"{findings.latency_ms['median']:.4g} ms", detail))
+    if findings.predicted_ms:
+        tiles.append(("predicted latency", f"{sum(findings.predicted_ms.values()):.4g} ms", "static roofline, 0.7x to 2x"))
+    tiles += [(f"against {name}", f"{ratio:.2f}x", "its time / bevel's, one run") for name, ratio in findings.peers.items()]
+    tiles += [("accuracy", line, "") for line in findings.accuracy]
+    islands = ", ".join(map(short_name, manifest["float_islands"])) or "no float islands"
+    tiles += [
+        ("arithmetic", "integer only" if manifest["integer_only"] else f"{manifest['level']} graph", islands),
+        ("library and weights", f"{size['total'] / 1024:.1f} KiB", f"{size['library']:,} + {size['weights']:,} bytes"),
+        ("arena", f"{manifest['arena_bytes'] / 1024:.1f} KiB", "activations and scratch, all there is at run time"),
+        ("work", f"{sum(layer['macs'] for layer in layers) / 1e6:.2f} M", f"operations in {len(layers)} steps"),
+        (
+            "generic kernels",
+            f"{len(generic)} of {len(layers)}",
+            f"layers without a tuned kernel{_generic_share(layers, findings)}",
+        ),
+    ]
+    cells = (f"<div><span>{_text(k)}</span><b>{_text(v)}</b><span>{_text(note)}</span></div>" for k, v, note in tiles)
+    return f"<div class=tiles>{''.join(cells)}</div>"
 
 
-def _generic_share(generic: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]], findings: Findings) -> str:
+def _timed(manifest: Mapping[str, Any], findings: Findings) -> bool:
+    return len(findings.layer_ms) == len(manifest["layers"])
+
+
+def _note(manifest: Mapping[str, Any], findings: Findings) -> str:
+    hint = "Click a column head to sort; rest on a name to see it in full."
+    if not _timed(manifest, findings):
+        return f"<p class=note>{hint} No layer times here: <code>bevel profile</code> measures them.</p>"
+    total = f"Sum of the layer timers {sum(findings.layer_ms) * 1e3:.4g} us ({_text(findings.provenance)})."
+    return f"<p class=note>{hint} {total}</p>"
+
+
+def _generic_share(layers: Sequence[Mapping[str, Any]], findings: Findings) -> str:
     """Their share of the measured time where there is one."""
     if len(findings.layer_ms) != len(layers):
         return ""
     total = sum(findings.layer_ms) or 1.0
-    slow = sum(ms for layer, ms in zip(layers, findings.layer_ms, strict=True) if layer in generic)
+    slow = sum(ms for layer, ms in zip(layers, findings.layer_ms, strict=True) if layer["kernel"].startswith("generic"))
     return f", {100 * slow / total:.1f} % of the time"
 
 
 def _layers(manifest: Mapping[str, Any], findings: Findings) -> str:
-    timed = len(findings.layer_ms) == len(manifest["layers"])
-    head = ["layer", "op", "kernel", "bits", "MACs", *(["us", "GMAC/s"] if timed else [])]
-    numeric = {"MACs", "us", "GMAC/s"}
-    cells = []
+    timed = _timed(manifest, findings)
+    head = ["#", "layer", "op", "kernel", "bits", "operations"]
+    head += ["us", "share"] if timed else []
+    head += ["predicted us"] if findings.predicted_ms else []
+    head += ["Gop/s"] if timed else []
+    total = sum(findings.layer_ms) or 1.0
+    predicted = dict(findings.predicted_ms)
+    rows = []
     for index, layer in enumerate(manifest["layers"]):
-        row = [layer["name"], layer["op"], layer["kernel"], layer["bits"], layer["macs"]]
+        name = layer["name"]
+        cells = [
+            _number(index),
+            f"<td class=name title='{_text(name)}' data-sort='{_text(name)}'>{_text(short_name(name))}",
+            *(f"<td>{_text(layer[key])}" for key in ("op", "kernel", "bits")),
+            _number(layer["macs"], f"{layer['macs']:,}"),
+        ]
+        ms = findings.layer_ms[index] if timed else 0.0
         if timed:
-            ms = findings.layer_ms[index]
-            row += [f"{ms * 1e3:.2f}", f"{layer['macs'] / max(ms, 1e-9) / 1e6:.1f}"]
-        cells.append("<tr>" + "".join(f"<td{' class=n' if head[i] in numeric else ''}>{_text(c)}" for i, c in enumerate(row)))
-    heads = "".join(f"<th{' class=n' if name in numeric else ''}>{name}" for name in head)
-    return f"<table><thead><tr>{heads}</thead><tbody>{''.join(cells)}</tbody></table>"
+            share = 100 * ms / total
+            cells += [
+                _number(ms, f"{ms * 1e3:.2f}"),
+                f"<td class=share data-sort='{share}' style='--w:{share:.1f}'>{share:.1f} %",
+            ]
+        if findings.predicted_ms:
+            # Steps that share a layer (a boundary conversion) show its prediction once.
+            guess = predicted.pop(name, None)
+            cells.append(_number(guess if guess is not None else -1, f"{guess * 1e3:.2f}" if guess is not None else "-"))
+        if timed:
+            rate = layer["macs"] / max(ms, 1e-9) / 1e6
+            cells.append(_number(rate, f"{rate:.1f}" if layer["macs"] else "-"))
+        rows.append("<tr>" + "".join(cells))
+    text = {"layer", "op", "kernel", "bits", "share"}
+    heads = "".join(f"<th{'' if name in text else ' class=n'}>{_text(name)}" for name in head)
+    return f"<div class=scroll><table><thead><tr>{heads}</thead><tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def _number(value: float, shown: str | None = None) -> str:
+    return f"<td class=n data-sort='{value}'>{_text(value if shown is None else shown)}"
 
 
 def _memory(manifest: Mapping[str, Any]) -> str:
@@ -143,15 +209,25 @@ def _memory(manifest: Mapping[str, Any]) -> str:
     tensors = sorted(manifest.get("memory", ()), key=lambda t: -int(t["nbytes"]))[:_MAX_BARS]
     if not tensors:
         return "<p class=note>no arena tensors</p>"
-    width, height = 900.0, 260.0
+    left, width, height, foot = 70.0, 830.0, 260.0, 22.0
     steps = max(int(t["last"]) for t in tensors) + 1
     arena = max(int(t["offset"]) + int(t["nbytes"]) for t in tensors)
+    marks = []
+    for quarter in range(5):
+        y = height - height * quarter / 4
+        marks.append(f"<line x1='{left:.0f}' x2='{left + width:.0f}' y1='{y:.1f}' y2='{y:.1f}'/>")
+        marks.append(f"<text x='{left - 6:.0f}' y='{max(y, 11):.1f}' text-anchor='end'>{arena * quarter / 4096:.1f} KiB</text>")
+    for step in range(0, steps, max(1, steps // 12)):
+        x = left + width * (step + 0.5) / steps
+        marks += [f"<text x='{x:.1f}' y='{height + 15:.0f}' text-anchor='middle'>{step}</text>"]
     bars = []
     for t in tensors:
-        x, w = width * t["first"] / steps, width * (t["last"] - t["first"] + 1) / steps
+        x, w = left + width * t["first"] / steps, width * (t["last"] - t["first"] + 1) / steps
         y, h = height * t["offset"] / arena, max(1.0, height * t["nbytes"] / arena)
         tip = f"{t['name']}: {t['nbytes']:,} bytes at {t['offset']:,}, steps {t['first']} to {t['last']}"
         box = f"x='{x:.1f}' y='{height - y - h:.1f}' width='{w:.1f}' height='{h:.1f}'"
         bars.append(f"<rect {box}><title>{_text(tip)}</title></rect>")
-    label = f"<text x='4' y='12'>{arena:,} bytes</text><text x='{width - 60:.0f}' y='{height - 4:.0f}'>{steps} steps</text>"
-    return f"<svg viewBox='0 0 {width:.0f} {height:.0f}' role=img>{''.join(bars)}{label}</svg>"
+    drawing = f"<svg viewBox='0 0 {left + width:.0f} {height + foot:.0f}' role=img>{''.join(marks)}{''.join(bars)}</svg>"
+    return (
+        f"{drawing}<p class=note>Each rectangle is one tensor: the steps it lives, and its bytes. Rest on one to see which.</p>"
+    )

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from bevel.cli import options
-from bevel.cli.output import emit, kib, progress, short, table
+from bevel.cli.output import emit, kib, progress, table
 from bevel.compiler import Options, compile_model, default_output
 from bevel.errors import UsageError
 from bevel.ir.plan import load_plan
+from bevel.report import short_name
 from bevel.runtime.artifact import Artifact
 
 
@@ -73,7 +74,7 @@ def _text(artifact: Artifact, seconds: float) -> list[object]:
     generic = [layer for layer in m["layers"] if layer["kernel"].startswith("generic")]
     macs = sum(layer["macs"] for layer in m["layers"]) or 1
     share = 100 * sum(layer["macs"] for layer in generic) / macs
-    rows = [(short(layer["name"]), layer["op"], layer["kernel"], layer["bits"], layer["macs"]) for layer in m["layers"]]
+    rows = [(short_name(layer["name"]), layer["op"], layer["kernel"], layer["bits"], layer["macs"]) for layer in m["layers"]]
     lines: list[object] = [
         table(f"{artifact.name} for {m['target']['name']}", ("layer", "op", "kernel", "bits", "MACs"), rows),
         f"{len(generic)} of {len(rows)} layers run generic kernels, {share:.1f} % of the MACs",

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from bevel.cli import options
-from bevel.cli.output import emit, short, table
+from bevel.cli.output import emit, table
 from bevel.compiler import bind, load_graph
 from bevel.devices.cost import Roofline, graph_cost
 from bevel.devices.profile import load_profile
 from bevel.errors import UsageError
 from bevel.ir.graph import Level
 from bevel.passes.canonicalize import canonicalize
+from bevel.report import short_name
 
 _SPELLINGS = {"8": "w8a8", "w8a8": "w8a8", "fp32": "fp32"}
 
@@ -56,7 +57,7 @@ def command(model: Path, device: str, bits: str, dims: tuple[str, ...], as_json:
     }
     rows = [
         (
-            short(layer.name),
+            short_name(layer.name),
             layer.op,
             layer.macs,
             *(layer.bits[s].ms * 1e3 for s in specs),

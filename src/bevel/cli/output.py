@@ -20,7 +20,6 @@ from rich.table import Table
 from bevel.compiler import Say
 
 STDERR = Console(stderr=True)
-_NAME_COLUMNS = 48
 
 
 def _reader_left() -> NoReturn:
@@ -85,12 +84,6 @@ def progress() -> Iterator[Say]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield say
-
-
-def short(layer: str) -> str:
-    """A layer name that fits a table: exporters join module paths with semicolons; the last says most."""
-    last = layer.rsplit(";", 1)[-1]
-    return last if len(last) <= _NAME_COLUMNS else "..." + last[3 - _NAME_COLUMNS :]
 
 
 def kib(count: int) -> str:

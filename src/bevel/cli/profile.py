@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from bevel.cli import options
-from bevel.cli.output import emit, short, table
+from bevel.cli.output import emit, table
 from bevel.devices.runner import DeviceRunner
+from bevel.report import short_name
 from bevel.runtime.artifact import Artifact
 
 
@@ -49,10 +50,11 @@ def command(artifact: Path, device: str | None, threads: int, runs: int, as_json
         "total_ms": total / 1e6,
         "layers": layers,
     }
-    rows = [
-        (short(l["name"]), l["op"], l["kernel"], l["bits"], l["ms"] * 1e3, 100 * l["share"], l["macs"] / max(l["ms"], 1e-9) / 1e6)
-        for l in layers
-    ]
+    rows = []
+    for layer in layers:
+        rate = layer["macs"] / max(layer["ms"], 1e-9) / 1e6
+        named = (short_name(layer["name"]), layer["op"], layer["kernel"], layer["bits"])
+        rows.append((*named, layer["ms"] * 1e3, 100 * layer["share"], rate))
     note = "emulated: shares and order only, times mean nothing" if emulated else "median of per-layer timers"
     emit(
         as_json,
