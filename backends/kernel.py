@@ -75,7 +75,8 @@ class Buf:
 class ConvProblem:
     """2-D convolution or GEMM over NHWC buffers with a fused epilogue.
 
-    A GEMM of [M, K] x [N, K] is the 1x1 convolution with h = 1, w = M, c = K, oc = N. Weights are logical [oc, c / groups, kh, kw].
+    A GEMM of [M, K] x [N, K] is the 1x1 convolution with h = 1, w = M, c = K, oc = N. Weights are logical
+    [oc, c / groups, kh, kw].
 
     Attributes:
         dtype: element type of x: "float32", or "int8"/"uint8" codes (`Target.activation_dtype`).
@@ -136,7 +137,8 @@ class ConvConstants:
     Attributes:
         weights: [oc, c / groups, kh, kw] float32 or int8.
         bias: [oc] float32 or int32.
-        multiplier, shift: [oc] int64 dyadic requantization out = clamp(zp + ((acc*m + 2^(n-1)) >> n)), n in 1..62; None unless requantized.
+        multiplier, shift: [oc] int64 dyadic requantization out = clamp(zp + ((acc*m + 2^(n-1)) >> n)), n in 1..62; None unless
+            requantized.
         x_zero_point, y_zero_point: in units of the stored dtypes.
         lo, hi: clamp of the result, in units of the stored output dtype (floats for float32).
     """

@@ -101,9 +101,9 @@ def main() -> int:
         "",
         f"{date.today().isoformat()}, {platform.machine()}, {os.cpu_count()} cores (shared), numpy {np.__version__}, "
         f"TVM {version('apache-tvm')}. `python -m benchmarks.identity.identity --data DIR --write`.",
-        "Every output byte of every sample is compared with the interpreter's. Float models are calibrated on the first 256 samples",
-        "(benchmarks/accuracy calibrates on training images). Top-1 is the artifact's; keyword inputs are cepstrum-shaped noise",
-        "without labels.",
+        "Every output byte of every sample is compared with the interpreter's. Float models are calibrated on the first 256",
+        "samples (benchmarks/accuracy calibrates on training images). Top-1 is the artifact's; keyword inputs are",
+        "cepstrum-shaped noise without labels.",
         "",
         "| model | device | samples | differing bytes | top-1 | |",
         "|---|---|---|---|---|---|",
