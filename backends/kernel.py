@@ -180,7 +180,10 @@ Problem = ConvProblem | NodeProblem
 class Generator(Protocol):
     """One way to compute a class of problems on a class of targets."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What manifests and reports call it; derived loop kernels begin with "generic"."""
+        ...
 
     def legal(self, problem: Problem, target: Target) -> str | None:
         """None when this generator can compute `problem` on `target`, else the reason why not."""
