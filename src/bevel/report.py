@@ -19,7 +19,7 @@ _MAX_BARS = 200
 _NAME_COLUMNS = 48
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8883; --bar: #3b7dd8; --soft: #8881; --warm: #d8853b; }
+:root { color-scheme: light dark; --line: #8883; --bar: #3b7dd8; --share: #3b7dd855; --soft: #8881; }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
@@ -27,11 +27,12 @@ h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 
 .tiles div { background: var(--soft); border-radius: .4rem; padding: .5rem .8rem; overflow-wrap: anywhere; }
 .tiles b { display: block; font-size: 1.15rem; } .tiles span, .note { opacity: .75; font-size: .87rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .87rem; }
-th, td { text-align: left; padding: .22rem .55rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .82rem; }
+th, td { text-align: left; padding: .2rem .45rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { cursor: pointer; user-select: none; } td.n, th.n { text-align: right; }
-td.name { max-width: 22rem; overflow: hidden; text-overflow: ellipsis; }
-td.share { background: linear-gradient(var(--bar), var(--bar)) no-repeat left center / calc(var(--w) * 1%) 70%; min-width: 6rem; }
+td.name { max-width: 17rem; overflow: hidden; text-overflow: ellipsis; }
+td.share { min-width: 4.5rem;
+  background: linear-gradient(var(--share), var(--share)) no-repeat left center / calc(var(--w) * 1%) 70%; }
 svg { width: 100%; height: auto; background: var(--soft); }
 rect { fill: var(--bar); opacity: .55; stroke: var(--bar); stroke-width: .5; } rect:hover { opacity: 1; }
 svg text { font: 11px sans-serif; fill: currentColor; } svg line { stroke: var(--line); }
@@ -165,10 +166,11 @@ def _generic_share(layers: Sequence[Mapping[str, Any]], findings: Findings) -> s
 
 def _layers(manifest: Mapping[str, Any], findings: Findings) -> str:
     timed = _timed(manifest, findings)
-    head = ["#", "layer", "op", "kernel", "bits", "operations"]
+    head = ["#", "layer"]
     head += ["us", "share"] if timed else []
     head += ["predicted us"] if findings.predicted_ms else []
     head += ["Gop/s"] if timed else []
+    head += ["op", "kernel", "bits", "operations"]
     total = sum(findings.layer_ms) or 1.0
     predicted = dict(findings.predicted_ms)
     rows = []
@@ -177,8 +179,6 @@ def _layers(manifest: Mapping[str, Any], findings: Findings) -> str:
         cells = [
             _number(index),
             f"<td class=name title='{_text(name)}' data-sort='{_text(name)}'>{_text(short_name(name))}",
-            *(f"<td>{_text(layer[key])}" for key in ("op", "kernel", "bits")),
-            _number(layer["macs"], f"{layer['macs']:,}"),
         ]
         ms = findings.layer_ms[index] if timed else 0.0
         if timed:
@@ -194,6 +194,8 @@ def _layers(manifest: Mapping[str, Any], findings: Findings) -> str:
         if timed:
             rate = layer["macs"] / max(ms, 1e-9) / 1e6
             cells.append(_number(rate, f"{rate:.1f}" if layer["macs"] else "-"))
+        cells += [f"<td>{_text(layer[key])}" for key in ("op", "kernel", "bits")]
+        cells.append(_number(layer["macs"], f"{layer['macs']:,}"))
         rows.append("<tr>" + "".join(cells))
     text = {"layer", "op", "kernel", "bits", "share"}
     heads = "".join(f"<th{'' if name in text else ' class=n'}>{_text(name)}" for name in head)
