@@ -65,6 +65,9 @@ def test_nan_in_data_of_a_quantized_model(tmp_path: Path, refused: Refused) -> N
 
 RUN_INPUTS: dict[str, tuple[str, np.ndarray, int, str]] = {
     "wrong shape": ("", np.zeros((1, 49, 10, 2), np.float32), 2, KWS_INPUT),
+    "NaN": ("", np.full((1, 49, 10, 1), np.nan, np.float32), 2, "NaN"),
+    "double": ("", np.zeros((1, 49, 10, 1)), 2, "float64"),
+    "two samples": ("", np.zeros((2, 49, 10, 1), np.float32), 2, "[2,49,10,1]"),
     "wrong name": ("nothing=", np.zeros((1, 49, 10, 1), np.float32), 2, "nothing"),
     "wrong dtype": ("", np.zeros((1, 49, 10, 1), np.complex64), 2, KWS_INPUT),
     "text": ("", np.full((1, 49, 10, 1), "a"), 2, KWS_INPUT),

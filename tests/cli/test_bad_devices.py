@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bevel.devices import errors
 from bevel.devices.host import detect_host
 from bevel.devices.profile import Ssh, load_profile, save_profile
-from tests.cli.conftest import KWS, Bevel, save_model
+from tests.cli.conftest import KWS, ROOT, Bevel, save_model
 
 Refused = Callable[..., str]
 # A profile whose code this machine cannot run.
@@ -151,3 +152,18 @@ def test_a_failed_link_leaves_nothing(tmp_path: Path, refused: Refused, monkeypa
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     assert "no space" in refused(4, "compile", KWS, "--device", "host")
+
+
+def test_the_documented_ssh_table_is_read_and_every_error_is_explained(tmp_path: Path) -> None:
+    """docs/devices.md: its [ssh] example, all options switched on, is a valid profile; its table names every error class."""
+    text = (ROOT / "docs" / "devices.md").read_text()
+    example = text[text.index("[ssh]\n") :].partition("```")[0].replace("\n# ", "\n")
+    path = save_profile(replace(load_profile("raspberry-pi-4"), name="kitchen-pi"), tmp_path / "kitchen-pi.toml")
+    path.write_text(path.read_text() + "\n" + example)
+    ssh = load_profile(path).ssh
+    assert ssh is not None
+    assert (ssh.host, ssh.user, ssh.port, ssh.workdir) == ("192.168.1.7", "pi", 22, ".cache/bevel")
+    assert ssh.identity == "~/.ssh/id_pi"
+    for name, value in vars(errors).items():
+        if isinstance(value, type) and issubclass(value, errors.BoardError) and value is not errors.BoardError:
+            assert f"`{name}`" in text, f"docs/devices.md does not explain {name}"

@@ -75,6 +75,7 @@ def command(
 def _read(pairs: tuple[str, ...], artifact: Artifact) -> dict[str, np.ndarray]:
     """Arrays by input name; a bare file serves the only input, an .npz names its own."""
     names = [str(t["name"]) for t in artifact.manifest["inputs"]]
+    quantized = {str(t["name"]): t["scale"] != 0 for t in artifact.manifest["inputs"]}
     arrays: dict[str, np.ndarray] = {}
     for pair in pairs:
         name, separator, file = pair.rpartition("=")
@@ -95,4 +96,6 @@ def _read(pairs: tuple[str, ...], artifact: Artifact) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub":
             raise UsageError(f"input {name!r}: dtype {array.dtype}, expected numbers")
+        if array.dtype.kind == "f" and quantized.get(name) and np.isnan(array).any():
+            raise UsageError(f"input {name!r} holds NaN, for which a quantized input has no code; correct the data")
     return arrays
