@@ -14,13 +14,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bevel.backends.objects import cache_dir
 from bevel.errors import ArtifactError, UsageError
+from bevel.frontend.external_files import external_files
 from bevel.ir.protocols import Target
 from bevel.runtime.artifact import Artifact, replacing
 
@@ -59,7 +60,7 @@ def cache_key(model: Path, target: Target, toolchain: str, choices: Mapping[str,
         graph = Artifact.open(model, verify=False).graph
         _feed([graph] if graph is not None else [], digest)
     else:
-        _feed([model, *_external_data(model)], digest)
+        _feed([model, *external_files(model)], digest)
     if calibration is not None:
         _feed(sorted(calibration.glob("*.npy")) if calibration.is_dir() else [calibration], digest)
     return digest.hexdigest()[:32]
@@ -151,30 +152,3 @@ def _feed(files: list[Path], digest: Any) -> None:
             digest.update(f"{file.name} {file.stat().st_size}\0".encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
-
-
-def _external_data(model: Path) -> list[Path]:
-    """Files an ONNX model keeps its weights in; none for a file that does not parse, which its import will report."""
-    # A tensor stored elsewhere says so in an entry with this key, and few models hold one: most need no parsing here.
-    if model.suffix != ".onnx" or not model.is_file() or b"location" not in model.read_bytes():
-        return []
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from onnx import ModelProto
-
-    try:
-        graph = ModelProto.FromString(model.read_bytes()).graph
-    except DecodeError:
-        return []
-    return sorted({model.parent / entry.value for t in _tensors(graph) for entry in t.external_data if entry.key == "location"})
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Every TensorProto of a GraphProto, subgraphs included."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield attribute.t
-            yield from attribute.tensors
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.ByteSize():
-                    yield from _tensors(inner)
