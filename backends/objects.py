@@ -24,6 +24,7 @@ from bevel.ir.protocols import Target
 
 # A worker spends about a second importing TVM and 0.15 s a kernel; below this many kernels it does not pay.
 _KERNELS_PER_WORKER = 8
+_DIGEST_BYTES = 32
 
 Progress = Callable[[int, int], None]
 
@@ -63,12 +64,13 @@ def compile_kernels(
     """
     folder = cache_dir() / "objects" / generation()
     folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)  # in use: what trims the cache goes by this
     objects: dict[str, bytes] = {}
     missing: list[Kernel] = []
     for kernel in kernels:
-        path = folder / f"{kernel.symbol}.o"
-        if path.is_file():
-            objects[kernel.symbol] = path.read_bytes()
+        code = _load(folder, kernel.symbol)
+        if code is not None:
+            objects[kernel.symbol] = code
         else:
             missing.append(kernel)
     if not missing:
@@ -98,9 +100,20 @@ def compile_kernel(kernel: Kernel, target: Target) -> bytes:
     return compile_object({kernel.symbol: function}, target)
 
 
+def _load(folder: Path, symbol: str) -> bytes | None:
+    """Cached code; None when there is none or the file is damaged."""
+    try:
+        data = (folder / f"{symbol}.o").read_bytes()
+    except FileNotFoundError:
+        return None
+    code, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
 def _store(folder: Path, symbol: str, code: bytes) -> bytes:
+    """Cache `code` with its SHA-256 behind it, which readers of ELF files do not mind."""
     temporary = folder / f".{symbol}.{os.getpid()}"
-    temporary.write_bytes(code)
+    temporary.write_bytes(code + hashlib.sha256(code).digest())
     temporary.replace(folder / f"{symbol}.o")
     return code
 

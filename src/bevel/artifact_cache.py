@@ -21,7 +21,6 @@ from typing import Any
 
 from bevel.backends.objects import cache_dir
 from bevel.errors import ArtifactError, UsageError
-from bevel.frontend.external_files import external_files
 from bevel.ir.protocols import Target
 from bevel.runtime.artifact import Artifact, replacing
 
@@ -60,6 +59,9 @@ def cache_key(model: Path, target: Target, toolchain: str, choices: Mapping[str,
         graph = Artifact.open(model, verify=False).graph
         _feed([graph] if graph is not None else [], digest)
     else:
+        # Imported here: the frontend brings onnx along, and every verb imports this module.
+        from bevel.frontend.external_files import external_files
+
         _feed([model, *external_files(model)], digest)
     if calibration is not None:
         _feed(sorted(calibration.glob("*.npy")) if calibration.is_dir() else [calibration], digest)

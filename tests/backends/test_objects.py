@@ -52,3 +52,13 @@ def test_a_failing_worker_is_an_error_of_the_toolchain() -> None:
     broken = Kernel("bevel_k_broken", "generic", NodeProblem("NoSuchOperator", NoAttrs(), (buf,), (buf,)), {})
     with pytest.raises(ToolchainError, match="kernel compiler process failed"):
         objects.compile_kernels([broken, kernel(8)], TARGET, workers=2)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
+def test_a_damaged_object_is_compiled_again(damage: str, tmp_path: Path) -> None:
+    good = objects.compile_kernels([kernel(8)], TARGET)
+    (path,) = (tmp_path / "cache").rglob("*.o")
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes({"flip": bytes(data), "truncate": bytes(data[:90]), "empty": b""}[damage])
+    assert objects.compile_kernels([kernel(8)], TARGET) == good
