@@ -224,6 +224,14 @@ class Builder:
         """Left shift."""
         return self._ns.T.shift_left(value, amount)
 
+    def bitwise_and(self, a: Expr, b: Expr) -> Expr:
+        """Lanewise and of integers."""
+        return self._ns.T.bitwise_and(a, b)
+
+    def bitwise_or(self, a: Expr, b: Expr) -> Expr:
+        """Lanewise or of integers."""
+        return self._ns.T.bitwise_or(a, b)
+
     def wrapping_add(self, a: Expr, b: Expr, lanes: int = 1) -> Expr:
         """uint32 a + b modulo 2^32: a 64-bit sum truncated, which LLVM narrows to one plain addition without flags."""
         return self.cast(self.cast(a, "uint64", lanes) + self.cast(b, "uint64", lanes), "uint32", lanes)

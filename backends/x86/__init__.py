@@ -1,15 +1,16 @@
-"""Kernel generators for x86-64 with AVX2 or AVX-512."""
+"""Kernel generators for x86-64: AVX-512, AVX2, and SSE2, which every core has."""
 
 from __future__ import annotations
 
 from bevel.backends.kernel import Generator
-from bevel.backends.x86.conv_f32 import CONV_F32_AVX2, CONV_F32_AVX512
-from bevel.backends.x86.conv_int8_avx2 import CONV_INT8_AVX2
+from bevel.backends.x86.conv_f32 import CONV_F32_AVX2, CONV_F32_AVX512, CONV_F32_SSE2
+from bevel.backends.x86.conv_int8_madd import CONV_INT8_AVX2, CONV_INT8_SSE2
 from bevel.backends.x86.conv_int8_vnni import CONV_INT8_VNNI
 from bevel.backends.x86.depthwise import (
     DEPTHWISE_F32_AVX2,
     DEPTHWISE_F32_AVX512,
     DEPTHWISE_INT8_AVX2,
+    DEPTHWISE_INT8_SSE2,
     DEPTHWISE_INT8_VNNI,
 )
 
@@ -17,10 +18,13 @@ from bevel.backends.x86.depthwise import (
 GENERATORS: tuple[Generator, ...] = (
     CONV_F32_AVX512,
     CONV_F32_AVX2,
+    CONV_F32_SSE2,
     CONV_INT8_VNNI,
     CONV_INT8_AVX2,
+    CONV_INT8_SSE2,
     DEPTHWISE_F32_AVX512,
     DEPTHWISE_F32_AVX2,
     DEPTHWISE_INT8_VNNI,
     DEPTHWISE_INT8_AVX2,
+    DEPTHWISE_INT8_SSE2,
 )

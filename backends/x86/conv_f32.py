@@ -1,7 +1,9 @@
-"""float32 dense convolution and GEMM with FMA: AVX-512 (zmm) and AVX2 (ymm).
+"""float32 dense convolution and GEMM: FMA with AVX-512 (zmm) and AVX2 (ymm), mulps and addps with SSE2 (xmm).
 
 Register tiles: AVX-512 has 32 registers, 14 x 2 is 28 accumulators, 2 weight vectors, and broadcasts folded into the FMA or one
-temporary. AVX2 has 16: 6 x 2 is 12 accumulators, 2 weight vectors, 1 broadcast.
+temporary. AVX2 has 16: 6 x 2 is 12 accumulators, 2 weight vectors, 1 broadcast. SSE2
+has 16 too, and two-operand instructions: every product needs a register of its own, and a broadcast costs a shuffle that few
+pixels and many vectors keep rare.
 """
 
 from __future__ import annotations
@@ -27,6 +29,14 @@ class FmaKernel(MicroKernel):
         return k.fma(x, w, acc, self.lanes)
 
 
+class MulAddKernel(FmaKernel):
+    """Two roundings: SSE2 has no FMA, so LLVM cannot contract them."""
+
+    def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """Multiply, then add."""
+        return acc + x * w
+
+
 # Two FMAs per cycle with a latency of four.
 _PIPELINE = Pipeline(macs=2, loads=2, in_flight=8)
 
@@ -49,4 +59,15 @@ CONV_F32_AVX2 = ConvGenerator(
     micro=FmaKernel(8),
     shapes=((6, 2), (8, 1), (4, 3)),
     pipeline=_PIPELINE,
+)
+CONV_F32_SSE2 = ConvGenerator(
+    name="x86_conv_f32_sse2",
+    arch="x86_64",
+    features=("sse2",),
+    dtype="float32",
+    out_dtypes=("float32",),
+    micro=MulAddKernel(4),
+    shapes=((1, 8), (2, 4)),
+    # Three ports share multiplications, additions and broadcasts; only the addition chains.
+    pipeline=Pipeline(macs=1.5, loads=2, in_flight=4),
 )

@@ -1,4 +1,4 @@
-"""Depthwise convolution on x86: float32 by FMA, int8 by vpdpbusd (AVX-512 VNNI) or vpmaddwd (AVX2), both exact.
+"""Depthwise convolution on x86: float32 by FMA, int8 by vpdpbusd (AVX-512 VNNI) or pmaddwd (AVX2, SSE2), all exact.
 
 The integer kernels interleave the bytes (words) of four (two) input rows, so that one dot-product instruction sums several
 kernel rows of the same channel. Unpacking works within 128-bit lanes, which permutes channels; the two packs that narrow the
@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from bevel.backends.kernel import Array, ConvConstants
 from bevel.backends.kernels.depthwise import DepthwiseGenerator, DepthwiseKernel
 from bevel.backends.tvm import Buffer, Builder, Expr
-from bevel.backends.x86 import requantize
+from bevel.backends.x86 import requantize, requantize_sse2
+from bevel.backends.x86.conv_int8_madd import madd
 
 
 class FmaDepthwise(DepthwiseKernel):
@@ -90,9 +91,8 @@ class VnniDepthwise(DepthwiseKernel):
 
 
 class MaddDepthwise(DepthwiseKernel):
-    """Two kernel rows at a time, blocks of 16 channels in two accumulator vectors."""
+    """Two kernel rows at a time, one block of channels in two accumulator vectors."""
 
-    widths = (16,)
     vectors = 2
     kgroup = 2
     acc_dtype = "uint32"
@@ -106,12 +106,18 @@ class MaddDepthwise(DepthwiseKernel):
         return [k.shuffle([a, b], half) for half in _unpack_lanes(width, 1, 8)]
 
     def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr, width: int) -> Expr:
-        """Two products per lane; the sum wraps, which the biased input codes need."""
-        return k.wrapping_add(acc, k.bitcast(k.call("int32x8", "llvm.x86.avx2.pmadd.wd", x, w), "uint32", 8), 8)
+        """Two products per lane."""
+        return madd(k, acc, x, w, width // 2)
 
     def order(self, width: int) -> Sequence[int]:
-        """Vector v holds words 4v..4v+3 of both 128-bit lanes."""
-        return [lane * 8 + v * 4 + i for v in range(2) for lane in range(2) for i in range(4)]
+        """Vector v holds words 4v..4v+3 of every 128-bit lane."""
+        return [lane * 8 + v * 4 + i for v in range(2) for lane in range(width // 8) for i in range(4)]
+
+
+class Avx2Depthwise(MaddDepthwise):
+    """Blocks of 16 channels."""
+
+    widths = (16,)
 
     def pack_requantize(self, constants: ConvConstants, width: int) -> Array:
         """See `bevel.backends.x86.requantize`."""
@@ -127,6 +133,26 @@ class MaddDepthwise(DepthwiseKernel):
         halves = [k.shuffle([words], range(h * 8, h * 8 + 8)) for h in range(2)]
         codes = k.bitcast(k.call("int8x16", "llvm.x86.sse2.packuswb.128", *halves), "uint8", 16)
         return requantize.clamp_codes(k, codes, width, limits)
+
+
+class Sse2Depthwise(MaddDepthwise):
+    """Blocks of 8 channels, in order."""
+
+    widths = (8,)
+    # The stack is aligned to these vectors: spilled constants are memory operands, those read again are loads of their own.
+    reload_constants = False
+
+    def pack_requantize(self, constants: ConvConstants, width: int) -> Array:
+        """See `bevel.backends.x86.requantize_sse2`."""
+        return requantize_sse2.pack(constants)
+
+    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, width: int) -> Expr:
+        """See `bevel.backends.x86.requantize_sse2`."""
+        return requantize_sse2.requantize(k, sums, params, channel)
+
+    def codes(self, k: Builder, values: Sequence[Expr], width: int, limits: Sequence[Expr]) -> Expr:
+        """See `bevel.backends.x86.requantize_sse2`."""
+        return k.shuffle([requantize_sse2.saturate(k, values, limits)], range(width))
 
 
 DEPTHWISE_F32_AVX512 = DepthwiseGenerator(
@@ -162,6 +188,15 @@ DEPTHWISE_INT8_AVX2 = DepthwiseGenerator(
     features=("avx2",),
     dtype="uint8",
     out_dtypes=("uint8", "int32"),
-    micro=MaddDepthwise(),
+    micro=Avx2Depthwise(),
     tile_widths=(3, 1),
+)
+DEPTHWISE_INT8_SSE2 = DepthwiseGenerator(
+    name="x86_depthwise_int8_sse2",
+    arch="x86_64",
+    features=("sse2",),
+    dtype="uint8",
+    out_dtypes=("uint8", "int32"),
+    micro=Sse2Depthwise(),
+    tile_widths=(3, 2, 1),
 )

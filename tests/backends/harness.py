@@ -29,7 +29,7 @@ GUARD_BYTE = 0xA5
 # Behind an input: what a kernel may read but must not depend on. As float32 it is a NaN.
 TAIL_BYTE = 0xFF
 
-X86_BASE = Target("test-x86", "x86_64", frozenset(), "x86-64", "x86_64-linux-gnu")
+X86_BASE = Target("test-x86", "x86_64", frozenset({"sse2"}), "x86-64", "x86_64-linux-gnu")
 X86_AVX2 = Target("test-avx2", "x86_64", frozenset({"avx2", "fma"}), "haswell", "x86_64-linux-gnu")
 X86_AVX512 = Target(
     "test-avx512",
