@@ -8,7 +8,11 @@ from typing import Any
 
 
 def external_files(model: Path) -> list[Path]:
-    """Files the ONNX file `model` keeps its weights in; none for a file that does not parse, which its import will report."""
+    """Files the ONNX file `model` keeps its weights in.
+
+    None for a file that does not parse, and none outside the model's folder: its import refuses such a model, and a hostile one
+    must not choose what is read.
+    """
     # A tensor stored elsewhere says so in an entry with this key, and few models hold one: most need no parsing here.
     if model.suffix != ".onnx" or not model.is_file() or b"location" not in (data := model.read_bytes()):
         return []
@@ -20,7 +24,9 @@ def external_files(model: Path) -> list[Path]:
         graph = ModelProto.FromString(data).graph
     except DecodeError:
         return []
-    return sorted({model.parent / entry.value for t in _tensors(graph) for entry in t.external_data if entry.key == "location"})
+    folder = model.parent.resolve()
+    named = {folder / entry.value for t in _tensors(graph) for entry in t.external_data if entry.key == "location"}
+    return sorted(path for path in named if path.resolve().is_relative_to(folder))
 
 
 def _tensors(graph: Any) -> Iterator[Any]:

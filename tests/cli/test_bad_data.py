@@ -175,8 +175,9 @@ def test_compile_options_that_cannot_be_meant(kind: str, small: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("args", [["compile"], ["compile", "m.onnx"], ["frobnicate"], ["run", "a", "--threads", "0"]])
-def test_usage_errors_of_the_parser_are_json_as_well(args: list[str], refused: Refused) -> None:
-    assert refused(2, *args)
+def test_usage_errors_of_the_parser_are_json_as_well(args: list[str], refused: Refused, bevel: Bevel) -> None:
+    assert "--help" in refused(2, *args)
+    assert bevel(*args, "--json").json["error"]["kind"] == "UsageError"
 
 
 def test_a_symbolic_dimension_is_bound_on_the_command_line(tmp_path: Path, refused: Refused, bevel: Bevel) -> None:

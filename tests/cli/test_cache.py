@@ -16,6 +16,7 @@ import pytest
 from bevel import artifact_cache, compiler
 from bevel.compiler import Options, compile_model
 from bevel.devices.profile import load_profile, save_profile
+from bevel.frontend.external_files import external_files
 from bevel.ir.plan import loads_plan
 from tests.cli.conftest import ROOT, images, save, save_model
 
@@ -126,6 +127,18 @@ def test_external_weights_count(tmp_path: Path) -> None:
     data[0] ^= 1
     (tmp_path / "odd.name").write_bytes(data)
     assert artifact_cache.cache_key(tmp_path / "m.onnx", target, "cc", {}, None) != before
+
+
+def test_a_hostile_model_does_not_choose_what_is_read(tmp_path: Path) -> None:
+    model = onnx.load(save_model(tmp_path / "m.onnx"))
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for location in ("../../../../../proc/kcore", "/proc/kcore"):
+        del tensor.external_data[:]
+        tensor.external_data.add(key="location", value=location)
+        onnx.save(model, tmp_path / "m.onnx")
+        assert external_files(tmp_path / "m.onnx") == []
 
 
 @pytest.mark.parametrize("damage", ["flip", "missing", "manifest"])

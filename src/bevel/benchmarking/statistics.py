@@ -71,4 +71,4 @@ def summarize(
     if degrees < 1:
         return Latency(center, p10, (float(everything.min()), float(everything.max())), cpu_center, share)
     half = t95(degrees) * float(medians.std(ddof=1)) / float(np.sqrt(len(medians)))
-    return Latency(center, p10, (center - half, center + half), cpu_center, share)
+    return Latency(center, p10, (max(0.0, center - half), center + half), cpu_center, share)

@@ -17,7 +17,7 @@ from typing import NoReturn
 import click
 
 from bevel import __version__
-from bevel.errors import BevelError
+from bevel.errors import BevelError, UsageError
 
 _USAGE, _MACHINE, _DEFECT, _INTERRUPTED, _TERMINATED = 2, 4, 70, 130, 143
 
@@ -78,13 +78,17 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except Exception as error:
         sys.exit(_report(error, arguments))
     except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(_INTERRUPTED)
+        sys.exit(_report(click.Abort(), arguments))
     sys.exit(0)
 
 
 def _terminate(_signal: int, _frame: object) -> NoReturn:
     sys.exit(_TERMINATED)
+
+
+def _kind(error: Exception) -> str:
+    """What JSON calls an error: bevel's class, and for the parser's many classes the one they amount to."""
+    return UsageError.__name__ if isinstance(error, click.ClickException) else type(error).__name__
 
 
 def _describe(error: Exception) -> tuple[str, int]:
@@ -121,5 +125,5 @@ def _report(error: Exception, arguments: list[str]) -> int:
         traceback.print_exception(error)
     click.echo(f"error: {message}", err=True)
     if "--json" in arguments:
-        click.echo(json.dumps({"error": {"kind": type(error).__name__, "message": message, "exit_code": code}}))
+        click.echo(json.dumps({"error": {"kind": _kind(error), "message": message, "exit_code": code}}))
     return code

@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from bevel.benchmarking.host import PROCESSES, Contest, find_peers, measure_host
-from bevel.benchmarking.statistics import UNSTABLE, Latency, summarize
+from bevel.benchmarking.statistics import MOST_DISTURBED, UNSTABLE, Latency, summarize
 from bevel.cli import options
 from bevel.cli.output import emit, progress, table
 from bevel.compiler import Say
@@ -97,10 +97,13 @@ def command(
     if emulated:
         text.append("emulated: these times say nothing about the device's speed")
     elif latency.unstable:
-        text.append(
-            f"unstable: processes disagree by more than {100 * UNSTABLE:.0f} %, or other programs disturbed "
-            f"{100 * latency.disturbed:.0f} % of the blocks; close them and measure again"
+        busy = latency.disturbed > MOST_DISTURBED
+        why = (
+            f"other programs disturbed {100 * latency.disturbed:.0f} %"
+            if busy
+            else f"processes disagree by over {100 * UNSTABLE:.0f} %"
         )
+        text.append(f"unstable: {why}; close other programs and measure again. Ratios suffer less: contestants are interleaved")
     emit(as_json, document, text)
 
 
