@@ -26,6 +26,8 @@ from bevel.ir.graph import Graph, Level
 from bevel.ir.plan import FP32, W8A8, Bits, CompressionPlan, parse_bits
 from bevel.ir.types import Dim, Float, Int, Quant
 from bevel.passes.bind_dims import bind_dims
+from bevel.passes.canonicalize import CANONICAL
+from bevel.passes.pipeline import Pass, print_pipeline, run_passes
 from bevel.report import write_report
 from bevel.runtime.artifact import Artifact
 from bevel.runtime.manifest import read_manifest
@@ -119,21 +121,44 @@ def _no_such_model(model: Path) -> UsageError:
     return UsageError(f"{model}: no such file; expected an .onnx model, a saved graph (.ir) or an artifact directory")
 
 
-def prepare(graph: Graph, options: Options, say: Say = _silent) -> Graph:
+@dataclass
+class Trace:
+    """What `prepare` is watched by.
+
+    Attributes:
+        dump: called with the name and result of every pass.
+        applied: gets the passes that ran, for provenance.
+    """
+
+    dump: Callable[[str, Graph], None] | None = None
+    applied: list[Pass] = field(default_factory=list)
+
+    def run(self, graph: Graph, *passes: Pass) -> Graph:
+        """`graph` after `passes`, each verified before and after."""
+        self.applied.extend(passes)
+        return run_passes(graph, passes, dump_after=self.dump)
+
+
+def prepare(graph: Graph, options: Options, say: Say = _silent, trace: Trace | None = None) -> Graph:
     """Canonicalize and, for 8 bits, quantize to INTEGER.
+
+    Args:
+        graph: as imported.
+        options: precision, plan, calibration data.
+        say: progress.
+        trace: watches the passes.
 
     Raises:
         CalibrationError: a float model is to be quantized without, or with unfit, calibration data.
         InvalidPlan: the plan does not fit the model.
         UsageError: bits that the model's level does not allow.
     """
-    from bevel.passes.canonicalize import canonicalize
-
+    trace = trace or Trace()
     precision, method = options.precision(), options.calibration_method()
     if options.plan is not None:
         options.plan.validate(graph)
     if graph.level is not Level.INTEGER:
-        graph = canonicalize(graph)
+        graph = trace.run(graph, *CANONICAL)
     kept = _kept_float(graph, options.plan)
     if precision == FP32 and not _any_at(W8A8, options.plan):
         if graph.level is not Level.FLOAT:
@@ -158,8 +183,8 @@ def prepare(graph: Graph, options: Options, say: Say = _silent) -> Graph:
             kept,
             progress=lambda done: say("calibrate", min(done * CALIBRATION_BATCH, total), total),
         )
-        graph = calibrate.run(graph)
-    return ToInteger().run(graph)
+        return trace.run(graph, calibrate, ToInteger())
+    return trace.run(graph, ToInteger())
 
 
 def _any_at(bits: Bits, plan: CompressionPlan | None) -> bool:
@@ -208,7 +233,9 @@ def bind(graph: Graph, dims: Mapping[str, int]) -> Graph:
     return bind_dims(graph, extents(graph, dims))
 
 
-def compile_model(model: str | Path, output: str | Path, options: Options, say: Say = _silent) -> tuple[Artifact, float]:
+def compile_model(
+    model: str | Path, output: str | Path, options: Options, say: Say = _silent, trace: Trace | None = None
+) -> tuple[Artifact, float]:
     """Compile `model` into the artifact directory `output`, which appears whole or not at all.
 
     Args:
@@ -216,6 +243,7 @@ def compile_model(model: str | Path, output: str | Path, options: Options, say: 
         output: by convention NAME.bevel; replaced if it is an artifact.
         options: device, bits, data.
         say: progress: (stage, done, total).
+        trace: watches the passes, which then run even where the cache holds the artifact.
 
     Returns:
         The artifact and the seconds it took.
@@ -241,19 +269,20 @@ def compile_model(model: str | Path, output: str | Path, options: Options, say: 
     check_output(output)
     toolchain = find_toolchain(profile.arch)
     key = artifact_cache.cache_key(model, profile.target(), toolchain.description, choices, options.calibration)
-    if (found := artifact_cache.fetch(key, output)) is not None:
+    if trace is None and (found := artifact_cache.fetch(key, output)) is not None:
         return found, time.monotonic() - start
     say("import", 0, 1)
     graph = load_graph(model, options.dims)
     batch = extents(graph, {})
-    graph = bind(prepare(graph, options, say), batch)
+    trace = trace or Trace()
+    graph = bind(prepare(graph, options, say, trace), batch)
     with artifact_cache.staging(key) as folder:
         artifact = build(
             graph,
             profile,
             Path(folder) / output.name,
             options,
-            provenance=_provenance(model, options, key),
+            provenance=_provenance(model, options, key, trace),
             say=say,
         )
         artifact_cache.store(write_report(artifact), key)
@@ -376,7 +405,7 @@ def _random_input(elem: object, shape: tuple[int, ...], rng: np.random.Generator
     return rng.integers(0, 2, shape).astype(bool)
 
 
-def _provenance(model: Path, options: Options, key: str) -> dict[str, Any]:
+def _provenance(model: Path, options: Options, key: str, trace: Trace) -> dict[str, Any]:
     from importlib import metadata
 
     return {
@@ -385,6 +414,7 @@ def _provenance(model: Path, options: Options, key: str) -> dict[str, Any]:
         "model": model.name,
         "key": key,
         "bits": str(options.precision()),
+        "pipeline": print_pipeline(trace.applied),
         "calibration": {"method": options.calibration_method(), "samples": options.samples} if options.calibration else None,
         "plan": json.loads(options.plan.dumps()) if options.plan is not None else None,
     }

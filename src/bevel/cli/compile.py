@@ -8,9 +8,12 @@ import click
 
 from bevel.cli import options
 from bevel.cli.output import emit, kib, progress, table
-from bevel.compiler import Options, compile_model, default_output
+from bevel.compiler import Options, Trace, compile_model, default_output
 from bevel.errors import UsageError
+from bevel.ir.graph import Graph
 from bevel.ir.plan import load_plan
+from bevel.ir.text import print_graph
+from bevel.passes.pipeline import lookup_pass
 from bevel.report import short_name
 from bevel.runtime.artifact import Artifact
 
@@ -24,6 +27,7 @@ from bevel.runtime.artifact import Artifact
 @click.option("--method", help="Calibration method.  [default: minmax, or the plan's]")
 @click.option("--dim", "dims", multiple=True, metavar="NAME=N", help="Extent of a symbolic dimension; repeatable.")
 @click.option("--plan", type=click.Path(path_type=Path), help="Compression plan (JSON): precision layer by layer.")
+@click.option("--dump-ir-after", "dump", metavar="PASS|all", help="Print the graph after a pass, or after every one, on stderr.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: MODEL.bevel]")
 @options.universal
 def command(
@@ -35,6 +39,7 @@ def command(
     method: str | None,
     dims: tuple[str, ...],
     plan: Path | None,
+    dump: str | None,
     output: Path | None,
     as_json: bool,
     verbose: bool,
@@ -51,8 +56,25 @@ def command(
     loaded = load_plan(plan) if plan is not None else None
     chosen = Options(device, bits or "8", calib, samples, method or "minmax", options.parse_dims(dims), loaded)
     with progress() as say:
-        artifact, seconds = compile_model(model, output or default_output(model, device), chosen, say)
+        trace = _dumping(dump) if dump is not None else None
+        artifact, seconds = compile_model(model, output or default_output(model, device), chosen, say, trace)
     emit(as_json, _document(artifact, seconds), _text(artifact, seconds))
+
+
+def _dumping(wanted: str) -> Trace:
+    """A trace that prints graphs after the wanted passes.
+
+    Raises:
+        UsageError: there is no such pass.
+    """
+    if wanted != "all":
+        lookup_pass(wanted)
+
+    def dump(name: str, graph: Graph) -> None:
+        if wanted in ("all", name):
+            click.echo(f"// after {name}\n{print_graph(graph)}", err=True)
+
+    return Trace(dump)
 
 
 def _document(artifact: Artifact, seconds: float) -> dict[str, object]:
