@@ -173,10 +173,10 @@ def test_requantization_is_exact_at_the_extremes(isa: str, tmp_path: Path) -> No
     target = TARGETS[isa]
     skip_unless_runs(target)
     low, high = -(2**31), 2**31 - 1
-    shifts = [1, 2, 29, 30, 31, 32, 33, 40, 53, 54, 55, 61, 62]
+    shifts = [1, 2, 20, 21, 22, 29, 30, 31, 32, 33, 34, 40, 53, 54, 55, 61, 62]
     multipliers = [0, 1 << 30, (1 << 30) + 1, 3 << 29, high]
     # x - zero point spans [-37, 218] for weight 1: biases keep every sum in int32.
-    biases = [low + 37, low + 38, -(1 << 20), -219, -1, 0, 1, 37, 12345, 1 << 24, high - 219, high - 218]
+    biases = [low + 37, low + 38, -(1 << 20), -32900, -219, -1, 0, 1, 37, 12345, 32650, 1 << 24, high - 219, high - 218]
     grid = np.array([(m, n, b) for m in multipliers for n in shifts for b in biases], np.int64)
     channels = len(grid)
     x = np.arange(256, dtype=np.uint8)
