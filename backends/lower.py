@@ -169,10 +169,15 @@ class _Lowering:
         key = (source.name, buf.layout or row_major(len(buf.shape)), buf.dtype)
         if key not in self.copies:
             copy = self._new(name, buf)
-            problem = NodeProblem("Copy", NoAttrs(), (source.buf,), (buf,), (1.0, 1.0))
-            self.calls.append(_Call(source.name, "Copy", problem, [source], copy, bytes=source.buf.nbytes + buf.nbytes))
+            self._call_copy(source.name, source, copy)
             self.copies[key] = copy
         return self.copies[key]
+
+    def _call_copy(self, layer: str, source: _Tensor, copy: _Tensor) -> None:
+        problem = NodeProblem("Copy", NoAttrs(), (source.buf,), (copy.buf,), (1.0, 1.0))
+        moved = source.buf.nbytes + copy.buf.nbytes
+        bits = "fp32" if source.buf.dtype.startswith("float") else "w8a8"
+        self.calls.append(_Call(layer, "Copy", problem, [source], copy, bytes=moved, bits=bits))
 
     def _operand(self, value: Value, layout: Layout | None) -> _Tensor | Array:
         """A node's operand in `layout` (None: whichever it has) and the target's stored dtype."""
@@ -203,8 +208,7 @@ class _Lowering:
             view.base = tensor.base
             return view
         copy = self._new(f"{value.name}.out{len(self.outputs)}", buf)
-        problem = NodeProblem("Copy", NoAttrs(), (tensor.buf,), (buf,), (1.0, 1.0))
-        self.calls.append(_Call(value.name, "Copy", problem, [tensor], copy, bytes=tensor.buf.nbytes + buf.nbytes))
+        self._call_copy(value.name, tensor, copy)
         return copy
 
     # Nodes to problems -----------------------------------------------------------------------------------------------
