@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+# No test may depend on how fast the machine is; in CI every run tries the same examples.
+hypothesis.settings.register_profile(
+    "bevel", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("bevel")
 
 
 def pytest_configure() -> None:
