@@ -150,17 +150,14 @@ class _Lowering:
         zero = elem.zero_point[0] if isinstance(elem, Quant) and elem.per_tensor else 0
         return Buf(type_.static_shape, type_.dtype.name, None, zero)
 
-    def _new(self, name: str, buf: Buf) -> _Tensor:
-        return _Tensor(name, buf)
-
     def _define(self, value: Value, layout: Layout) -> _Tensor:
-        tensor = self._new(value.name, buffer_of(value.type, layout, self.target))
+        tensor = _Tensor(value.name, buffer_of(value.type, layout, self.target))
         self.tensors[value] = tensor
         return tensor
 
     def _alias(self, value: Value, source: _Tensor, layout: Layout) -> None:
         buf = buffer_of(value.type, layout, self.target)
-        tensor = self._new(value.name, replace(buf, dtype=source.buf.dtype, zero_point=source.buf.zero_point))
+        tensor = _Tensor(value.name, replace(buf, dtype=source.buf.dtype, zero_point=source.buf.zero_point))
         tensor.base = source.base
         self.tensors[value] = tensor
 
@@ -168,7 +165,7 @@ class _Lowering:
         """`source` in the layout and stored dtype of `buf`."""
         key = (source.name, buf.layout or row_major(len(buf.shape)), buf.dtype)
         if key not in self.copies:
-            copy = self._new(name, buf)
+            copy = _Tensor(name, buf)
             self._call_copy(source.name, source, copy)
             self.copies[key] = copy
         return self.copies[key]
@@ -190,7 +187,7 @@ class _Lowering:
         if equivalent(wanted.shape, tensor.layout, wanted_layout) and wanted.dtype == tensor.buf.dtype:
             if tensor.layout == wanted_layout:
                 return tensor
-            view = self._new(tensor.name, wanted)
+            view = _Tensor(tensor.name, wanted)
             view.base = tensor.base
             return view
         return self._copy(tensor, wanted, f"{value.name}.copy{len(self.copies)}")
@@ -204,10 +201,10 @@ class _Lowering:
         shared = any(tensor.base is t.base for _, t in (*self.inputs, *self.outputs))
         same = tensor.buf.dtype == buf.dtype and equivalent(buf.shape, tensor.layout, row_major(len(buf.shape)))
         if same and not shared:
-            view = self._new(value.name, buf)
+            view = _Tensor(value.name, buf)
             view.base = tensor.base
             return view
-        copy = self._new(f"{value.name}.out{len(self.outputs)}", buf)
+        copy = _Tensor(f"{value.name}.out{len(self.outputs)}", buf)
         self._call_copy(value.name, tensor, copy)
         return copy
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -295,8 +296,13 @@ def _check_machine(artifact: Artifact) -> None:
 
 
 def _load(path: Path) -> ctypes.CDLL:
+    # The loader knows libraries by name: under its own path a library compiled again would be the one loaded before. Under a
+    # name of its own it is known by its inode, which the old one keeps while it is loaded.
     try:
-        library = ctypes.CDLL(str(path.resolve()))
+        with tempfile.TemporaryDirectory(prefix="bevel-load-") as folder:
+            link = Path(folder) / path.name
+            link.symlink_to(path.resolve())
+            library = ctypes.CDLL(str(link))
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be loaded ({error}); copy or compile the artifact again") from error
     model, size, status = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int

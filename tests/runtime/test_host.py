@@ -53,6 +53,22 @@ def test_several_instances(built: Artifact, tiny: Any, write_tiny: Callable[...,
         models[0][0].run()
 
 
+def test_a_model_compiled_again_is_loaded_anew(tiny: Any, write_tiny: Callable[..., Artifact], tmp_path: Path) -> None:
+    """The library that another instance of this process still uses does not stand in for the new one at its path."""
+    table = np.roll(tiny.table, 1)
+    weights = table.tobytes() + tiny.schedule.weights[256:]
+    other = replace(tiny, table=table, schedule=replace(tiny.schedule, weights=weights, name="other", graph_hash="cd" * 32))
+    x = tiny.inputs(1)["x"]
+    models = []
+    for version in (tiny, other):
+        model = HostModel(write_tiny(version, tmp_path / "m.bevel"))
+        model.set_inputs({"x": x})
+        models.append((model, version))
+    for model, version in models:
+        model.run()
+        np.testing.assert_array_equal(model.outputs()["rows"], version.reference(x)["rows"])
+
+
 def test_float_conversion_is_the_contract(built: Artifact) -> None:
     """set_inputs_float equals Quant.quantize for ties, denormals, infinities, random values; outputs_float equals dequantize."""
     rng = np.random.default_rng(0)
