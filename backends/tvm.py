@@ -84,7 +84,6 @@ class Builder:
 
     def __init__(self, symbol: str) -> None:
         self._ns = _tvm()
-        self._frames: list[AbstractContextManager[Any]] = []
         self._builder = self._ns.IRBuilder()
         self._symbol = symbol
         self.function: PrimFunc = None
@@ -192,10 +191,6 @@ class Builder:
         """Both arms are evaluated; lanewise for vectors."""
         return self._ns.T.Select(condition, then, otherwise)
 
-    def guard(self, condition: Expr, then: Expr, otherwise: Expr) -> Expr:
-        """Only the chosen arm is evaluated (a branch): for loads that may be out of range."""
-        return self._ns.T.if_then_else(condition, then, otherwise)
-
     def min(self, a: Expr, b: Expr) -> Expr:
         """Lanewise minimum."""
         return self._ns.T.min(a, b)
@@ -239,10 +234,6 @@ class Builder:
     def call(self, result: str, intrinsic: str, *operands: Expr) -> Expr:
         """A pure LLVM intrinsic, for example `call("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, u8, s8)`."""
         return self._ns.T.call_llvm_pure_intrin(result, intrinsic, *operands)
-
-    def effect(self, result: str, intrinsic: str, *operands: Expr) -> None:
-        """An LLVM intrinsic called for its effect (AMX tile loads, masked stores)."""
-        self._ns.B.evaluate(self._ns.T.call_llvm_intrin(result, intrinsic, *operands))
 
     def fma(self, a: Expr, b: Expr, c: Expr, lanes: int = 1) -> Expr:
         """float32 a * b + c with one rounding."""
@@ -348,11 +339,3 @@ def compile_object(functions: Mapping[str, PrimFunc], target: Target) -> bytes:
         path = Path(folder) / "k.o"
         built.write_to_file(os.fspath(path))
         return path.read_bytes()
-
-
-def llvm_ir(functions: Mapping[str, PrimFunc], target: Target) -> str:
-    """The LLVM IR of kernels, for `--dump` and tests."""
-    ns = _tvm()
-    llvm = _llvm_target(target)
-    built = ns.tvm.get_global_func("target.build.llvm")(_lower(functions, llvm), llvm)
-    return str(built.inspect_source("ll"))

@@ -2,8 +2,9 @@
 
 A layer takes the longest of its arithmetic at the core's peak and its traffic at the bandwidth of the cache level that holds
 it, plus the cost of a kernel call (Williams, Waterman and Patterson, 2009). Arithmetic peaks are derated for the shapes kernels
-cannot fill: output channels beyond whole vectors, depthwise convolutions, which reuse no weight across channels. Estimates are
-static; better providers (measured tables, learned residuals) answer the same protocol.
+cannot fill: output channels beyond whole vectors, depthwise convolutions, which reuse no weight across channels. Results of
+int8 layers are requantized, which short reductions do not hide. Estimates are static; better providers (measured tables, learned
+residuals) answer the same protocol.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ _BYTES = {"fp32": (4, 4), "w8a8": (1, 1)}
 # int8 depthwise spends most of its time in the int64 requantization; fp32 depthwise is bound by loads. Shares of the peak
 # reached by good depthwise kernels on an AVX-512 core, 56x56x192 stride 1: 22 GMAC/s fp32, 47 GMAC/s int8.
 _DEPTHWISE_SHARE = {"fp32": 0.26, "w8a8": 0.14}
-# Scalar operations of non-MAC operators: one vector instruction handles as many elements as an FMA does.
-_ELEMENTWISE_SHARE = {"fp32": 1.0, "w8a8": 0.15}
-# A static roofline has no measured error; this is how far good kernels were seen from it on the shapes of docs/kernels.md.
-_LOW, _HIGH = 0.7, 2.0
+# Elements of Add, pools and the like per cycle and 32-bit lane. Measured with 65,536 elements at 2.7 GHz: 3.4 a cycle on AVX-512,
+# 2.8 on AVX2, 1.4 on SSE2, int8 and float32 alike.
+_ELEMENTS_PER_LANE = 0.25
+# Accumulators requantized per cycle: 1.9 on AVX-512 (ResNet-8's layers, time beyond their MACs), 1.0 on A72 (llvm-mca).
+_LANES_PER_REQUANTIZED, _LEAST_REQUANTIZED = 8, 1.0
+# Measured over predicted on one AVX-512 core, fp32 and int8: whole models (ResNet-8, ResNet-20, DS-CNN) 0.84 to 1.22; single
+# layers 0.2 (tiny pools) to 2.3 (Pad). The interval covers whole models with room for kernels measured on no device.
+_LOW, _HIGH = 0.5, 2.0
 
 
 @dataclass(frozen=True)
@@ -44,21 +49,24 @@ class Roofline:
             raise UsageError(f"static costs are known for {', '.join(_BYTES)}, not {bits!r}")
         if Trait.VIEW in lookup(node.op).traits:
             return Estimate(0.0, 0.0, 0.0, "static")
-        peaks = self.profile.peaks
-        peak = (peaks.fp32_gmacs if bits == "fp32" else peaks.int8_gmacs).value * 1e9
-        seconds = max(lookup(node.op).cost(node).macs / (peak * self._share(node, bits)), self._traffic(node, bits))
-        ms = seconds * 1e3 + peaks.launch_us.value * 1e-3
+        ms = max(self._arithmetic(node, bits), self._traffic(node, bits)) * 1e3 + self.profile.peaks.launch_us.value * 1e-3
         return Estimate(ms, ms * _LOW, ms * _HIGH, "static")
 
-    def _share(self, node: Node, bits: str) -> float:
-        """Share of the arithmetic peak the node's shape allows."""
+    def _arithmetic(self, node: Node, bits: str) -> float:
+        """Seconds to compute the node with its operands at hand."""
+        macs, lanes, hertz = lookup(node.op).cost(node).macs, self._lanes(), self.profile.clock_ghz * 1e9
         if Trait.WEIGHTED not in lookup(node.op).traits:
-            return _ELEMENTWISE_SHARE[bits]
+            return macs / (hertz * lanes * _ELEMENTS_PER_LANE)
+        peaks = self.profile.peaks
+        peak = (peaks.fp32_gmacs if bits == "fp32" else peaks.int8_gmacs).value * 1e9
         weights = node.inputs[1].type.static_shape
         if len(weights) == 4 and node.attrs.groups == weights[0] and weights[1] == 1:
-            return _DEPTHWISE_SHARE[bits]
-        lanes = self._lanes()
-        return weights[0] / (-(-weights[0] // lanes) * lanes)
+            return macs / (peak * _DEPTHWISE_SHARE[bits])
+        filled = weights[0] / (-(-weights[0] // lanes) * lanes)
+        seconds = macs / (peak * filled)
+        if bits == "w8a8":
+            seconds += elements((node.output.type,)) / (hertz * max(_LEAST_REQUANTIZED, lanes / _LANES_PER_REQUANTIZED))
+        return seconds
 
     def _lanes(self) -> int:
         """32-bit lanes of the widest vector."""

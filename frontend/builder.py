@@ -44,11 +44,6 @@ class Codes:
 Operand = Value | Codes | Array
 
 
-def is_known(operand: Operand | None) -> bool:
-    """True when the operand's elements are known at import time."""
-    return isinstance(operand, np.ndarray)
-
-
 def normalize_array(array: Array, name: str) -> Array:
     """`array` as importers keep it: float32 for every float type, integers and truth values as they are.
 

@@ -124,7 +124,7 @@ def _summary(manifest: Mapping[str, Any], findings: Findings) -> str:
         detail = f"median on {findings.device}, 95 % interval {lo:.4g} to {hi:.4g}{emulated}"
         tiles.append(("latency", f"{findings.latency_ms['median']:.4g} ms", detail))
     if findings.predicted_ms:
-        tiles.append(("predicted latency", f"{sum(findings.predicted_ms.values()):.4g} ms", "static roofline, 0.7x to 2x"))
+        tiles.append(("predicted latency", f"{sum(findings.predicted_ms.values()):.4g} ms", "static roofline, 0.5x to 2x"))
     tiles += [(f"against {name}", f"{ratio:.2f}x", "its time / bevel's, one run") for name, ratio in findings.peers.items()]
     tiles += [("accuracy", line, "") for line in findings.accuracy]
     islands = ", ".join(map(short_name, manifest["float_islands"])) or "no float islands"

@@ -49,6 +49,17 @@ def test_channels_beyond_whole_vectors_cost_a_whole_vector() -> None:
     assert (odd.bits["fp32"].ms - launch) / (even.bits["fp32"].ms - launch) == pytest.approx(2 * 17 / 16, rel=1e-6)
 
 
+def test_requantization_costs_where_the_reduction_is_short() -> None:
+    def overhead(channels: int) -> float:
+        (layer,) = graph_cost(network(channels), Roofline(PI4), ("w8a8",))
+        arithmetic = layer.macs / (PI4.peaks.int8_gmacs.value * 1e9) * 1e3
+        return (layer.bits["w8a8"].ms - PI4.peaks.launch_us.value * 1e-3) / arithmetic
+
+    # One result in a cycle; a result of 16 channels has a quarter of the MACs of one of 64.
+    assert overhead(64) > 1.0
+    assert (overhead(16) - 1) / (overhead(64) - 1) == pytest.approx(4, rel=1e-6)
+
+
 def test_int8_does_not_pay_where_its_peak_is_lower() -> None:
     slow = replace(PI4, peaks=replace(PI4.peaks, int8_gmacs=Figure(1.0, "static", "made up")))
     (layer,) = graph_cost(network(), Roofline(slow), ("fp32", "w8a8"))

@@ -67,7 +67,7 @@ def command(model: Path, device: str, bits: str, dims: tuple[str, ...], as_json:
     ]
     text: list[object] = [
         table(f"{graph.name} on {profile.name}", ("layer", "op", "MACs", *(f"{s} us" for s in specs), "int8"), rows),
-        "; ".join(f"{spec}: {ms:.3f} ms" for spec, ms in totals.items()) + " (static roofline, 0.7x to 2x)",
+        "; ".join(f"{spec}: {ms:.3f} ms" for spec, ms in totals.items()) + " (static roofline, 0.5x to 2x)",
     ]
     if len(specs) > 1:
         ratio = totals["fp32"] / totals["w8a8"]
