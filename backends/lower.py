@@ -72,7 +72,7 @@ class _Call:
     op: str
     problem: Problem
     inputs: list[_Tensor | Array]
-    output: _Tensor
+    outputs: list[_Tensor]
     constants: ConvConstants | None = None
     macs: int = 0
     bytes: int = 0
@@ -174,7 +174,7 @@ class _Lowering:
         problem = NodeProblem("Copy", NoAttrs(), (source.buf,), (copy.buf,), (1.0, 1.0))
         moved = source.buf.nbytes + copy.buf.nbytes
         bits = "fp32" if source.buf.dtype.startswith("float") else "w8a8"
-        self.calls.append(_Call(layer, "Copy", problem, [source], copy, bytes=moved, bits=bits))
+        self.calls.append(_Call(layer, "Copy", problem, [source], [copy], bytes=moved, bits=bits))
 
     def _operand(self, value: Value, layout: Layout | None) -> _Tensor | Array:
         """A node's operand in `layout` (None: whichever it has) and the target's stored dtype."""
@@ -244,7 +244,7 @@ class _Lowering:
         for value in node.inputs:
             same_rank = value.type.rank == len(layout)
             wanted = layout if node.op in WINDOWED | ROW_MAJOR and same_rank and not value.is_constant else None
-            if value.is_constant and same_rank and value.type.shape == node.output.type.shape:
+            if value.is_constant and same_rank and value.type.shape == node.outputs[0].type.shape:
                 wanted = layout
             operand = self._operand(value, wanted)
             operands.append(operand)
@@ -252,18 +252,21 @@ class _Lowering:
                 bufs.append(operand.buf)
             else:
                 bufs.append(buffer_of(value.type, wanted or row_major(value.type.rank), self.target))
-        output = self._define(result, layout if result.type.rank == len(layout) else row_major(result.type.rank))
-        scales = tuple(_scale(v.type) for v in (*node.inputs, result))
-        problem = NodeProblem(node.op, node.attrs, tuple(bufs), (output.buf,), scales, epilogue)
+        results = (result, *node.outputs[1:])
+        outputs = [
+            self._define(value, layout if value.type.rank == len(layout) else row_major(value.type.rank)) for value in results
+        ]
+        scales = tuple(_scale(v.type) for v in (*node.inputs, *results))
+        problem = NodeProblem(node.op, node.attrs, tuple(bufs), tuple(t.buf for t in outputs), scales, epilogue)
         op = "+".join((node.op, *(name for name, _ in epilogue)))
         cost = lookup(node.op).cost(node)
         self.calls.append(
-            _Call(_layer(node), op, problem, operands, output, macs=cost.macs, bytes=cost.bytes, bits=self._bits(node))
+            _Call(_layer(node), op, problem, operands, outputs, macs=cost.macs, bytes=cost.bytes, bits=self._bits(node))
         )
 
     def _layout_for(self, node: Node) -> Layout:
         """The layout a node works in: what its kernels need, else that of its first operand of the result's rank."""
-        rank = node.output.type.rank
+        rank = node.outputs[0].type.rank
         if node.op in WINDOWED:
             return NHWC
         if node.op in ROW_MAJOR:
@@ -275,7 +278,7 @@ class _Lowering:
 
     def _activation_chain(self, node: Node) -> tuple[Value, tuple[tuple[str, Any], ...]]:
         """The value a float node's epilogue ends in, and the activations on the way there."""
-        value = node.output
+        value = node.outputs[0]
         epilogue: list[tuple[str, Any]] = []
         while Trait.ELEMENTWISE in lookup(node.op).traits and lookup(node.op).tolerance > 0:
             user = self.graph.sole_user(value)
@@ -313,7 +316,7 @@ class _Lowering:
         output = self._define(result, row_major(rank) if gemm else NHWC)
         cost = lookup(node.op).cost(node)
         self.calls.append(
-            _Call(_layer(node), "+".join(ops), problem, [operand], output, constants, cost.macs, cost.bytes, self._bits(node))
+            _Call(_layer(node), "+".join(ops), problem, [operand], [output], constants, cost.macs, cost.bytes, self._bits(node))
         )
 
     @staticmethod
@@ -387,7 +390,7 @@ class _Lowering:
         """Precision spelling of a node: that of its weights and data operand."""
         elem = node.inputs[0].type.elem
         if not isinstance(elem, Quant):
-            return "int32" if node.op == "Requantize" else f"fp{node.output.type.dtype.itemsize * 8}"
+            return "int32" if node.op == "Requantize" else f"fp{node.outputs[0].type.dtype.itemsize * 8}"
         weights = node.inputs[1].type.elem if Trait.WEIGHTED in lookup(node.op).traits else elem
         return f"w{weights.storage.bits if isinstance(weights, Quant) else elem.storage.bits}a{elem.storage.bits}"
 
@@ -409,7 +412,7 @@ class _Lowering:
                 for operand in call.inputs
             ]
             args += [weights.place(array) for array in packed]
-            args.append(Place("arena", offsets[call.output.base.name]))
+            args += [Place("arena", offsets[output.base.name]) for output in call.outputs]
             steps.append(
                 Step(
                     call.layer,
@@ -467,7 +470,8 @@ class _Lowering:
             for operand in call.inputs:
                 if isinstance(operand, _Tensor):
                     touch(operand, step)
-            touch(call.output, step)
+            for output in call.outputs:
+                touch(output, step)
         for _, tensor in self.outputs:
             touch(tensor, last)
         offsets, size = plan_arena(spans.values())

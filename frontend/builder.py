@@ -270,43 +270,58 @@ class OnnxNode:
         suffix: str = "",
         type_: TensorType | None = None,
     ) -> Operand:
-        """Add one node, or its result at once where every operand is known.
+        """Add one node with one result, or that result at once where every operand is known.
 
         Args:
             op: name in the op table.
-            operands: reals, known arrays, or codes for data movement.
+            operands: reals, integers, truth values, known arrays, or quantized codes for data movement.
             attrs: the op's attribute dataclass.
             suffix: appended to the ONNX output's name, for helper nodes before the last.
             type_: result type instead of the type rule's.
         """
-        codes = any(isinstance(o, Codes) for o in operands)
-        if codes and Trait.MOVEMENT not in lookup(op).traits:
+        return self._emit(op, operands, attrs, [self.outputs[0] + suffix], None if type_ is None else [type_])[0]
+
+    def emit_all(self, op: str, operands: Sequence[Operand], attrs: Any = None, *, results: int) -> tuple[Operand, ...]:
+        """Add one node with `results` results, named like the ONNX node's outputs; see `emit`."""
+        own = (*self.outputs, *[""] * results)[:results]
+        return self._emit(op, operands, attrs, [name or f"{self.loc}.{i}" for i, name in enumerate(own)], None)
+
+    def _emit(
+        self, op: str, operands: Sequence[Operand], attrs: Any, names: list[str], types: list[TensorType] | None
+    ) -> tuple[Operand, ...]:
+        coded = any(isinstance(o, Codes) and isinstance(o.value.type.elem, Quant) for o in operands)
+        if coded and Trait.MOVEMENT not in lookup(op).traits:
             self.refuse("arithmetic on integers without scale", "QuantizeLinear/DequantizeLinear around the operator")
-        builder, name = self.builder, self.outputs[0] + suffix
-        names = self._constant_names()
-        values = [builder.value(o, names.get(_address(o), f"{name}.{i}")) for i, o in enumerate(operands)]
+        builder = self.builder
+        known = self._constant_names()
+        values = [builder.value(o, known.get(_address(o), f"{names[0]}.{i}")) for i, o in enumerate(operands)]
         try:
-            node = builder.graph.add_node(op, values, attrs, names=[name], loc=self.loc, types=None if type_ is None else [type_])
+            node = builder.graph.add_node(op, values, attrs, names=names, loc=self.loc, types=types)
         except VerifyError as error:
             self.refuse(f"{error}", lookup(op).doc)
-        result = node.output
-        builder.check_size(result.type, name)
-        if codes and isinstance(result.type.elem, Float):
-            self.refuse("codes of different scales joined as integers", "DequantizeLinear before the operator")
+        results = node.outputs
+        for result in results:
+            builder.check_size(result.type, result.name)
+            if coded and isinstance(result.type.elem, Float):
+                self.refuse("codes of different scales joined as integers", "DequantizeLinear before the operator")
         if not all(v.is_constant for v in values):
-            return Codes(result) if codes else result
+            return tuple(r if isinstance(r.type.elem, Float | Quant) and not coded else Codes(r) for r in results)
+        kept = tuple(r.type for r in results)
         if (
-            elements(types := (result.type,)) > MAX_FOLDED
-            or lookup(op).macs(node.attrs, tuple(v.type for v in values), types) > MAX_FOLDED_MACS
+            max(elements((t,)) for t in kept) > MAX_FOLDED
+            or lookup(op).macs(node.attrs, tuple(v.type for v in values), kept) > MAX_FOLDED_MACS
         ):
-            self.refuse(f"constants that compute {result.type}", f"up to {MAX_FOLDED} elements; store the result in the model")
-        (array,) = evaluate(node, Level.ANNOTATED)
-        kept = result.type
+            self.refuse(f"constants that compute {kept[0]}", f"up to {MAX_FOLDED} elements; store the result in the model")
+        arrays = evaluate(node, Level.ANNOTATED)
         builder.graph.remove(node)
-        if isinstance(kept.elem, Quant):
-            constant = builder.graph.add_constant(name, array, kept)
-            return Codes(constant) if codes else constant
-        return normalize_array(array, name)
+        folded: list[Operand] = []
+        for name, array, type_ in zip(names, arrays, kept, strict=True):
+            if isinstance(type_.elem, Quant):
+                constant = builder.graph.add_constant(name, array, type_)
+                folded.append(Codes(constant) if coded else constant)
+            else:
+                folded.append(normalize_array(array, name))
+        return tuple(folded)
 
     def _constant_names(self) -> dict[int, str]:
         """ONNX names of known operands by the address of their data, so that transposed weights keep theirs too."""

@@ -22,19 +22,31 @@ class Frame:
 
     Attributes:
         k: the builder.
-        inputs, output: buffers.
+        inputs, outputs: buffers, in the problem's order.
         lo, hi: the range of the parallel axis to compute.
         lanes: lanes of vector loops on this target.
-        dtype: storage type of the output.
+        dtypes: storage types of the outputs.
+        scratch: this thread's scratch, elements of `Definition.scratch_dtype`.
     """
 
     k: Builder
     inputs: tuple[Buffer, ...]
-    output: Buffer
+    outputs: tuple[Buffer, ...]
     lo: Expr
     hi: Expr
     lanes: int
-    dtype: str
+    dtypes: tuple[str, ...]
+    scratch: Buffer
+
+    @property
+    def output(self) -> Buffer:
+        """The first output: the only one of most operators."""
+        return self.outputs[0]
+
+    @property
+    def dtype(self) -> str:
+        """Storage type of the first output."""
+        return self.dtypes[0]
 
     def scalar(self) -> Lanes:
         """Arithmetic on single elements."""
@@ -42,7 +54,13 @@ class Frame:
 
 
 class Definition(abc.ABC):
-    """The derived kernel of one operator."""
+    """The derived kernel of one operator.
+
+    Attributes:
+        scratch_dtype: element type of `Frame.scratch`.
+    """
+
+    scratch_dtype = "uint8"
 
     def refuse(self, problem: NodeProblem) -> str | None:
         """Why this definition cannot compute `problem`; None when it can."""
@@ -55,6 +73,10 @@ class Definition(abc.ABC):
     @abc.abstractmethod
     def extent(self, problem: NodeProblem) -> int:
         """Length of the parallel axis."""
+
+    def scratch_bytes(self, problem: NodeProblem) -> int:
+        """Bytes of scratch a thread needs; 0 for none."""
+        return 0
 
     @abc.abstractmethod
     def emit(self, frame: Frame, problem: NodeProblem) -> None:
@@ -92,11 +114,12 @@ def definition_of(problem: NodeProblem) -> Definition:
 
 def emit(problem: NodeProblem, target: Target, symbol: str) -> Builder:
     """Write the kernel of `problem`; the result's `function` is the PrimFunc."""
+    definition = definition_of(problem)
     with Builder(symbol) as k:
         inputs = tuple(k.param(f"x{i}", store_dtype(buf.dtype)) for i, buf in enumerate(problem.inputs))
-        dtype = store_dtype(problem.outputs[0].dtype)
-        output = k.param("y", dtype)
-        lo, hi, _ = k.range_params()
+        dtypes = tuple(store_dtype(buf.dtype) for buf in problem.outputs)
+        outputs = tuple(k.param(f"y{i}", dtype) for i, dtype in enumerate(dtypes))
+        lo, hi, scratch = k.range_params(definition.scratch_dtype)
         lanes = vector_lanes(target, (*problem.inputs, *problem.outputs))
-        definition_of(problem).emit(Frame(k, inputs, output, lo, hi, lanes, dtype), problem)
+        definition.emit(Frame(k, inputs, outputs, lo, hi, lanes, dtypes, scratch), problem)
     return k

@@ -12,7 +12,7 @@ from bevel.ir.protocols import Target
 
 # Offsets are int32.
 _MOST_ELEMENTS = 1 << 31
-_DTYPES = frozenset({"float32", "int8", "uint8", "int32", "int64", "bool"})
+_DTYPES = frozenset({"float32", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))})
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ class NodeGenerator:
         return definition.definition_of(node).extent(node)
 
     def scratch_bytes(self, problem: Problem, tile: Tile) -> int:
-        """None."""
-        return 0
+        """As the operator's definition says."""
+        node = _node(problem)
+        return definition.definition_of(node).scratch_bytes(node)
 
     def emit(self, problem: Problem, tile: Tile, target: Target, symbol: str) -> PrimFunc:
         """The kernel."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from bevel.ir.ops.movement import ConcatAttrs, PadAttrs, ReshapeAttrs, SliceAttr
 from bevel.ir.ops.normalize import AxisAttrs, BatchNormAttrs, ReduceAttrs
 from bevel.ir.ops.pool import AveragePoolAttrs, PoolAttrs
 from bevel.ir.types import F32, I8, I32, I64, Elem, Int, Quant, TensorType, elem_of_dtype
+
+# Files beside this one, each with a function `cases() -> Iterator[Case]`.
+FAMILIES: tuple[str, ...] = ()
 
 Layout = tuple[int, ...] | None
 NHWC: Layout = (0, 2, 3, 1)
@@ -50,39 +54,46 @@ class Case:
     out_layout: Layout = None
     epilogue: tuple[tuple[str, Any], ...] = ()
 
-    def out(self) -> TensorType:
-        """Result type by the op table."""
+    def outs(self) -> tuple[TensorType, ...]:
+        """Result types by the op table."""
         if self.op == "Copy":
-            return self._types()[0]
-        return lookup(self.op).infer(self.attrs, self._types())[0]
+            return self._types()[:1]
+        return lookup(self.op).infer(self.attrs, self._types())
+
+    def out(self) -> TensorType:
+        """Type of the first result."""
+        return self.outs()[0]
 
     def _types(self) -> tuple[TensorType, ...]:
         return tuple(TensorType(o.array.shape, o.elem) for o in self.operands)
 
-    def expected(self) -> Array:
-        """The interpreter's answer, logical."""
+    def expected(self) -> tuple[Array, ...]:
+        """The interpreter's answers, logical."""
         if self.op == "Copy":
-            return self.operands[0].array
-        value = lookup(self.op).reference(Call(self.attrs, self._types(), (self.out(),)), *(o.array for o in self.operands))
+            return (self.operands[0].array,)
+        value = lookup(self.op).reference(Call(self.attrs, self._types(), self.outs()), *(o.array for o in self.operands))
+        values = list(value) if isinstance(value, tuple) else [value]
         for op, attrs in self.epilogue:
-            value = lookup(op).reference(Call(attrs, (self.out(),), (self.out(),)), value)
-        return np.asarray(value)
+            values[0] = lookup(op).reference(Call(attrs, (self.out(),), (self.out(),)), values[0])
+        return tuple(np.asarray(v) for v in values)
 
     def problem(self, activation: str) -> NodeProblem:
         """As lowering describes it on a target that stores codes as `activation`."""
         inputs = tuple(_buf(o.array.shape, o.elem, o.layout, "int8" if o.constant else activation) for o in self.operands)
-        out = self.out()
-        result = _buf(out.static_shape, out.elem, self.out_layout, activation)
+        outs = self.outs()
+        layouts = (self.out_layout, *[None] * (len(outs) - 1))
+        results = tuple(_buf(t.static_shape, t.elem, layout, activation) for t, layout in zip(outs, layouts, strict=True))
         if self.op == "Copy":
-            result = Buf(result.shape, "int8" if result.dtype == "uint8" else result.dtype, self.out_layout)
-        elems = [*(o.elem for o in self.operands), out.elem]
+            (result,) = results
+            results = (Buf(result.shape, "int8" if result.dtype == "uint8" else result.dtype, self.out_layout),)
+        elems = [*(o.elem for o in self.operands), *(t.elem for t in outs)]
         scales = tuple(e.scale[0] if isinstance(e, Quant) else 1.0 for e in elems)
-        return NodeProblem(self.op, self.attrs, inputs, (result,), scales, self.epilogue)
+        return NodeProblem(self.op, self.attrs, inputs, results, scales, self.epilogue)
 
     @property
     def integer(self) -> bool:
         """No float anywhere."""
-        return all(e != F32 for e in (*(o.elem for o in self.operands), self.out().elem))
+        return all(e != F32 for e in (*(o.elem for o in self.operands), *(t.elem for t in self.outs())))
 
 
 def _buf(shape: Sequence[int], elem: Elem, layout: Layout, activation: str) -> Buf:
@@ -132,9 +143,10 @@ def plain(array: Array, layout: Layout = None) -> Operand:
 
 @functools.cache
 def cases() -> tuple[Case, ...]:
-    """Every operator that reaches the backend as a `NodeProblem`."""
+    """Every operator that reaches the backend as a `NodeProblem`; families with files of their own offer `cases()`."""
     groups = (_float_elementwise(), _integer_elementwise(), _movement(), _pools(), _reductions(), _softmax())
-    return tuple(itertools.chain.from_iterable(groups))
+    families = (importlib.import_module(f"tests.backends.{name}").cases() for name in FAMILIES)
+    return tuple(itertools.chain(*groups, *families))
 
 
 def _float_elementwise() -> Iterator[Case]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import importlib
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 from onnx import helper, numpy_helper
 
 from bevel.ir.graph import Graph, Level
 from bevel.ir.interp import run
-from bevel.ir.ops import Call, NoAttrs, lookup, table
+from bevel.ir.ops import Call, lookup, table
 from bevel.ir.ops.convolution import ConvAttrs
 from bevel.ir.ops.elementwise import ClipAttrs
 from bevel.ir.ops.movement import ConcatAttrs, PadAttrs, ReshapeAttrs, SliceAttrs, TransposeAttrs
@@ -20,37 +21,9 @@ from bevel.ir.ops.normalize import AxisAttrs, BatchNormAttrs, ReduceAttrs
 from bevel.ir.ops.pool import AveragePoolAttrs, PoolAttrs
 from bevel.ir.types import TensorType, elem_of_dtype
 from bevel.ir.verify import verify
+from tests.ir.float_case import Case
 
 Array = npt.NDArray[Any]
-
-
-@dataclass
-class Case:
-    """One node in both worlds.
-
-    Attributes:
-        op: our operator.
-        inputs: arrays, or shapes to fill with normal numbers.
-        attrs: our attributes.
-        onnx: ONNX attributes.
-        extra: further ONNX operands (shapes, bounds, axes) that are attributes here.
-        onnx_op: ONNX operator when named otherwise.
-    """
-
-    op: str
-    inputs: list[Any]
-    attrs: Any = field(default_factory=NoAttrs)
-    onnx: dict[str, Any] = field(default_factory=dict)
-    extra: list[Array | None] = field(default_factory=list)
-    onnx_op: str = ""
-
-    def arrays(self) -> list[Array]:
-        rng = np.random.default_rng(len(self.op) + len(self.inputs))
-        made = [a if isinstance(a, np.ndarray) else rng.standard_normal(a).astype(np.float32) for a in self.inputs]
-        return made
-
-    def __str__(self) -> str:
-        return f"{self.op}-{'-'.join(str(i.shape if isinstance(i, np.ndarray) else i) for i in self.inputs)}"
 
 
 def window(kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, int, int, int], dilations: tuple[int, int]) -> Any:
@@ -159,6 +132,9 @@ def movement_cases() -> list[Case]:
     return cases
 
 
+# Files beside this one, each with a function `cases() -> list[Case]`.
+FAMILIES: tuple[str, ...] = ()
+
 CASES = [
     *conv_cases(),
     *pool_cases(),
@@ -167,6 +143,7 @@ CASES = [
     *product_cases(),
     *normalize_cases(),
     *movement_cases(),
+    *(case for name in FAMILIES for case in importlib.import_module(f"tests.ir.{name}").cases()),
 ]
 
 
@@ -174,24 +151,25 @@ def test_every_float_operator_has_a_case() -> None:
     assert {case.op for case in CASES} == {op.name for op in table() if Level.FLOAT in op.levels}
 
 
-def onnxruntime_result(case: Case, arrays: list[Array]) -> Array:
+def onnxruntime_results(case: Case, arrays: list[Array]) -> list[Array]:
     ort = pytest.importorskip("onnxruntime", reason="onnxruntime is the peer; install the extra `peers`")
     names = [f"x{i}" for i in range(len(arrays))]
     extra = ["" if a is None else f"e{i}" for i, a in enumerate(case.extra)]
+    results = [f"y{i}" for i in range(case.outputs)]
     if case.onnx_op == "Swish":  # newer than what the runtime has to know: x * Sigmoid(x)
-        nodes = [helper.make_node("Sigmoid", names, ["s"]), helper.make_node("Mul", [*names, "s"], ["y"])]
+        nodes = [helper.make_node("Sigmoid", names, ["s"]), helper.make_node("Mul", [*names, "s"], results)]
     else:
-        nodes = [helper.make_node(case.op, [*names, *extra], ["y"], **case.onnx)]
+        nodes = [helper.make_node(case.onnx_op or case.op, [*names, *extra], results, **case.onnx)]
     inputs = [
         helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
         for n, a in zip(names, arrays, strict=True)
     ]
-    output = helper.make_tensor_value_info("y", helper.np_dtype_to_tensor_dtype(arrays[0].dtype), None)
+    outputs = [onnx.ValueInfoProto(name=name) for name in results]
     constants = [numpy_helper.from_array(a, n) for n, a in zip(extra, case.extra, strict=True) if a is not None]
-    graph = helper.make_graph(nodes, case.op, inputs, [output], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    graph = helper.make_graph(nodes, case.op, inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", case.opset)], ir_version=9)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, dict(zip(names, arrays, strict=True)))[0])
+    return [np.asarray(y) for y in session.run(None, dict(zip(names, arrays, strict=True)))]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -199,16 +177,20 @@ def test_matches_onnxruntime(case: Case) -> None:
     arrays = case.arrays()
     graph = Graph(case.op)
     values = [graph.add_input(f"x{i}", TensorType(a.shape, elem_of_dtype(a.dtype))) for i, a in enumerate(arrays)]
-    graph.set_outputs([graph.add_node(case.op, values, case.attrs, names=["y"]).output])
+    graph.set_outputs(graph.add_node(case.op, values, case.attrs, names=[f"y{i}" for i in range(case.outputs)]).outputs)
     verify(graph)
     # Straight through the row: the boundary refuses the infinities that LINE feeds on purpose.
-    call = Call(case.attrs, tuple(v.type for v in values), (graph.outputs[0].type,))
+    call = Call(case.attrs, tuple(v.type for v in values), tuple(v.type for v in graph.outputs))
     with np.errstate(all="ignore"):
-        found = lookup(case.op).reference(call, *arrays)
-    expected = onnxruntime_result(case, arrays)
-    assert found.shape == expected.shape == graph.outputs[0].type.static_shape
-    assert found.dtype == expected.dtype == graph.outputs[0].type.dtype
-    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
-    if all(np.isfinite(a).all() for a in arrays):
-        through = run(graph, {v.name: a for v, a in zip(values, arrays, strict=True)})
-        np.testing.assert_array_equal(through["y"], found)
+        results = lookup(case.op).reference(call, *arrays)
+    results = results if isinstance(results, tuple) else (results,)
+    through = (
+        run(graph, {v.name: a for v, a in zip(values, arrays, strict=True)})
+        if all(np.isfinite(a).all() for a in arrays)
+        else {v.name: a for v, a in zip(graph.outputs, results, strict=True)}
+    )
+    for value, found, expected in zip(graph.outputs, results, onnxruntime_results(case, arrays), strict=True):
+        assert found.shape == expected.shape == value.type.static_shape
+        assert found.dtype == expected.dtype == value.type.dtype
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+        np.testing.assert_array_equal(through[value.name], found)
