@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DEBIAN_PACKAGES := gcc libc6-dev binutils gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user openssh-server openssh-client
+DEBIAN_PACKAGES := gcc libc6-dev binutils gcc-aarch64-linux-gnu libc6-dev-arm64-cross binutils-arm-linux-gnueabihf qemu-user \
+	openssh-server openssh-client
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-full lint setup packages clean

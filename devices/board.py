@@ -35,8 +35,16 @@ from bevel.devices.ssh import SshTransport
 from bevel.errors import BevelError, ToolchainError, UsageError
 
 # e_machine and uname of each architecture a board can have, and how its Linux spells features in /proc/cpuinfo.
-_MACHINES = {"aarch64": (183, "aarch64")}
-_CPUINFO_FLAGS = {"neon": "fp asimd evtstrm crc32 cpuid", "dotprod": "asimddp", "i8mm": "i8mm"}
+_MACHINES = {"aarch64": (183, "aarch64"), "armv7": (40, "armv7l")}
+_CPUINFO_FLAGS = {
+    "aarch64": {
+        "neon": "fp asimd evtstrm crc32 cpuid",
+        "fp16": "fphp asimdhp",
+        "dotprod": "asimddp",
+        "i8mm": "i8mm",
+    },
+    "armv7": {"neon": "half thumb fastmult vfp edsp neon vfpv3", "vfpv4": "tls vfpv4 idiva idivt"},
+}
 START_TIMEOUT_S = 20
 # The server in the foreground, and beside it a watcher that ends it and removes its directory ($1) when bevel dies without
 # doing so: the watcher's end of the pipe then closes.
@@ -208,7 +216,8 @@ class EmulatedBoard:
         built = subprocess.run([*compiler.split(), *options, "-o", library, source, "-ldl"], capture_output=True, check=False)
         if built.returncode != 0:
             raise ToolchainError(f"{compiler} cannot compile {source}: {built.stderr.decode(errors='replace').strip()}")
-        flags = " ".join(flag for feature, flag in _CPUINFO_FLAGS.items() if feature in self.profile.features)
+        names = _CPUINFO_FLAGS[self.profile.arch]
+        flags = " ".join(flag for feature, flag in names.items() if feature in self.profile.features)
         core = "processor\t: {}\nFeatures\t: " + flags + "\nCPU architecture: 8\n\n"
         cpuinfo = self.root / "cpuinfo"
         cpuinfo.write_text("".join(core.format(index) for index in range(self.profile.cores)))

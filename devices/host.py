@@ -24,8 +24,10 @@ _X86_FLAGS = {
     "avx512_vnni": {"avx512_vnni"},
     "amx_int8": {"amx_tile", "amx_int8"},
 }
-_ARM_FLAGS = {"neon": {"asimd"}, "dotprod": {"asimddp"}, "i8mm": {"i8mm"}}
-_ARMV7_FLAGS = {"neon": {"neon"}}
+_ARM_FLAGS = {"neon": {"asimd"}, "fp16": {"fphp", "asimdhp"}, "dotprod": {"asimddp"}, "i8mm": {"i8mm"}}
+_ARMV7_FLAGS = {"neon": {"neon"}, "vfpv4": {"vfpv4"}}
+# LLVM's name of an ARM feature, where it is another.
+_ARM_ATTRS = {"fp16": "+fullfp16", "vfpv4": "+vfp4"}
 
 # LLVM CPU of an x86 machine: the first whose flags are all there. A CPU name lets LLVM emit everything that CPU has, and
 # virtual machines hide flags one by one, so the flags beyond the obvious are asked for too.
@@ -127,13 +129,14 @@ def _class_profile(arch: str, features: frozenset[str]) -> Profile:
     names = {
         "x86_64": ("x86-64-avx512-vnni", "x86-64-avx2", "x86-64"),
         "aarch64": ("raspberry-pi-5", "raspberry-pi-4"),
+        "armv7": ("armv7-a7",),
     }.get(arch, ())
     for profile in map(load_profile, names):
         if profile.features <= features:
             return profile
     raise UsageError(
-        f"this machine is {arch} with features {', '.join(sorted(features)) or 'none'}; bevel compiles for x86_64 with SSE2 "
-        "and aarch64 with NEON. Pass --device with the profile of the board you compile for"
+        f"this machine is {arch} with features {', '.join(sorted(features)) or 'none'}; bevel compiles for x86_64 with SSE2"
+        ", aarch64 with NEON and armv7 with NEON and VFPv4. Pass --device with the profile of the board you compile for"
     )
 
 
@@ -184,7 +187,7 @@ def detect_host(proc: Path = Path("/proc"), sysfs: Path = Path("/sys"), machine:
         llvm |= {"avx512": ("+avx512f", "+avx512bw", "+avx512cd", "+avx512dq", "+avx512vl", "-prefer-256-bit")}
         attrs = tuple(attr for feature in sorted(features) for attr in llvm.get(feature, (f"+{feature}",)))
     else:
-        attrs = tuple(f"+{feature}" for feature in sorted(features))
+        attrs = tuple(_ARM_ATTRS.get(feature, f"+{feature}") for feature in sorted(features))
     return replace(
         base,
         name="host",

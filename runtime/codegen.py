@@ -28,6 +28,8 @@ _ISA = {
     "neon": "BEVEL_ISA_NEON",
     "dotprod": "BEVEL_ISA_DOTPROD",
     "i8mm": "BEVEL_ISA_I8MM",
+    "fp16": "BEVEL_ISA_FP16",
+    "vfpv4": "BEVEL_ISA_VFPV4",
 }
 # Part of the architecture's baseline: nothing to test for at run time.
 _ALWAYS_THERE = {"sse2"}

@@ -18,7 +18,9 @@ enum {
     BEVEL_ISA_AMX_INT8 = 1 << 4,
     BEVEL_ISA_NEON = 1 << 5,
     BEVEL_ISA_DOTPROD = 1 << 6,
-    BEVEL_ISA_I8MM = 1 << 7
+    BEVEL_ISA_I8MM = 1 << 7,
+    BEVEL_ISA_FP16 = 1 << 8, /* arithmetic on half precision, scalars and vectors */
+    BEVEL_ISA_VFPV4 = 1 << 9
 };
 
 /* One kernel call on [lo, hi) of its parallel axis. */

@@ -52,6 +52,8 @@ static uint32_t detect(void)
     /* Bit numbers are the kernel's ABI (asm/hwcap.h), spelled out because old C libraries do not name them all. */
     if (caps & 1ul << 1)
         found |= BEVEL_ISA_NEON;
+    if (caps & 1ul << 9 && caps & 1ul << 10)
+        found |= BEVEL_ISA_FP16;
     if (caps & 1ul << 20)
         found |= BEVEL_ISA_DOTPROD;
     if (caps2 & 1ul << 13)
@@ -70,7 +72,13 @@ static int permit(uint32_t required)
 
 static uint32_t detect(void)
 {
-    return getauxval(AT_HWCAP) & 1ul << 12 ? BEVEL_ISA_NEON : 0;
+    unsigned long caps = getauxval(AT_HWCAP);
+    uint32_t found = 0;
+    if (caps & 1ul << 12)
+        found |= BEVEL_ISA_NEON;
+    if (caps & 1ul << 16)
+        found |= BEVEL_ISA_VFPV4;
+    return found;
 }
 
 static int permit(uint32_t required)

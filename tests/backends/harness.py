@@ -22,7 +22,10 @@ import pytest
 
 from bevel.backends.kernel import Array, Buf, ConvConstants, ConvProblem, Generator, Tile
 from bevel.backends.tvm import PrimFunc, compile_object
+from bevel.devices.resolve import QEMU
+from bevel.errors import ToolchainError
 from bevel.ir.protocols import Target
+from bevel.runtime.toolchain import find_toolchain
 
 GUARD = 192
 GUARD_BYTE = 0xA5
@@ -48,7 +51,12 @@ X86_VNNI = Target(
     ("-prefer-256-bit",),
 )
 A72 = Target("test-a72", "aarch64", frozenset({"neon"}), "cortex-a72", "aarch64-linux-gnu")
+A53 = Target("test-a53", "aarch64", frozenset({"neon"}), "cortex-a53", "aarch64-linux-gnu")
 A76 = Target("test-a76", "aarch64", frozenset({"neon", "dotprod"}), "cortex-a76", "aarch64-linux-gnu", ("+dotprod",))
+
+A7 = Target("test-a7", "armv7", frozenset({"neon", "vfpv4"}), "cortex-a7", "armv7-linux-gnueabihf", ("+neon", "+vfp4"))
+
+GNU_TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7": "arm-linux-gnueabihf"}
 
 _CPU_FLAGS = {
     "avx2": ("avx2",),
@@ -79,9 +87,13 @@ def skip_unless_runs(target: Target) -> None:
         return
     if platform.machine() == target.arch:
         return
-    for tool in (f"qemu-{target.arch}", f"{target.arch}-linux-gnu-gcc"):
+    for tool in (QEMU[target.arch], f"{GNU_TRIPLES[target.arch]}-nm"):
         if shutil.which(tool) is None:
-            pytest.skip(f"{target.name} needs {tool}: install qemu-user and gcc-{target.arch}-linux-gnu")
+            pytest.skip(f"{target.name} needs {tool}: apt-get install qemu-user binutils-{GNU_TRIPLES[target.arch]}")
+    try:
+        find_toolchain(target.arch)
+    except ToolchainError as error:
+        pytest.skip(f"{target.name}: {error}")
 
 
 @dataclass(frozen=True)
@@ -128,7 +140,7 @@ class Compiled:
         self.object_path = folder / "kernels.o"
         self.object_path.write_bytes(compile_object(functions, target))
         self._native = platform.machine() == target.arch
-        prefix = "" if self._native else f"{target.arch}-linux-gnu-"
+        prefix = "" if self._native else f"{GNU_TRIPLES[target.arch]}-"
         undefined = _check([f"{prefix}nm", "-u", str(self.object_path)]).split()[1::2]
         assert not undefined, f"kernels call {', '.join(undefined)}; the kernel ABI allows no undefined symbol"
         if self._native:
@@ -168,7 +180,7 @@ class Compiled:
                 request += struct.pack("<ii", whole.nbytes, offset) + whole.tobytes()
         source, answer = self._folder / "request.bin", self._folder / "answer.bin"
         source.write_bytes(request)
-        _check([f"qemu-{self.target.arch}", "-cpu", self.target.cpu, str(self._runner), str(source), str(answer)])
+        _check([QEMU[self.target.arch], "-cpu", self.target.cpu, str(self._runner), str(source), str(answer)])
         data, at = answer.read_bytes(), 0
         for item in prepared:
             for whole, _ in item.whole():
@@ -283,8 +295,7 @@ def _link_runner(symbols: Sequence[str], target: Target, kernels: Path, runner: 
         }
     )
     runner.with_suffix(".symbols").write_text("\n".join(symbols))
-    compiler = f"{target.arch}-linux-gnu-gcc"
-    _check([compiler, "-O1", "-w", "-static", "-o", str(runner), str(source), str(kernels)])
+    _check([*find_toolchain(target.arch).static, "-O1", "-w", "-static", "-o", str(runner), str(source), str(kernels)])
 
 
 def _runner_symbols(runner: Path) -> list[str]:

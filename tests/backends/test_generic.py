@@ -24,7 +24,9 @@ from bevel.ir.ops.elementwise import erf
 from bevel.ir.protocols import Target
 from tests.backends.generic_cases import NHWC, Case, cases, from_storage, random_cases, to_storage
 from tests.backends.harness import (
+    A7,
     A72,
+    GNU_TRIPLES,
     X86_AVX2,
     X86_AVX512,
     X86_BASE,
@@ -36,9 +38,8 @@ from tests.backends.harness import (
     skip_unless_runs,
 )
 
-ARMV7 = Target("test-armv7", "armv7", frozenset({"neon"}), "cortex-a7", "armv7-linux-gnueabihf", ("+neon",))
 TARGETS = [pytest.param(t, id=t.name) for t in (X86_BASE, X86_AVX2, X86_AVX512)]
-TARGETS.append(pytest.param(A72, id=A72.name, marks=pytest.mark.qemu))
+TARGETS += [pytest.param(t, id=t.name, marks=pytest.mark.qemu) for t in (A72, A7)]
 
 # Operators that arrive as `ConvProblem`.
 CONVOLUTIONS = {"Conv", "Gemm", "IntConv", "IntGemm"}
@@ -49,6 +50,8 @@ FLOAT_X86 = re.compile(
     r"|f(ld|st|add|sub|mul|div|ild|ist)\w*"
 )
 FLOAT_ARM = re.compile(r"f(?!mov)\w+|[su]cvtf\w*")
+FLOAT_ARMV7 = re.compile(r"v(?!mov)\w+\.f(16|32|64)\S*|vcvt\S*")
+FLOAT_CODE = {"x86_64": FLOAT_X86, "aarch64": FLOAT_ARM, "armv7": FLOAT_ARMV7}
 
 
 @dataclass(frozen=True)
@@ -149,13 +152,13 @@ def test_functions_are_as_precise_as_stated(batch: Batch, op: str) -> None:
 
 
 def test_integer_kernels_hold_no_float_arithmetic(batch: Batch) -> None:
-    prefix = "" if batch.target.arch == "x86_64" else f"{batch.target.arch}-linux-gnu-"
+    prefix = "" if batch.target.arch == "x86_64" else f"{GNU_TRIPLES[batch.target.arch]}-"
     tool = shutil.which(f"{prefix}objdump")
     if tool is None:
         pytest.skip(f"{prefix}objdump is not installed")
     command = [tool, "-d", "--no-show-raw-insn", str(batch.object_path)]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    float_code = FLOAT_X86 if batch.target.arch == "x86_64" else FLOAT_ARM
+    float_code = FLOAT_CODE[batch.target.arch]
     bodies = dict(re.findall(r"^[0-9a-f]+ <(k\d+)>:\n((?:.+\n)+)", listing, re.M))
     offenders = {}
     for run in batch.runs:
@@ -269,12 +272,12 @@ def test_objects_refer_to_nothing_else(tmp_path: Path) -> None:
     for op in DEFINITIONS:
         for case in [case for case in cases() if case.op == op][-2:]:
             symbol = f"k{len(functions)}"
-            functions[symbol] = GENERIC.emit(case.problem(ARMV7.activation_dtype), {}, ARMV7, symbol)
-    for case in conv_cases(ARMV7)[:6]:
+            functions[symbol] = GENERIC.emit(case.problem(A7.activation_dtype), {}, A7, symbol)
+    for case in conv_cases(A7)[:6]:
         symbol = f"k{len(functions)}"
-        functions[symbol] = GENERIC_CONV.emit(case.problem, {}, ARMV7, symbol)
+        functions[symbol] = GENERIC_CONV.emit(case.problem, {}, A7, symbol)
     path = tmp_path / "kernels.o"
-    path.write_bytes(compile_object(functions, ARMV7))
+    path.write_bytes(compile_object(functions, A7))
     symbols = subprocess.run([readelf, "-sW", str(path)], capture_output=True, text=True, check=True).stdout
     undefined = [line.split()[-1] for line in symbols.splitlines() if " UND " in line and line.split()[-1] != "UND"]
     assert len(symbols.splitlines()) > len(functions)

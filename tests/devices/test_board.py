@@ -124,11 +124,19 @@ def test_plain_ssh_logs_in(board: EmulatedBoard) -> None:
 def test_board_leaves_nothing_behind() -> None:
     with EmulatedBoard("raspberry-pi-5") as other:
         root, server = other.root, other.server_pid
-        assert other.profile.features == {"neon", "dotprod"}
+        assert other.profile.features == {"neon", "dotprod", "fp16"}
         with SshTransport(address(other)) as transport:
-            assert transport.info.features == {"neon", "dotprod"}
+            assert transport.info.features == {"neon", "dotprod", "fp16"}
     assert not root.exists()
     assert not Path(f"/proc/{server}").exists()
+
+
+def test_board_of_32_bits() -> None:
+    with EmulatedBoard("armv7-a7") as other, SshTransport(address(other)) as transport:
+        assert (transport.info.arch, transport.info.features) == ("armv7", {"neon", "vfpv4"})
+        transport.preflight(other.profile.target())
+        with pytest.raises(errors.WrongArchitecture, match="raspberry-pi-3 is aarch64"):
+            transport.preflight(load_profile("raspberry-pi-3").target())
 
 
 # Failures to connect -------------------------------------------------------------------------------------------------------

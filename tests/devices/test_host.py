@@ -102,9 +102,9 @@ def test_host_takes_the_figures_of_its_class_at_its_clock(tmp_path: Path) -> Non
 
 
 def test_arm_host(tmp_path: Path) -> None:
-    proc, sysfs = tree(tmp_path, arm("fp asimd asimddp", "0xd0b"), khz=2_400_000)
+    proc, sysfs = tree(tmp_path, arm("fp asimd fphp asimdhp asimddp", "0xd0b"), khz=2_400_000)
     host = detect_host(proc, sysfs, "aarch64")
-    assert (host.cpu, host.triple, set(host.attrs)) == ("cortex-a76", "aarch64-linux-gnu", {"+neon", "+dotprod"})
+    assert (host.cpu, host.triple, set(host.attrs)) == ("cortex-a76", "aarch64-linux-gnu", {"+neon", "+dotprod", "+fullfp16"})
     assert host.peaks.fp32_gmacs.value == load_profile("raspberry-pi-5").peaks.fp32_gmacs.value
 
 

@@ -19,7 +19,18 @@ from bevel.devices.profile import (
 from bevel.devices.profile_text import format_profile
 from bevel.errors import UsageError
 
-SHIPPED = ("raspberry-pi-4", "raspberry-pi-5", "x86-64", "x86-64-avx2", "x86-64-avx512-vnni")
+SHIPPED = (
+    "armv7-a7",
+    "jetson-orin",
+    "pixel-phone",
+    "raspberry-pi-3",
+    "raspberry-pi-4",
+    "raspberry-pi-5",
+    "x86-64",
+    "x86-64-amx",
+    "x86-64-avx2",
+    "x86-64-avx512-vnni",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +63,13 @@ def test_features_select_kernels_by_class() -> None:
         "x86-64": {"sse2"},
         "x86-64-avx2": {"sse2", "avx2", "fma"},
         "x86-64-avx512-vnni": {"sse2", "avx2", "fma", "avx512", "avx512_vnni"},
+        "x86-64-amx": {"sse2", "avx2", "fma", "avx512", "avx512_vnni", "amx_int8"},
+        "armv7-a7": {"neon", "vfpv4"},
+        "raspberry-pi-3": {"neon"},
         "raspberry-pi-4": {"neon"},
-        "raspberry-pi-5": {"neon", "dotprod"},
+        "raspberry-pi-5": {"neon", "dotprod", "fp16"},
+        "jetson-orin": {"neon", "dotprod", "fp16"},
+        "pixel-phone": {"neon", "dotprod", "fp16", "i8mm"},
     }
 
 
@@ -77,7 +93,7 @@ def test_user_profile_shadows_a_shipped_one() -> None:
 
 
 def test_unknown_name_lists_the_known_and_suggests() -> None:
-    with pytest.raises(UsageError, match=r"'rasberry-pi-4'\. Did you mean raspberry-pi-4\? Known: host, raspberry-pi-4,"):
+    with pytest.raises(UsageError, match=r"'rasberry-pi-4'\. Did you mean raspberry-pi-4\? Known: host, armv7-a7, jetson-orin,"):
         load_profile("rasberry-pi-4")
 
 

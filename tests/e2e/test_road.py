@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from bevel.devices.host import detect_host
 from bevel.devices.profile import load_profile
-from bevel.devices.resolve import resolve_transport
+from bevel.devices.resolve import QEMU, resolve_transport
 from bevel.devices.runner import DeviceRunner
 from bevel.ir import interp
 from bevel.runtime.artifact import Artifact
@@ -20,6 +21,9 @@ from tests.e2e.road import PROFILES, graph_of, real_model
 
 FLOAT_MODELS = ("resnet8_cifar10_float", "resnet20_cifar10", "kws_dscnn_float")
 INTEGER_MODELS = (*FLOAT_MODELS, "resnet8_cifar10_int8_qdq", "kws_dscnn_int8_qdq")
+# Every profile runs a small model; those above, whose kernels differ most, run all.
+SMALL_MODELS = ("kws_dscnn_int8_qdq", "resnet8_cifar10_float")
+MORE_PROFILES = ("x86-64-amx", "raspberry-pi-3", "armv7-a7", "pixel-phone", "jetson-orin")
 Compiled = Callable[[str, str, str], Artifact]
 
 # Images per device: all on this machine's ISA, few under emulation, which is 200 times slower.
@@ -30,7 +34,7 @@ def require_way_to(profile: str) -> None:
     """Skip when this machine can neither run nor emulate the profile's code."""
     wanted, host = load_profile(profile), detect_host()
     native = wanted.arch == host.arch and wanted.features <= host.features
-    if not native and not shutil.which({"aarch64": "qemu-aarch64", "x86_64": "qemu-x86_64"}[wanted.arch]):
+    if not native and not shutil.which(QEMU[wanted.arch]):
         pytest.skip(f"this machine cannot run {profile} code and qemu-user is not installed")
     if not native and wanted.qemu_cpu is None:
         pytest.skip(f"this machine lacks {sorted(wanted.features - host.features)} and qemu-user cannot emulate them")
@@ -48,7 +52,7 @@ def count_for(profile: str) -> int:
     return NATIVE_IMAGES if load_profile(profile).arch == detect_host().arch else EMULATED_IMAGES
 
 
-@pytest.mark.parametrize("profile", ["x86-64", "x86-64-avx2", "x86-64-avx512-vnni", "raspberry-pi-4"])
+@pytest.mark.parametrize("profile", ["x86-64", "x86-64-avx2", "x86-64-avx512-vnni", "raspberry-pi-4", "armv7-a7"])
 @pytest.mark.parametrize("name", FLOAT_MODELS)
 def test_float_artifact_matches_onnxruntime(name: str, profile: str, compiled: Compiled) -> None:
     ort = pytest.importorskip("onnxruntime", reason="onnxruntime is the reference: pip install 'bevel[peers]'")
@@ -64,8 +68,9 @@ def test_float_artifact_matches_onnxruntime(name: str, profile: str, compiled: C
     assert np.ptp(ours, axis=0).max() > 1e-3
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("name", INTEGER_MODELS)
+@pytest.mark.parametrize(
+    ("name", "profile"), [*itertools.product(INTEGER_MODELS, PROFILES), *itertools.product(SMALL_MODELS, MORE_PROFILES)]
+)
 def test_integer_artifact_gives_the_interpreters_bytes(name: str, profile: str, compiled: Compiled) -> None:
     require_way_to(profile)
     model = real_model(name)
@@ -93,19 +98,23 @@ def test_quantized_import_agrees_with_onnxruntime(name: str) -> None:
 
 # Arithmetic and conversions in floating point; moves of vector registers are not arithmetic.
 FLOAT_INSTRUCTION = {
+    "armv7": r"\sv(?!mov)\w+\.f(16|32|64)|\svcvt\S*\s|__aeabi_[fd]",
     "aarch64": r"\sf(add|sub|mul|div|madd|msub|nmul|mla|mls|sqrt|cvt|rint|cmp|max|min|abs|neg)\w*\s|\s[su]cvtf\s",
     "x86_64": r"\sv?(add|sub|mul|div|sqrt|max|min|rcp|rsqrt|ucomi|comi|round)[sp][sd]\s|\sv?cvt\w*[sp][sd]\w*\s"
     r"|\svfn?m(add|sub)\w+\s|\sf(ld|st|add|mul)\w*\s",
 }
 
 
-@pytest.mark.parametrize("profile", ["x86-64", "x86-64-avx2", "x86-64-avx512-vnni", "raspberry-pi-4", "raspberry-pi-5"])
+@pytest.mark.parametrize(
+    "profile", ["x86-64", "x86-64-avx2", "x86-64-avx512-vnni", "raspberry-pi-4", "raspberry-pi-5", "armv7-a7"]
+)
 @pytest.mark.parametrize("bits", ["8", "fp32"])
 def test_integer_code_has_no_float_instruction(profile: str, bits: str, compiled: Compiled) -> None:
     artifact = compiled("resnet8_cifar10_float", bits, profile)
-    tool = "aarch64-linux-gnu-objdump" if artifact.arch == "aarch64" and detect_host().arch != "aarch64" else "objdump"
+    triple = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7": "arm-linux-gnueabihf"}[artifact.arch]
+    tool = "objdump" if artifact.arch == detect_host().arch else f"{triple}-objdump"
     if shutil.which(tool) is None:
-        pytest.skip(f"{tool} is missing: apt-get install binutils binutils-aarch64-linux-gnu")
+        pytest.skip(f"{tool} is missing: apt-get install binutils-{triple}")
     archive = artifact.library.with_suffix(".a")
     listing = subprocess.run([tool, "-d", "--no-show-raw-insn", str(archive)], check=True, capture_output=True, text=True).stdout
     member, offending = "", {}
