@@ -25,7 +25,7 @@ from bevel.backends.tvm import Buffer, Expr
 # Results of a flat kept axis that threads do not split.
 GRANULE = 64
 # Vectors summed at once across results: enough independent additions to hide their latency.
-_WIDTH = 4
+WIDTH = 4
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Row:
         return u.load(total, 0, 1 if u.n == self.v.n else 0)
 
 
-def _rows(frame: Frame, axes: Split, width: int, body: Callable[[Row], None]) -> None:
+def rows(frame: Frame, axes: Split, width: int, body: Callable[[Row], None]) -> None:
     """Call `body` for every result in [lo, hi), `width` of them at once where lanes run across results."""
     k = frame.k
 
@@ -215,7 +215,7 @@ def _rows(frame: Frame, axes: Split, width: int, body: Callable[[Row], None]) ->
                 body(Row(frame, axes, Lanes(k, 1), 0, 0))
 
 
-class _Reduction(Definition):
+class Reduction(Definition):
     """An operator over a `Split`."""
 
     @abc.abstractmethod
@@ -237,7 +237,7 @@ class _Reduction(Definition):
         return self.split(problem).extent
 
 
-class _Mean(_Reduction):
+class _Mean(Reduction):
     """Mean over `axes(problem)`."""
 
     def __init__(self, axes: Callable[[NodeProblem], tuple[tuple[int, ...], bool]]) -> None:
@@ -256,10 +256,10 @@ class _Mean(_Reduction):
             total = r.fold("float32", 0, lambda _u, a, b: a + b, lambda u, x, _y: u.load(frame.inputs[0], x))
             r.v.put(frame.output, r.y, finish(r.v, problem, r.v.load(total, 0) / r.v.f32(count)), frame.dtype)
 
-        _rows(frame, axes, _WIDTH * frame.lanes, row)
+        rows(frame, axes, WIDTH * frame.lanes, row)
 
 
-class _Softmax(_Reduction):
+class _Softmax(Reduction):
     """Maximum; exponentials into the output and their sum; division."""
 
     def split(self, problem: NodeProblem) -> Split:
@@ -283,7 +283,7 @@ class _Softmax(_Reduction):
 
             r.each(divide)
 
-        _rows(frame, self.split(problem), frame.lanes, row)
+        rows(frame, self.split(problem), frame.lanes, row)
 
 
 class _IntSoftmax(_Softmax):
@@ -317,7 +317,7 @@ class _IntSoftmax(_Softmax):
 
             r.each(quotient)
 
-        _rows(frame, self.split(problem), frame.lanes, row)
+        rows(frame, self.split(problem), frame.lanes, row)
 
 
 def divide_256(u: Lanes, e: Expr, total: Expr) -> Expr:
