@@ -19,7 +19,7 @@ from bevel.ir.ops import Call, Trait, lookup
 from bevel.ir.types import Dim, Quant
 
 Array = npt.NDArray[Any]
-Observer = Callable[[Value, Array], None]
+Observer = Callable[[Value, Array], Array | None]
 
 
 def _fits(dim: int | Dim, extent: int) -> bool:
@@ -84,7 +84,8 @@ def run(
         graph: verified graph of any level.
         inputs: one array for each graph input. Where the input's type is quantized, float arrays are quantized at the boundary
             with IEEE float32 division and half-even rounding; integer arrays are taken as codes.
-        observe: called with every node result as it is computed (calibration, debugging).
+        observe: called with every node result as it is computed (calibration, debugging), before fake quantization; an array that
+            it returns takes the result's place.
         extra_outputs: names of further values to return.
 
     Returns:
@@ -133,8 +134,8 @@ def _call(node: Node, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
 
 def _execute(node: Node, env: dict[Value, Array], *, integer: bool, observe: Observer | None) -> None:
     for value, array in zip(node.outputs, _call(node, tuple(env[v] for v in node.inputs)), strict=True):
-        if observe is not None:
-            observe(value, array)
+        if observe is not None and (changed := observe(value, array)) is not None:
+            array = changed
         env[value] = array if integer else _as_real(value, array)
 
 

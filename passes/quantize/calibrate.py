@@ -10,7 +10,7 @@ moves into its producer, so one rounding is left. Layers without an integer form
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -22,13 +22,17 @@ from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import QuantRule, Trait, lookup
 from bevel.ir.ops.integer import SOFTMAX_OUT
 from bevel.ir.types import F32, Quant
-from bevel.passes.quantize.observe import Batch, MinMax, Progress, RangeObserver, observe_ranges
+from bevel.passes.quantize.bias_correction import MeanLog, bias_corrections, channel_means
+from bevel.passes.quantize.methods import RangeObserver, parse_method
+from bevel.passes.quantize.observation import Observation
+from bevel.passes.quantize.observe import Batch, Progress, require_finite, samples_of, walk
 from bevel.passes.quantize.scales import (
     MAX_ADD_RATIO,
     activation_type,
     bias_codes,
     bias_type,
     constant_type,
+    corrected_bias_codes,
     weight_codes,
     weight_type,
 )
@@ -36,71 +40,113 @@ from bevel.passes.quantize.scales import (
 Array = npt.NDArray[Any]
 
 
-def largest_magnitude(weights: Array) -> Array:
-    """max|w| of each output channel: weights [O, ...] to [O]."""
-    return np.asarray(np.abs(weights.reshape(weights.shape[0], -1)).max(axis=1, initial=0.0))
-
-
-@dataclass(frozen=True)
-class Method:
-    """How ranges are chosen.
-
-    Attributes:
-        observer: makes the accumulator of one activation.
-        weights: the magnitude [O] that maps to the largest code, from weights [O, ...].
-    """
-
-    observer: Callable[[], RangeObserver]
-    weights: Callable[[Array], Array]
-
-
-METHODS = {"minmax": Method(MinMax, largest_magnitude)}
-
-
 @dataclass(frozen=True)
 class Calibrate:
     """Type a FLOAT graph's values from calibration data.
 
     Attributes:
-        method: key of METHODS.
-        data: batches, each a dict of float32 arrays named like the inputs; read once.
+        method: how ranges are chosen, as `parse_method` reads it.
+        bias_correction: correct biases (`bias_correction.py`); the data is then read twice.
+        data: batches, each a dict of float32 arrays named like the inputs.
         keep_float: names of node results whose layers stay float.
-        progress: called with the number of batches done.
+        progress: called with "calibrate" or "bias correction", and the number of batches done.
+        report: called with what was seen and chosen, in execution order.
     """
 
     name: ClassVar[str] = "calibrate"
     method: str = "minmax"
+    bias_correction: bool = True
     data: Iterable[Batch] = field(default=(), compare=False, repr=False)
     keep_float: frozenset[str] = frozenset()
     progress: Progress | None = field(default=None, compare=False, repr=False)
+    report: Callable[[list[Observation]], None] | None = field(default=None, compare=False, repr=False)
 
     def run(self, graph: Graph) -> Graph:
         """The ANNOTATED graph of `graph`.
 
         Raises:
-            UsageError: `graph` is not at FLOAT level, or the method is unknown.
+            UsageError: `graph` is not at FLOAT level; the method is unknown; the data is an iterator but needed twice.
             InvalidPlan: `keep_float` names no layer.
-            CalibrationError: see `observe_ranges`.
+            CalibrationError: see `walk`; also where a layer computes NaN or infinity.
             UnsupportedModel: weights hold NaN or infinity.
         """
         if graph.level is not Level.FLOAT:
             raise UsageError(f"calibrate: graph {graph.name!r} is at {graph.level.value} level already, expected float")
-        if self.method not in METHODS:
-            raise UsageError(f"calibrate: method {self.method!r} is unknown; choose one of {sorted(METHODS)}")
+        if self.bias_correction and iter(self.data) is self.data:
+            raise UsageError("calibrate: bias correction reads the data twice, but an iterator ends after once; pass a list")
+        observer = parse_method(self.method)
         unknown = self.keep_float - {v.name for node in graph.nodes for v in node.outputs}
         if unknown:
             raise InvalidPlan(f"layers {sorted(unknown)} do not exist in {graph.name!r}; use the names `bevel profile` prints")
         result = graph.clone()
-        method = METHODS[self.method]
+        if self.bias_correction:
+            _add_biases(result)
         islands = _islands(result, self.keep_float)
-        ranged = [v for v in _typed_values(result, islands) if _has_own_range(v)]
-        ranges = observe_ranges(result, ranged, self.data, method.observer, self.progress)
-        result.level = Level.ANNOTATED
-        _type_values(result, islands, ranges)
-        for node in result.nodes:
-            if node not in islands:
-                _type_constants(result, node, method)
+        layers = [n for n in result.nodes if Trait.WEIGHTED in lookup(n.op).traits and n not in islands]
+        observers = {v: observer() for v in _typed_values(result, islands) if _has_own_range(v)}
+        with MeanLog() as means:
+            _observe(result, observers, layers if self.bias_correction else (), means, self.data, self.progress)
+            result.level = Level.ANNOTATED
+            _type_values(result, islands, {value: watcher.range() for value, watcher in observers.items()})
+            for node in result.nodes:
+                if node not in islands:
+                    _type_constants(result, node)
+            if self.bias_correction:
+                for node, correction in bias_corrections(result, layers, means, self.data, self.progress).items():
+                    bias = node.inputs[2]
+                    codes = corrected_bias_codes(bias.array, correction, _quant(bias))
+                    _retype(result, node, 2, codes, _quant(bias))
+        if self.report is not None:
+            self.report([_observation(value, watcher) for value, watcher in observers.items()])
         return result
+
+
+def _quant(value: Value) -> Quant:
+    assert isinstance(value.type.elem, Quant)
+    return value.type.elem
+
+
+def _observation(value: Value, watcher: RangeObserver) -> Observation:
+    elem = _quant(value)
+    (scale,), (zero,) = elem.scale, elem.zero_point
+    lo, hi = scale * (elem.storage.min - zero), scale * (elem.storage.max - zero)
+    # Half a step beyond the outermost codes rounds to them: that is no clipping.
+    clipped = watcher.outside(lo - scale / 2, hi + scale / 2)
+    return Observation(value.name, watcher.observed(), (lo, hi), scale, zero, clipped)
+
+
+def _add_biases(graph: Graph) -> None:
+    """Give every weighted layer a bias, zeros where it has none, in place."""
+    for node in graph.nodes:
+        if Trait.WEIGHTED in lookup(node.op).traits and len(node.inputs) == 2 and node.inputs[1].is_constant:
+            zeros = graph.add_constant(f"{node.output.name}.bias", np.zeros(node.inputs[1].array.shape[0], np.float32))
+            twin = graph.add_node(node.op, [*node.inputs, zeros], node.attrs, loc=node.loc, before=node)
+            graph.take_name(twin.output, node.output)
+            graph.remove(node)
+
+
+def _observe(
+    graph: Graph,
+    observers: Mapping[Value, RangeObserver],
+    layers: Collection[Node],
+    means: MeanLog,
+    data: Iterable[Batch],
+    progress: Progress | None,
+) -> None:
+    """Show all batches to `observers`, and log the channel means of `layers`."""
+    wanted = set(layers)
+    done = -1
+
+    def watch(value: Value, array: Array) -> None:
+        nonlocal done
+        done += value is graph.inputs[0]
+        if value in observers:
+            require_finite(value, array, done)
+            observers[value].update(samples_of(value, array))
+        if value.producer in wanted:
+            means.append(channel_means(value.producer, array))
+
+    walk(graph, data, watch, "calibrate", progress)
 
 
 def _islands(graph: Graph, keep_float: frozenset[str]) -> set[Node]:
@@ -173,14 +219,15 @@ def _add_floor(node: Node | None) -> float:
     return max(elem.scale[0] for elem in elems if isinstance(elem, Quant)) / MAX_ADD_RATIO
 
 
-def _type_constants(graph: Graph, node: Node, method: Method) -> None:
+def _type_constants(graph: Graph, node: Node) -> None:
     """Quantize the weights and bias of a layer, or the constant operands of another operator."""
     if Trait.WEIGHTED in lookup(node.op).traits:
         x = node.inputs[0].type.elem
         assert isinstance(x, Quant)
         weights = node.inputs[1].array
         bias = node.inputs[2].array if len(node.inputs) == 3 else np.zeros(weights.shape[0], np.float32)
-        w = weight_type(weights, method.weights(weights), bias, x.scale[0], node.output.name)
+        largest = np.abs(weights.reshape(weights.shape[0], -1)).max(axis=1, initial=0.0)
+        w = weight_type(weights, largest, bias, x.scale[0], node.output.name)
         _retype(graph, node, 1, weight_codes(weights, w), w)
         if len(node.inputs) == 3:
             b = bias_type(x.scale[0], w)

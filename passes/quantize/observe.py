@@ -1,13 +1,13 @@
-"""Observation: calibration batches in, the range of every value that needs one out.
+"""Observation: calibration batches in, what the methods and the bias correction need of them out.
 
-A batch is a dict of arrays named like the graph's inputs. Batches are read one at a time and only ranges are kept, so memory is
-that of one batch.
+A batch is a dict of arrays named like the graph's inputs. Batches are read one at a time; what is kept of them is ranges,
+histograms and channel means, so memory is that of one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,39 +15,25 @@ import numpy.typing as npt
 from bevel.errors import CalibrationError, UsageError
 from bevel.ir.graph import Graph, Value
 from bevel.ir.interp import check_input, run
+from bevel.ir.ops import lookup
+from bevel.ir.ops.op import real_type
 from bevel.ir.types import Dim
 
 Array = npt.NDArray[Any]
 Batch = Mapping[str, Array]
-Progress = Callable[[int], None]
+Progress = Callable[[str, int], None]
+# Called with each value and its reals; may return an array to go on with.
+Watch = Callable[[Value, Array], Array | None]
+
+# Larger batches save calls, not work, and leave the caches.
+BATCH_BYTES = 32 << 20
+MAX_SAMPLES = 64
 
 
-class RangeObserver(Protocol):
-    """Accumulates what a calibration method needs of one value."""
-
-    def update(self, array: Array) -> None:
-        """Take in the value's reals of one batch."""
-        ...
-
-    def range(self) -> tuple[float, float]:
-        """Least and greatest real that the quantized type shall hold."""
-        ...
-
-
-class MinMax:
-    """The full observed range."""
-
-    def __init__(self) -> None:
-        self._lo, self._hi = np.inf, -np.inf
-
-    def update(self, array: Array) -> None:
-        """Widen the range to `array`."""
-        self._lo = min(self._lo, float(array.min(initial=np.inf)))
-        self._hi = max(self._hi, float(array.max(initial=-np.inf)))
-
-    def range(self) -> tuple[float, float]:
-        """Least and greatest real seen."""
-        return self._lo, self._hi
+def samples_per_batch(graph: Graph) -> int:
+    """How many samples fit BATCH_BYTES at once, 1 to MAX_SAMPLES: by the operands and results of the largest node."""
+    largest = max((lookup(node.op).cost(node).bytes for node in graph.nodes), default=1)
+    return max(1, min(MAX_SAMPLES, BATCH_BYTES // largest))
 
 
 def batches(graph: Graph, arrays: Batch, size: int = 32) -> Iterator[dict[str, Array]]:
@@ -89,9 +75,10 @@ def _checked(graph: Graph, batch: Batch, index: int) -> dict[str, Array]:
     arrays = {}
     for value in graph.inputs:
         array = np.asarray(batch[value.name])
-        if array.dtype != value.type.dtype:
+        expected_dtype = real_type(value.type).dtype
+        if array.dtype != expected_dtype:
             raise CalibrationError(
-                f"calibration batch {index}, input {value.name!r}: dtype {array.dtype} found, {value.type.dtype} expected; "
+                f"calibration batch {index}, input {value.name!r}: dtype {array.dtype} found, {expected_dtype} expected; "
                 "store it preprocessed, as the model takes it"
             )
         if not array.size:
@@ -103,44 +90,49 @@ def _checked(graph: Graph, batch: Batch, index: int) -> dict[str, Array]:
     return arrays
 
 
-def observe_ranges(
-    graph: Graph,
-    wanted: Collection[Value],
-    data: Iterable[Batch],
-    observer: Callable[[], RangeObserver],
-    progress: Progress | None = None,
-) -> dict[Value, tuple[float, float]]:
-    """The range of each wanted value over all batches.
+def walk(graph: Graph, data: Iterable[Batch], watch: Watch, stage: str, progress: Progress | None = None) -> int:
+    """Run `graph` over all batches in the interpreter.
 
     Args:
-        graph: FLOAT graph.
-        wanted: graph inputs and node results to observe.
+        graph: FLOAT graph, or ANNOTATED graph with real inputs.
         data: batches, read once.
-        observer: makes one accumulator for each value.
-        progress: called with the number of batches done after each one.
+        watch: called with the graph's inputs and every node result before fake quantization, batch by batch in execution order.
+        stage: what `progress` calls it.
+        progress: called with the stage and the number of batches done.
+
+    Returns:
+        How many batches there were.
 
     Raises:
-        CalibrationError: no batch; wrong names, shapes or dtypes; NaN or infinity in an input or computed by a layer.
+        CalibrationError: no batch; wrong names, shapes or dtypes; NaN or infinity in an input.
     """
-    observers = {value: observer() for value in wanted}
     done = 0
-
-    def observe(value: Value, array: Array) -> None:
-        if value in observers:
-            if not np.isfinite(array).all():
-                raise CalibrationError(
-                    f"calibration batch {done}: layer {value.name!r} computes NaN or infinity; check the data and the weights"
-                )
-            observers[value].update(array)
-
     for batch in data:
         arrays = _checked(graph, batch, done)
         for value in graph.inputs:
-            observe(value, arrays[value.name])
-        run(graph, arrays, observe=observe)
+            watch(value, arrays[value.name])
+        run(graph, arrays, observe=watch)
         done += 1
         if progress is not None:
-            progress(done)
+            progress(stage, done)
     if not done:
         raise CalibrationError(f"no calibration data for {graph.name!r}: give at least one batch, better 100 to 500 samples")
-    return {value: watcher.range() for value, watcher in observers.items()}
+    return done
+
+
+def samples_of(value: Value, array: Array) -> Array:
+    """`array` as [samples, elements]: a symbolic leading dimension counts samples, anything else is one."""
+    rows = len(array) if value.type.shape and isinstance(value.type.shape[0], Dim) else 1
+    return array.reshape(rows, -1)
+
+
+def require_finite(value: Value, array: Array, batch: int) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        CalibrationError: `array` holds one; names the layer and the batch.
+    """
+    if not np.isfinite(array).all():
+        raise CalibrationError(
+            f"calibration batch {batch}: layer {value.name!r} computes NaN or infinity; check the data and the weights"
+        )

@@ -88,3 +88,9 @@ def bias_type(x_scale: float, weights: Quant) -> Quant:
 def bias_codes(bias: Array, type_: Quant) -> Array:
     """int32 codes: the exact quotient, rounded half to even."""
     return np.asarray([round(exact(float(b)) / exact(s)) for b, s in zip(bias, type_.scale, strict=True)], np.int32)
+
+
+def corrected_bias_codes(codes: Array, correction: Array, type_: Quant) -> Array:
+    """Bias codes with `correction`, reals [O], added; they stay within 2^30, as overflow proofs rest on it."""
+    moved = codes + np.rint(correction / np.asarray(type_.scale))
+    return np.asarray(np.clip(moved, -MAX_BIAS, MAX_BIAS), np.int32)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +33,13 @@ from bevel.runtime.artifact import Artifact
 from bevel.runtime.manifest import read_manifest
 from bevel.runtime.toolchain import find_toolchain
 
+if TYPE_CHECKING:
+    from bevel.passes.quantize.observation import Observation
+
 Array = npt.NDArray[Any]
 Say = Callable[[str, int, int], None]
 
 GOLDEN_CASES = 2
-CALIBRATION_BATCH = 64
 # How far a golden input drawn at random reaches: normalized images lie within it.
 _RANDOM_RANGE = 2.0
 
@@ -58,6 +60,7 @@ class Options:
         method: calibration method; the plan's, where there is one.
         dims: extents of symbolic dimensions; a leading batch dimension is 1 unless given.
         plan: what to do layer by layer.
+        bias_correction: correct the biases of quantized layers on the calibration data.
     """
 
     device: str
@@ -67,6 +70,7 @@ class Options:
     method: str = "minmax"
     dims: Mapping[str, int] = field(default_factory=dict)
     plan: CompressionPlan | None = None
+    bias_correction: bool = True
 
     def precision(self) -> Bits:
         """Precision of layers that the plan does not name.
@@ -80,16 +84,15 @@ class Options:
         return bits
 
     def calibration_method(self) -> str:
-        """Name of the calibration method.
+        """The calibration method, as `parse_method` spells it.
 
         Raises:
             UsageError: there is no such method.
         """
-        from bevel.passes.quantize.calibrate import METHODS
+        from bevel.passes.quantize.methods import parse_method
 
         method = self.plan.calibration if self.plan is not None else self.method
-        if method not in METHODS:
-            raise UsageError(f"calibration method {method!r} is unknown; choose one of {', '.join(sorted(METHODS))}")
+        parse_method(method)
         return method
 
 
@@ -128,10 +131,12 @@ class Trace:
     Attributes:
         dump: called with the name and result of every pass.
         applied: gets the passes that ran, for provenance.
+        observed: gets what calibration saw and chose.
     """
 
     dump: Callable[[str, Graph], None] | None = None
     applied: list[Pass] = field(default_factory=list)
+    observed: list[Observation] = field(default_factory=list)
 
     def run(self, graph: Graph, *passes: Pass) -> Graph:
         """`graph` after `passes`, each verified before and after."""
@@ -167,6 +172,7 @@ def prepare(graph: Graph, options: Options, say: Say = _silent, trace: Trace | N
     if graph.level is Level.INTEGER:
         return graph
     from bevel.passes.quantize.calibrate import Calibrate
+    from bevel.passes.quantize.observe import samples_per_batch
     from bevel.passes.quantize.to_integer import ToInteger
 
     if graph.level is Level.FLOAT:
@@ -176,12 +182,14 @@ def prepare(graph: Graph, options: Options, say: Say = _silent, trace: Trace | N
                 f"{[v.name for v in graph.inputs]}, to measure its activations (or compile it with --bits fp32)"
             )
         data = open_data(options.calibration, inputs_of(graph))
-        total = min(options.samples, len(data))
+        batches = data.batches(samples_per_batch(graph), options.samples)
         calibrate = Calibrate(
             method,
-            data.batches(CALIBRATION_BATCH, options.samples),
+            options.bias_correction,
+            batches,
             kept,
-            progress=lambda done: say("calibrate", min(done * CALIBRATION_BATCH, total), total),
+            progress=lambda stage, done: say(stage, min(done * batches.size, batches.samples), batches.samples),
+            report=trace.observed.extend,
         )
         return trace.run(graph, calibrate, ToInteger())
     return trace.run(graph, ToInteger())
@@ -257,6 +265,7 @@ def compile_model(
     choices = {
         "bits": str(options.precision()),
         "method": options.calibration_method(),
+        "bias_correction": options.bias_correction,
         "samples": options.samples,
         "dims": dict(options.dims),
         "plan": options.plan.dumps() if options.plan is not None else None,

@@ -88,14 +88,31 @@ class DataSet:
         taken = self.take(index, index + 1)
         return {s.name: taken[s.name] if taken[s.name].ndim == len(s.shape) else taken[s.name][0] for s in self.inputs}
 
-    def batches(self, size: int, limit: int | None = None) -> Iterator[dict[str, Array]]:
+    def batches(self, size: int, limit: int | None = None) -> Batches:
         """Consecutive batches of at most `size` samples, the first `limit` samples; one at a time for a model of fixed batch."""
-        count = len(self) if limit is None else min(limit, len(self))
-        if not all(spec.shape[:1] == (None,) for spec in self.inputs):
-            yield from (self.sample(i) for i in range(count))
-            return
-        for start in range(0, count, size):
-            yield self.take(start, min(start + size, count))
+        symbolic = all(spec.shape[:1] == (None,) for spec in self.inputs)
+        return Batches(self, size if symbolic else 1, len(self) if limit is None else min(limit, len(self)), symbolic)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches of a data set, to be iterated as often as needed; one is in memory at a time.
+
+    Attributes:
+        data: where they come from.
+        size: samples in each but the last.
+        samples: samples in all.
+        symbolic: the model takes any number at once; else a batch is one sample in the model's shape.
+    """
+
+    data: DataSet
+    size: int
+    samples: int
+    symbolic: bool
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        for start in range(0, self.samples, self.size):
+            yield self.data.take(start, min(start + self.size, self.samples)) if self.symbolic else self.data.sample(start)
 
 
 def open_data(path: str | Path, inputs: Sequence[Inputs]) -> DataSet:

@@ -111,16 +111,18 @@ def test_range_is_that_of_all_batches_and_contains_zero() -> None:
     g = Graph("g")
     x = g.add_input("x", TensorType((BATCH, 4), F32))
     g.set_outputs([g.add_node("Neg", [x], names=["y"]).output])
-    seen: list[int] = []
+    seen: list[tuple[str, int]] = []
 
     def stream() -> Iterator[dict[str, Array]]:
         for hi in (3.0, 7.0, 5.0):
             yield {"x": np.linspace(2.0, hi, 8, dtype=np.float32).reshape(2, 4)}
 
-    result = Calibrate(data=stream(), progress=seen.append).run(g)
+    result = Calibrate(data=stream(), bias_correction=False, progress=lambda *step: seen.append(step)).run(g)
     assert quant_of(result.value("x")) == Quant(I8, (float(np.float32(7 / 255)),), (-128,))
     assert quant_of(result.value("y")) == Quant(I8, (float(np.float32(7 / 255)),), (127,))
-    assert seen == [1, 2, 3]
+    assert seen == [("calibrate", 1), ("calibrate", 2), ("calibrate", 3)]
+    with pytest.raises(UsageError, match="reads the data twice"):
+        Calibrate(data=stream()).run(g)
 
 
 def test_zero_channels_and_huge_biases_keep_the_bias_exact() -> None:
@@ -131,7 +133,7 @@ def test_zero_channels_and_huge_biases_keep_the_bias_exact() -> None:
     y = g.add_node("Gemm", [x, g.add_constant("w", weights), g.add_constant("b", bias)], names=["y"]).output
     g.set_outputs([y])
     arrays = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
-    result = Calibrate(data=[{"x": arrays}]).run(g)
+    result = Calibrate(data=[{"x": arrays}], bias_correction=False).run(g)
     assert np.abs(result.value("b").array.astype(np.int64)).max() <= 2**30
     reals = quant_of(result.value("b")).dequantize(result.value("b").array)
     np.testing.assert_allclose(reals, bias, rtol=1e-6, atol=quant_of(result.value("b")).scale[3])
