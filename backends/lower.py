@@ -19,12 +19,12 @@ from bevel.backends.kernel import Buf, ConvConstants, ConvProblem, NodeProblem, 
 from bevel.backends.memory import Request, align, plan_arena
 from bevel.backends.physical import (
     NHWC,
-    ROW_MAJOR,
     WINDOWED,
     Layout,
     buffer_of,
     code_offset,
     equivalent,
+    needs_row_major,
     row_major,
     store_constant,
     transposed,
@@ -243,7 +243,9 @@ class _Lowering:
         bufs: list[Buf] = []
         for value in node.inputs:
             same_rank = value.type.rank == len(layout)
-            wanted = layout if node.op in WINDOWED | ROW_MAJOR and same_rank and not value.is_constant else None
+            wanted = layout if node.op in WINDOWED and same_rank and not value.is_constant else None
+            if needs_row_major(node.op):
+                wanted = row_major(value.type.rank)
             if value.is_constant and same_rank and value.type.shape == node.outputs[0].type.shape:
                 wanted = layout
             operand = self._operand(value, wanted)
@@ -269,7 +271,7 @@ class _Lowering:
         rank = node.outputs[0].type.rank
         if node.op in WINDOWED:
             return NHWC
-        if node.op in ROW_MAJOR:
+        if needs_row_major(node.op):
             return row_major(rank)
         for value in node.inputs:
             if not value.is_constant and value.type.rank == rank:

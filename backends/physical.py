@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevel.backends.kernel import Buf
+from bevel.ir.ops.custom import CUSTOM
 from bevel.ir.protocols import Target
 from bevel.ir.types import Int, Quant, TensorType
 
@@ -24,6 +25,11 @@ NHWC: Layout = (0, 2, 3, 1)
 WINDOWED = frozenset({"Conv", "IntConv", "AveragePool", "GlobalAveragePool", "MaxPool", "IntAveragePool"})
 # Operators whose kernels need row-major operands.
 ROW_MAJOR = frozenset({"Gemm", "IntGemm", "MatMul", "Reshape"})
+
+
+def needs_row_major(op: str) -> bool:
+    """True when kernels of `op` take and give row-major memory only; a user's C function is such a kernel."""
+    return op in ROW_MAJOR or op in CUSTOM
 
 
 def row_major(rank: int) -> Layout:

@@ -36,16 +36,18 @@ class KernelRanker(Protocol):
 def generators(arch: str) -> tuple[Generator, ...]:
     """All generators for an architecture, most specialized first."""
     from bevel.backends import generic
+    from bevel.backends.custom import CustomGenerator
 
+    derived = (*generic.GENERATORS, CustomGenerator())
     if arch == "x86_64":
         from bevel.backends import x86
 
-        return (*x86.GENERATORS, *generic.GENERATORS)
-    if arch == "aarch64":
+        return (*x86.GENERATORS, *derived)
+    if arch in ("aarch64", "armv7"):
         from bevel.backends import arm
 
-        return (*arm.GENERATORS, *generic.GENERATORS)
-    return tuple(generic.GENERATORS)
+        return (*arm.GENERATORS[arch], *derived)
+    return derived
 
 
 def choose(problem: Problem, target: Target, layer: str, ranker: KernelRanker | None = None) -> Choice:

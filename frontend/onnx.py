@@ -17,7 +17,7 @@ import onnx_ir
 from bevel.errors import BevelError, UnsupportedModel, UnsupportedOp, UsageError
 from bevel.frontend.builder import REAL_TYPES, Builder, Codes, OnnxNode, Operand, normalize_array
 from bevel.frontend.onnx_file import MALFORMED, OnnxFile, one_line, read_onnx
-from bevel.frontend.onnx_ops import CONVERTERS, HINTS, constants, quantize
+from bevel.frontend.onnx_ops import CONVERTERS, HINTS, constants, custom, quantize
 from bevel.ir.graph import Graph, Level, Value
 from bevel.ir.ops.movement import ReshapeAttrs
 from bevel.ir.types import F32, Dim, Elem, Float, Quant, TensorType, elem_of_dtype
@@ -143,10 +143,10 @@ class _Import:
 
     def _convert(self, source: onnx_ir.Node) -> None:
         node = OnnxNode(self.builder, source)
+        result: Operand | tuple[Operand, ...] | None = None
         if source.domain not in ("", "ai.onnx"):
-            node.refuse(f"domain {source.domain!r}", "the default ONNX domain")
-        result: Operand | tuple[Operand, ...] | None = constants.fold(node)
-        if result is None:
+            result = custom.convert(node)
+        elif (result := constants.fold(node)) is None:
             converter = CONVERTERS.get(node.op)
             if converter is None:
                 raise UnsupportedOp(

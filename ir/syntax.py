@@ -64,6 +64,11 @@ def format_name(name: str) -> str:
     return f"%{name}" if _BARE_NAME.fullmatch(name) else f"%{json.dumps(name)}"
 
 
+def format_op(op: str) -> str:
+    """An operator's name, quoted where it is not a word (custom operators: "domain.Op")."""
+    return op if _BARE_DIM.fullmatch(op) else json.dumps(op)
+
+
 def format_dim(dim: int | Dim) -> str:
     """`3`, or `batch(1..8)`; names that are not identifiers are quoted."""
     if not isinstance(dim, Dim):

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from bevel.errors import UnsupportedModel, VerifyError
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import lookup
-from bevel.ir.syntax import Kind, Scanner, format_attrs, format_name, format_type
+from bevel.ir.syntax import Kind, Scanner, format_attrs, format_name, format_op, format_type
 from bevel.ir.types import TensorType
 
 Array = npt.NDArray[Any]
@@ -71,7 +71,7 @@ def _node(node: Node) -> str:
     attrs = format_attrs(node.attrs)
     types = ", ".join(format_type(v.type) for v in node.outputs)
     loc = f" loc {json.dumps(node.loc)}" if node.loc else ""
-    return f"{results} = {node.op}({operands}){' ' + attrs if attrs else ''} : {types}{loc}"
+    return f"{results} = {format_op(node.op)}({operands}){' ' + attrs if attrs else ''} : {types}{loc}"
 
 
 def parse_graph(text: str, resources: Mapping[str, Array]) -> Graph:
@@ -191,7 +191,7 @@ def _operation(scanner: Scanner, graph: Graph) -> None:
     if len(set(names)) != len(names):
         raise VerifyError(f"results {names} are not distinct")
     scanner.expect("=")
-    op = scanner.take(Kind.WORD)
+    op = scanner.take(Kind.STRING if scanner.peek_kind() is Kind.STRING else Kind.WORD)
     spec = lookup(op)
     operands = scanner.items("(", ")", lambda: _value(scanner, graph))
     attrs = scanner.attrs(spec.attrs)

@@ -26,6 +26,7 @@ import zstandard
 
 from bevel.backends.schedule import IoTensor, Schedule
 from bevel.errors import ArtifactError, UsageError
+from bevel.runtime import custom
 from bevel.runtime.codegen import C_DIR, check_schedule, model_c, model_h, required_features
 from bevel.runtime.manifest import CORE_FILES, FORMAT, FORMAT_VERSION, GRAPH_FILE, MANIFEST, read_manifest
 from bevel.runtime.toolchain import Toolchain, find_toolchain, link, runtime_digest
@@ -200,7 +201,8 @@ def write_artifact(
         ValueError: the schedule breaks its contract.
     """
     root = Path(path).absolute()
-    check_schedule(schedule, objects.keys())
+    compiled = [k.symbol for k in schedule.kernels if not custom.is_custom(k)]
+    check_schedule(schedule, {*objects, *(k.symbol for k in schedule.kernels if custom.is_custom(k))})
     cases = [_golden_files(schedule, case, inputs, outputs) for case, (inputs, outputs) in enumerate(golden)]
     _refuse_owned(fields or {})
     if not cases:
@@ -211,7 +213,7 @@ def write_artifact(
     with replacing(root) as work:
         for folder in ("lib", "bin", "include", "selftest"):
             (work / folder).mkdir()
-        linked = link(tools, model_c(schedule), {k.symbol: objects[k.symbol] for k in schedule.kernels}, work / "lib")
+        linked = link(tools, model_c(schedule), {s: objects[s] for s in compiled}, work / "lib", custom.sources(schedule.kernels))
         linked.runner.rename(work / "bin" / "bevel-run")
         contents: dict[str, bytes] = {
             "include/model.h": model_h(schedule).encode(),

@@ -1,7 +1,7 @@
 """Schedule -> C: the generated model.c (a flat list of kernel calls over one arena) and the artifact's model.h.
 
 model.c holds data and calls only; everything that can be written once lives in runtime/c. Names from the model file are
-untrusted and reach the C text through `_string` and `_comment` alone.
+untrusted and reach the C text through `c_string` and `_comment` alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from bevel.backends.schedule import IoTensor, Place, Schedule, Step
+from bevel.runtime.custom import wrappers
 
 C_DIR = Path(__file__).resolve().parent / "c"
 
@@ -58,6 +59,7 @@ def model_c(schedule: Schedule) -> str:
     for symbol, count in arity.items():
         parameters = ", ".join(["const void *"] * count + ["int32_t", "int32_t", "void *"])
         out.append(f"int32_t {symbol}({parameters});")
+    out += ["", *wrappers(schedule.kernels)]
     for index, step in enumerate(schedule.steps):
         out += ["", *_step_function(index, step)]
     out += ["", "static const bevel_graph_step steps[] = {"]
@@ -65,7 +67,7 @@ def model_c(schedule: Schedule) -> str:
     out += ["    {0, 0},", "};", "", "static const bevel_step info[] = {"]
     for step in schedule.steps:
         texts = (step.layer, step.op, f"{kernels[step.symbol].generator}:{step.symbol}", step.bits)
-        out.append(f"    {{{', '.join(map(_string, texts))}, {step.macs}u, {step.bytes}u}},")
+        out.append(f"    {{{', '.join(map(c_string, texts))}, {step.macs}u, {step.bytes}u}},")
     out += ["    {0, 0, 0, 0, 0, 0},", "};", ""]
     out += [*_tensors("input", schedule.inputs), "", *_tensors("output", schedule.outputs), "", *_graph(schedule)]
     return "\n".join(out) + "\n"
@@ -171,7 +173,7 @@ def _tensors(kind: str, tensors: tuple[IoTensor, ...]) -> list[str]:
         # A hexadecimal literal carries the float32 scale exactly.
         scale = f"{float(np.float32(tensor.scale)).hex()}f" if tensor.scale else "0"
         out += [
-            f"    {{{{.name = {_string(tensor.name)}, .shape = {kind}_shape_{index}, .data = 0,",
+            f"    {{{{.name = {c_string(tensor.name)}, .shape = {kind}_shape_{index}, .data = 0,",
             f"      .nbytes = {tensor_bytes(tensor)}, .rank = {len(tensor.shape)}, .dtype = BEVEL_{tensor.dtype.upper()},",
             f"      .zero_point = {tensor.zero_point}, .scale = {scale}}},",
             f"     {tensor.place.offset}u, {space}}},",
@@ -185,8 +187,8 @@ def _graph(schedule: Schedule) -> list[str]:
     isa = [_ISA[f] for f in required_features(schedule) if f in _ISA]
     return [
         "const bevel_graph bevel_the_graph = {",
-        f"    .name = {_string(schedule.name)},",
-        f"    .graph_hash = {_string(schedule.graph_hash)},",
+        f"    .name = {c_string(schedule.name)},",
+        f"    .graph_hash = {c_string(schedule.graph_hash)},",
         f"    .weights_sha256 = {{{digest}}},",
         f"    .weights_bytes = {len(schedule.weights)}u,",
         f"    .arena_bytes = {schedule.arena_bytes}u,",
@@ -203,7 +205,7 @@ def _graph(schedule: Schedule) -> list[str]:
     ]
 
 
-def _string(text: str) -> str:
+def c_string(text: str) -> str:
     """A C string literal of the UTF-8 bytes of `text`; everything but plain ASCII becomes a three-digit octal escape."""
     plain = set(b" !#$%&'()*+,-./0123456789:;<=>@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_`abcdefghijklmnopqrstuvwxyz{|}~")
     return '"' + "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text.encode("utf-8", "replace")) + '"'

@@ -133,8 +133,10 @@ def find_toolchain(arch: str) -> Toolchain:
     )
 
 
-def link(toolchain: Toolchain, model_c: str, objects: dict[str, bytes], out: Path) -> Linked:
+def link(toolchain: Toolchain, model_c: str, objects: dict[str, bytes], out: Path, user_sources: Sequence[Path] = ()) -> Linked:
     """Compile `model_c`, link it with kernel `objects` (symbol -> relocatable ELF) and the runtime, write three files into `out`.
+
+    `user_sources` are the C files of custom operators: optimized, and free to use floating point.
 
     Raises:
         ToolchainError: a command failed or ran out of time; shows its message.
@@ -152,6 +154,9 @@ def link(toolchain: Toolchain, model_c: str, objects: dict[str, bytes], out: Pat
         for symbol, code in sorted(objects.items()):
             (work / f"{symbol}.o").write_bytes(code)
             kernels.append(f"{symbol}.o")
+        for i, source in enumerate(user_sources):
+            kernels.append(f"custom{i}.o")
+            _run([*toolchain.shared, *_COMPILE, "-O2", "-I", str(C_DIR), "-c", str(source), "-o", kernels[-1]], work)
         library = _runtime_objects(toolchain.shared, no_float, (_INTEGER_SOURCES, _FLOAT_SOURCES))
         parts = ["model.o", *kernels, *library]
 

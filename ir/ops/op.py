@@ -236,6 +236,11 @@ def register(
     return op
 
 
+def withdraw(name: str) -> None:
+    """Remove the row of `name`: a custom operator that is about to be registered anew."""
+    del _TABLE[name]
+
+
 def lookup(name: str) -> Op:
     """The row of `name`.
 
@@ -245,6 +250,8 @@ def lookup(name: str) -> Op:
     try:
         return _TABLE[name]
     except KeyError:
+        if "." in name:
+            raise UnsupportedOp(f"operator {name!r} is a custom one: give its C file with --custom-op {name}=FILE.c") from None
         raise UnsupportedOp(f"operator {name!r} is not in the op table; `bevel ops` lists the known ones") from None
 
 

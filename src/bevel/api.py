@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ def compile(
     samples: int = 256,
     method: str | None = None,
     dims: Mapping[str, int] | None = None,
+    custom_ops: Sequence[str] = (),
 ) -> Artifact:
     """Compile a model into an artifact for one device; the same as `bevel compile`.
 
@@ -41,6 +42,7 @@ def compile(
         samples: calibration samples to use at most.
         method: calibration method; default "minmax".
         dims: extents of symbolic dimensions; a leading batch dimension is 1 unless given.
+        custom_ops: "DOMAIN.OP=FILE.c" of each custom operator (docs/custom.md).
 
     Returns:
         The artifact on disk; `bevel.runtime.host.HostModel` runs it in this process when it is for this machine.
@@ -65,6 +67,6 @@ def compile(
             data: Path | None = save_arrays(Path(folder) / "calibration.npz", calibration)
         else:
             data = Path(calibration) if calibration is not None else None
-        options = Options(device, bits or "8", data, samples, method or "minmax", dict(dims or {}), chosen)
+        options = Options(device, bits or "8", data, samples, method or "minmax", dict(dims or {}), chosen, tuple(custom_ops))
         artifact, _ = compile_model(model, target, options)
     return artifact

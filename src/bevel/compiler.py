@@ -23,6 +23,7 @@ from bevel.data import inputs_of, open_data
 from bevel.devices.profile import Profile, load_profile
 from bevel.errors import ArtifactError, CalibrationError, InvalidPlan, UsageError
 from bevel.ir.graph import Graph, Level
+from bevel.ir.ops.custom import load_custom_op
 from bevel.ir.plan import FP32, W8A8, Bits, CompressionPlan, parse_bits
 from bevel.ir.types import Dim, Float, Int, Quant
 from bevel.passes.bind_dims import bind_dims
@@ -60,6 +61,7 @@ class Options:
         method: calibration method; the plan's, where there is one.
         dims: extents of symbolic dimensions; a leading batch dimension is 1 unless given.
         plan: what to do layer by layer.
+        custom_ops: "DOMAIN.OP=FILE.c" of each custom operator (`bevel.ir.ops.custom`).
         bias_correction: correct the biases of quantized layers on the calibration data.
     """
 
@@ -70,6 +72,7 @@ class Options:
     method: str = "minmax"
     dims: Mapping[str, int] = field(default_factory=dict)
     plan: CompressionPlan | None = None
+    custom_ops: tuple[str, ...] = ()
     bias_correction: bool = True
 
     def precision(self) -> Bits:
@@ -268,6 +271,7 @@ def compile_model(
         "bias_correction": options.bias_correction,
         "samples": options.samples,
         "dims": dict(options.dims),
+        "custom_ops": [load_custom_op(spec).digest for spec in options.custom_ops],
         "plan": options.plan.dumps() if options.plan is not None else None,
     }
     profile = load_profile(options.device)
@@ -351,11 +355,13 @@ def build(
     from bevel.ir.serialize import dumps
     from bevel.ir.verify import float_islands, is_integer_only, verify
     from bevel.runtime.artifact import write_artifact
+    from bevel.runtime.custom import is_custom
 
     verify(graph)
     say("lower", 0, 1)
     schedule = lower(graph, profile.target())
-    objects = compile_kernels(schedule.kernels, schedule.target, progress=lambda done, total: say("kernels", done, total))
+    kernels = [kernel for kernel in schedule.kernels if not is_custom(kernel)]
+    objects = compile_kernels(kernels, schedule.target, progress=lambda done, total: say("kernels", done, total))
     say("link", 0, 1)
     islands = [node.loc or node.outputs[0].name for island in float_islands(graph) for node in island]
     return write_artifact(

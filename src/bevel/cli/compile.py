@@ -26,6 +26,9 @@ from bevel.runtime.artifact import Artifact
 @click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Calibration samples to use at most.")
 @click.option("--method", help="Calibration method.  [default: minmax, or the plan's]")
 @click.option("--dim", "dims", multiple=True, metavar="NAME=N", help="Extent of a symbolic dimension; repeatable.")
+@click.option(
+    "--custom-op", "custom", multiple=True, metavar="DOMAIN.OP=FILE.c", help="C function of a custom operator; repeatable."
+)
 @click.option("--plan", type=click.Path(path_type=Path), help="Compression plan (JSON): precision layer by layer.")
 @click.option("--dump-ir-after", "dump", metavar="PASS|all", help="Print the graph after a pass, or after every one, on stderr.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: MODEL.bevel]")
@@ -38,6 +41,7 @@ def command(
     samples: int,
     method: str | None,
     dims: tuple[str, ...],
+    custom: tuple[str, ...],
     plan: Path | None,
     dump: str | None,
     output: Path | None,
@@ -50,11 +54,12 @@ def command(
     bevel compile model.onnx --device host --bits fp32
     bevel compile model.onnx --device raspberry-pi-4 --bits 8 --calib images.npz -o model.bevel
     bevel compile model.bevel --device raspberry-pi-5 -o model-pi5.bevel   # the same integer graph, same bits
+    bevel compile model.onnx --device host --bits fp32 --custom-op mydomain.Swirl=swirl.c   # docs/custom.md
     """
     if plan is not None and (bits is not None or method is not None):
         raise UsageError("--plan decides bits and calibration method: leave out --bits and --method")
     loaded = load_plan(plan) if plan is not None else None
-    chosen = Options(device, bits or "8", calib, samples, method or "minmax", options.parse_dims(dims), loaded)
+    chosen = Options(device, bits or "8", calib, samples, method or "minmax", options.parse_dims(dims), loaded, custom)
     with progress() as say:
         trace = _dumping(dump) if dump is not None else None
         artifact, seconds = compile_model(model, output or default_output(model, device), chosen, say, trace)
