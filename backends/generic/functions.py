@@ -41,6 +41,10 @@ _LOG_ERFC = (
     -1.64212415e-05,
 )
 _ERF_SMALL, _ERF_ONE = 1.0, 4.0
+# log(1 + r) = r - r^2 / 2 + r^3 P(r) on sqrt(1/2) <= 1 + r <= sqrt(2); 5.9e-9.
+_LOG = (0.333333313, -0.250008196, 0.200012267, -0.166233569, 0.142017588, -0.131601825, 0.12761575, -0.0763449296)
+_SQRT_HALF_BITS = 0x3F3504F3
+_SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
 
 def polynomial(v: Lanes, x: Expr, coefficients: Sequence[float]) -> Expr:
@@ -68,6 +72,20 @@ def exp(v: Lanes, x: Expr) -> Expr:
     value = (r * r * polynomial(v, r, _EXP) + r + v.f32(1)) * factors[0] * factors[1]
     value = v.select(x > v.f32(_EXP_HIGH), v.f32(np.inf), value)
     return v.select(x < v.f32(_EXP_LOW), v.f32(0), value)
+
+
+def log(v: Lanes, x: Expr) -> Expr:
+    """Natural logarithm within 2e-7, subnormal operands included; -infinity of 0, NaN below it and of NaN."""
+    small = x < v.f32(_SMALLEST_NORMAL)
+    bits = v.bitcast(v.select(small, x * v.f32(2.0**23), x), "int32")
+    exponent = v.k.shift_right(bits - v.i32(_SQRT_HALF_BITS), v.i32(23))
+    r = v.bitcast(bits - v.k.shift_left(exponent, v.i32(23)), "float32") - v.f32(1)
+    whole = v.cast(exponent - v.select(small, v.i32(23), v.i32(0)), "float32")
+    near = r * r * r * polynomial(v, r, _LOG) - v.f32(0.5) * r * r
+    value = near + whole * v.f32(_LN2_LOW) + r + whole * v.f32(_LN2_HIGH)
+    value = v.select(x > v.f32(np.finfo(np.float32).max), v.f32(np.inf), value)
+    # The sign of zero does not count, and a comparison with NaN does not hold.
+    return v.select(x > v.f32(0), value, v.select(absolute(v, x) > v.f32(0), v.f32(np.nan), v.select(small, v.f32(-np.inf), x)))
 
 
 def absolute(v: Lanes, x: Expr) -> Expr:
