@@ -258,6 +258,30 @@ def _lut_reference(call: Call, x: Array, table: Array) -> Array:
     return np.asarray(table[x.astype(np.int64) - _quant(call.inputs[0]).storage.min])
 
 
+@dataclass(frozen=True)
+class ChannelLutAttrs:
+    """Result type, and the axis that each row of the table belongs to."""
+
+    out: Quant
+    axis: int
+
+
+def _channel_lut_infer(attrs: ChannelLutAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    x, (kind, table) = ins[0], (_quant(ins[0]), ins[1])
+    require_axis(attrs.axis, x.rank)
+    require(kind.storage.bits <= 8 and kind.per_tensor, "table lookup needs a per-tensor operand of at most 8 bits")
+    expected = (x.shape[attrs.axis], 1 << kind.storage.bits)
+    require(table.shape == expected, f"table is {table}, expected {list(map(str, expected))}")
+    require(attrs.out.per_tensor and table.dtype == attrs.out.dtype, f"table is {table}, expected elements of {attrs.out}")
+    return (x.with_elem(attrs.out),)
+
+
+def _channel_lut_reference(call: Call, x: Array, table: Array) -> Array:
+    axis = call.attrs.axis
+    rows = np.arange(x.shape[axis]).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    return np.asarray(table[rows, x.astype(np.int64) - _quant(call.inputs[0]).storage.min])
+
+
 def softmax_table(scale: float) -> Array:
     """int32[256]: entry d is rint(2^15 * exp(-d * scale)), computed once in float64 and stored in the graph."""
     return np.asarray(np.rint(2.0**SOFTMAX_TABLE_BITS * np.exp(-np.arange(256) * scale)), dtype=np.int32)
@@ -373,6 +397,16 @@ _integer(
     infer=_int_pool_infer,
     reference=_int_pool_reference,
     macs=_pool_work,
+)
+_integer(
+    "ChannelLut",
+    "table[channel, q - qmin]: any function of one code that differs from channel to channel.",
+    attrs=ChannelLutAttrs,
+    arity=(2, 2),
+    infer=_channel_lut_infer,
+    reference=_channel_lut_reference,
+    macs=one_per_result,
+    traits={Trait.CHANNELWISE},
 )
 _integer(
     "Lut",

@@ -13,6 +13,7 @@ from bevel.ir.ops.op import (
     Call,
     PruneRule,
     QuantRule,
+    Trait,
     elements,
     register,
     require,
@@ -116,8 +117,9 @@ register(
     reference=_bn_reference,
     macs=_reduced_elements,
     levels=FLOAT_ONLY,
-    quant=QuantRule.FLOAT,
-    integer=None,
+    traits={Trait.CHANNELWISE},
+    quant=QuantRule.OWN,
+    integer="ChannelLut",
     prune=PruneRule.CARRIES,
 )
 register(

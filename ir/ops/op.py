@@ -31,6 +31,8 @@ class Trait(enum.Enum):
     VIEW: a MOVEMENT that keeps row-major order, so it costs nothing.
     ACTIVATION: a monotone clamp that can move into the producer's epilogue.
     WEIGHTED: operand 1 is a weight, operand 2 (if any) a bias.
+    CHANNELWISE: a function of one data operand with parameters for each index of axis 1 in the other operands. Constant
+        parameters stay reals when the graph is quantized: they go into a table of codes.
     """
 
     ELEMENTWISE = "elementwise"
@@ -39,6 +41,7 @@ class Trait(enum.Enum):
     VIEW = "view"
     ACTIVATION = "activation"
     WEIGHTED = "weighted"
+    CHANNELWISE = "channelwise"
 
 
 class QuantRule(enum.Enum):

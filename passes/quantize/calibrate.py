@@ -155,7 +155,7 @@ def _islands(graph: Graph, keep_float: frozenset[str]) -> set[Node]:
     for node in graph.nodes:
         spec = lookup(node.op)
         computed = spec.quant in (QuantRule.FLOAT, QuantRule.NONE) or any(v.name in keep_float for v in node.outputs)
-        weights = Trait.WEIGHTED in spec.traits and not all(v.is_constant for v in node.inputs[1:])
+        weights = bool(spec.traits & {Trait.WEIGHTED, Trait.CHANNELWISE}) and not all(v.is_constant for v in node.inputs[1:])
         plain = any(v.type.elem != F32 for v in (*node.inputs, *node.outputs))
         follows = Trait.ACTIVATION in spec.traits and node.inputs[0].producer in islands
         if computed or weights or plain or (follows and graph.sole_user(node.inputs[0]) is node):
@@ -232,6 +232,8 @@ def _type_constants(graph: Graph, node: Node) -> None:
         if len(node.inputs) == 3:
             b = bias_type(x.scale[0], w)
             _retype(graph, node, 2, bias_codes(bias, b), b)
+        return
+    if Trait.CHANNELWISE in lookup(node.op).traits:
         return
     for i, value in enumerate(node.inputs):
         if value.is_constant and value.type.elem == F32:

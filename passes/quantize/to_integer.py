@@ -18,11 +18,11 @@ from bevel.ir.graph import Graph, Level, Node
 from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.integer import OutAttrs
 from bevel.ir.types import F32, Quant
-from bevel.passes.quantize import lower_elementwise, lower_movement, lower_pool, lower_weighted
+from bevel.passes.quantize import lower_channelwise, lower_elementwise, lower_movement, lower_pool, lower_weighted
 from bevel.passes.quantize.lowering import Lowering, is_code, rule_for
 
 # Importing them registers their rules.
-RULE_FILES = (lower_elementwise, lower_movement, lower_pool, lower_weighted)
+RULE_FILES = (lower_channelwise, lower_elementwise, lower_movement, lower_pool, lower_weighted)
 
 
 @dataclass(frozen=True)

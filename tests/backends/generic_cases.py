@@ -15,6 +15,7 @@ from bevel.backends.kernel import Array, Buf, NodeProblem
 from bevel.ir.ops import Call, NoAttrs, lookup
 from bevel.ir.ops.elementwise import ClipAttrs
 from bevel.ir.ops.integer import (
+    ChannelLutAttrs,
     IntAddAttrs,
     IntAveragePoolAttrs,
     IntMulAttrs,
@@ -191,6 +192,9 @@ def _integer_elementwise() -> Iterator[Case]:
     table = RNG.integers(-128, 128, 256).astype(np.int8)
     yield Case("Lut", OutAttrs(quant(2)), (Operand(every, quant(5)), plain(table)))
     yield Case("Lut", OutAttrs(quant(2)), (codes(1, 5, 3, 7, layout=NHWC), plain(table)), NHWC)
+    for x, layout in ((codes(2, 3, 5, 7, layout=NHWC), NHWC), (codes(1, 6, 4, 3), None), (codes(4, 1, zero_point=3), None)):
+        rows = RNG.integers(-128, 128, (x.array.shape[1], 256)).astype(np.int8)
+        yield Case("ChannelLut", ChannelLutAttrs(quant(-3), 1), (x, plain(rows)), layout)
     yield from _requantize()
     scale = float(np.float32(0.037))
     ties = (np.arange(-400, 400) / 2 * np.float32(scale)).astype(np.float32)

@@ -23,6 +23,7 @@ from bevel.ir.ops import Call, lookup
 from bevel.ir.ops.convolution import ConvAttrs
 from bevel.ir.ops.integer import (
     SOFTMAX_OUT,
+    ChannelLutAttrs,
     IntAddAttrs,
     IntAveragePoolAttrs,
     IntMulAttrs,
@@ -234,6 +235,18 @@ def test_lut_covers_every_code(bits: int) -> None:
     types = [TensorType(codes.shape, quant(bits=bits)), TensorType(table.shape, Int(8))]
     found = reference("Lut", OutAttrs(quant()), [codes, table], types, TensorType(codes.shape, quant()))
     assert found.tolist() == [(7 * int(c) + 3) % 100 for c in codes]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_channel_lut_takes_the_row_of_its_channel(axis: int) -> None:
+    rng = np.random.default_rng(axis)
+    codes = rng.integers(-128, 128, (4, 3, 5)).astype(np.int8)
+    table = rng.integers(-128, 128, (codes.shape[axis], 256)).astype(np.int8)
+    types = [TensorType(codes.shape, quant()), TensorType(table.shape, Int(8))]
+    attrs = ChannelLutAttrs(quant(), axis)
+    found = reference("ChannelLut", attrs, [codes, table], types, TensorType(codes.shape, quant()))
+    for index in np.ndindex(codes.shape):
+        assert found[index] == table[index[axis]][int(codes[index]) + 128]
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from bevel.errors import UnsupportedOp, VerifyError
 from bevel.ir.graph import Graph, Level, Value
 from bevel.ir.ops.convolution import ConvAttrs
-from bevel.ir.ops.integer import IntAddAttrs, IntAveragePoolAttrs, IntMulAttrs, OutAttrs, RequantizeAttrs, softmax_table
+from bevel.ir.ops.integer import (
+    ChannelLutAttrs,
+    IntAddAttrs,
+    IntAveragePoolAttrs,
+    IntMulAttrs,
+    OutAttrs,
+    RequantizeAttrs,
+    softmax_table,
+)
 from bevel.ir.ops.movement import ConcatAttrs, ReshapeAttrs
 from bevel.ir.ops.normalize import AxisAttrs
 from bevel.ir.types import F32, I32, Codebook, Dim, Int, Quant, TensorType
@@ -243,6 +251,8 @@ def integer_graph() -> Graph:
     t = graph.add_constant("t", np.arange(-128, 128, dtype=np.int8))
     lut = graph.add_node("Lut", [p, t], OutAttrs(Q), names=["lut"], loc="lut").output
     pool = IntAveragePoolAttrs((2, 2), pads=(1, 1, 0, 0), out=Q, counts=(1, 2, 4), m=(2**30,) * 3, n=(30, 31, 32))
+    rows = graph.add_constant("rows", np.stack([t.array, -1 - t.array]))
+    lut = graph.add_node("ChannelLut", [lut, rows], ChannelLutAttrs(Q, 1), names=["channels"], loc="channels").output
     avg = graph.add_node("IntAveragePool", [lut], pool, names=["avg"], loc="avg").output
     e = graph.add_constant("e", softmax_table(0.5))
     soft = graph.add_node("IntSoftmax", [avg, e], AxisAttrs(1), names=["soft"], loc="soft").output
