@@ -1,12 +1,17 @@
-"""Kernel generators for aarch64: what `GENERATORS` lists, lowering offers to the cost model, the statically best first."""
+"""Kernel generators for ARM by architecture: what lowering offers to the cost model, the statically best first."""
 
 from __future__ import annotations
 
-from bevel.backends.arm.conv_f32 import CONV_F32
-from bevel.backends.arm.conv_int8_neon import CONV_INT8_NEON, CONV_INT8_NEON_WIDE
+from collections.abc import Mapping
+
+from bevel.backends.arm.conv_f32 import ARMV7_CONV_F32, CONV_F32
+from bevel.backends.arm.conv_int8_neon import ARMV7_CONV_INT8, ARMV7_CONV_INT8_WIDE, CONV_INT8_NEON, CONV_INT8_NEON_WIDE
 from bevel.backends.arm.conv_int8_sdot import CONV_INT8_SDOT
-from bevel.backends.arm.conv_int8_short import CONV_INT8_SHORT
+from bevel.backends.arm.conv_int8_short import ARMV7_CONV_INT8_SHORT, CONV_INT8_SHORT
 from bevel.backends.arm.depthwise import (
+    ARMV7_DEPTHWISE_F32,
+    ARMV7_DEPTHWISE_INT8,
+    ARMV7_DEPTHWISE_INT8_WIDE,
     DEPTHWISE_F32,
     DEPTHWISE_INT8_NEON,
     DEPTHWISE_INT8_NEON_WIDE,
@@ -14,14 +19,25 @@ from bevel.backends.arm.depthwise import (
 )
 from bevel.backends.kernel import Generator
 
-GENERATORS: tuple[Generator, ...] = (
-    CONV_INT8_SDOT,
-    CONV_INT8_SHORT,
-    CONV_INT8_NEON,
-    CONV_INT8_NEON_WIDE,
-    CONV_F32,
-    DEPTHWISE_INT8_SDOT,
-    DEPTHWISE_INT8_NEON,
-    DEPTHWISE_INT8_NEON_WIDE,
-    DEPTHWISE_F32,
-)
+GENERATORS: Mapping[str, tuple[Generator, ...]] = {
+    "aarch64": (
+        CONV_INT8_SDOT,
+        CONV_INT8_SHORT,
+        CONV_INT8_NEON,
+        CONV_INT8_NEON_WIDE,
+        CONV_F32,
+        DEPTHWISE_INT8_SDOT,
+        DEPTHWISE_INT8_NEON,
+        DEPTHWISE_INT8_NEON_WIDE,
+        DEPTHWISE_F32,
+    ),
+    "armv7": (
+        ARMV7_CONV_INT8_SHORT,
+        ARMV7_CONV_INT8,
+        ARMV7_CONV_INT8_WIDE,
+        ARMV7_CONV_F32,
+        ARMV7_DEPTHWISE_INT8,
+        ARMV7_DEPTHWISE_INT8_WIDE,
+        ARMV7_DEPTHWISE_F32,
+    ),
+}

@@ -1,4 +1,4 @@
-"""Dense float32 convolution with FMLA by element.
+"""Dense float32 convolution with FMLA by element (AArch64), or by a broadcast element (ARMv7, which has no such form).
 
 One 16-byte load holds four reduction elements of a pixel; `fmla v.4s, w.4s, x.s[i]` multiplies four channels by one of
 them. Weights `[block][tap][K][channel]`. Reduction runs are read exactly: what lies behind them may be NaN.
@@ -43,4 +43,15 @@ CONV_F32 = ConvGenerator(
     micro=FmlaKernel(),
     shapes=((8, 2), (4, 4), (6, 3), (5, 4), (2, 8), (1, 8)),
     pipeline=Pipeline(macs=1, loads=1, in_flight=7),
+)
+# A Cortex-A7: four lanes take four cycles. Eight accumulators, four weight vectors, two of pixels, a broadcast: 15 registers.
+ARMV7_CONV_F32 = ConvGenerator(
+    name="armv7_conv_f32",
+    arch="armv7",
+    features=("neon", "vfpv4"),
+    dtype="float32",
+    out_dtypes=("float32",),
+    micro=FmlaKernel(),
+    shapes=((2, 4), (3, 2), (1, 4)),
+    pipeline=Pipeline(macs=1 / 4, loads=1 / 2, in_flight=2),
 )

@@ -1,4 +1,4 @@
-"""Dense int8 convolution with widening multiplies: ARMv8.0 cores without dot product (Cortex-A53, A57, A72, A73).
+"""Dense int8 convolution with widening multiplies: ARMv8.0 cores without dot product (Cortex-A53, A57, A72, A73) and ARMv7.
 
 The reduction runs in lanes: sixteen codes of a pixel times sixteen weights of a channel are two products per int16 lane
 (`smull`, `smlal2`), which `sadalp` adds in pairs to four int32 partial sums; the epilogue adds those up with `addp`. Two
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bevel.backends.arm.neon import A32, half
 from bevel.backends.arm.requantize import NeonInteger
 from bevel.backends.kernel import ConvProblem, Problem
 from bevel.backends.kernels.conv import HEADER
@@ -28,7 +29,7 @@ class WideningKernel(NeonInteger):
         wide: weights may be -128.
     """
 
-    wide: bool
+    wide: bool = False
 
     kgroup = 16
     acc_lanes = 16
@@ -66,8 +67,7 @@ class WideningKernel(NeonInteger):
                     at = (i * channels + c) * 4
                     total = k.load(acc, at, 4)
                     for products in self.products(k, k.load(columns, i * lanes, lanes), w, lanes):
-                        pairs = k.call("int32x4", "llvm.aarch64.neon.saddlp", products)
-                        total = k.wrapping_add(total, k.bitcast(pairs, "uint32", 4), 4)
+                        total = self.neon.add_pairs(k, total, products)
                     k.store(acc, at, total, 4)
 
         whole, rest = divmod(run, self.kgroup)
@@ -81,25 +81,15 @@ class WideningKernel(NeonInteger):
 
     def products(self, k: Builder, x: Expr, w: Expr, lanes: int) -> list[Expr]:
         """int16x8 vectors whose sum is x * w: products of the two halves, added up where that fits."""
-        parts = [
-            k.call("int16x8", "llvm.aarch64.neon.smull", half(k, x, start), half(k, w, start)) for start in range(0, lanes, 8)
-        ]
+        parts = [self.neon.multiply(k, half(k, x, start), half(k, w, start)) for start in range(0, lanes, 8)]
         return parts if self.wide or lanes == 8 else [parts[0] + parts[1]]
 
     def result(self, k: Builder, acc: Buffer, i: int, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
         """Partial sums added up pairwise, plus the bias."""
         at = (i * nv + j) * self.slot
-        parts = [k.load(acc, at + c * 4, 4) for c in range(4)]
-        while len(parts) > 1:
-            pairs = zip(parts[::2], parts[1::2], strict=True)
-            parts = [k.call("uint32x4", "llvm.aarch64.neon.addp", a, b) for a, b in pairs]
-        total = k.wrapping_add(parts[0], k.bitcast(k.load(bias, HEADER + channel, 4), "uint32", 4), 4)
+        sums = self.neon.sum_lanes(k, [k.load(acc, at + c * 4, 4) for c in range(4)])
+        total = k.wrapping_add(sums, k.bitcast(k.load(bias, HEADER + channel, 4), "uint32", 4), 4)
         return k.bitcast(total, "int32", 4)
-
-
-def half(k: Builder, vector: Expr, start: int) -> Expr:
-    """Eight lanes; LLVM selects the second-half form of the instruction that reads them."""
-    return k.shuffle([vector], range(start, start + 8))
 
 
 def pairing_overflow(problem: Problem) -> str | None:
@@ -139,4 +129,27 @@ CONV_INT8_NEON_WIDE = ConvGenerator(
     micro=WideningKernel(wide=True),
     shapes=_SHAPES,
     pipeline=Pipeline(macs=1 / 9, loads=1, in_flight=1, unroll=1),
+)
+# ARMv7 has half the registers: eight accumulators, two pixels, a weight and a product. A Cortex-A7 needs two cycles for each
+# instruction of 128 bits.
+_SHAPES_ARMV7 = ((2, 1), (1, 2), (1, 1))
+ARMV7_CONV_INT8 = PairingConv(
+    name="armv7_conv_int8",
+    arch="armv7",
+    features=("neon",),
+    dtype="int8",
+    out_dtypes=("int8", "int32"),
+    micro=WideningKernel(A32),
+    shapes=_SHAPES_ARMV7,
+    pipeline=Pipeline(macs=1 / 24, loads=1 / 2, in_flight=1, unroll=1),
+)
+ARMV7_CONV_INT8_WIDE = ConvGenerator(
+    name="armv7_conv_int8_wide",
+    arch="armv7",
+    features=("neon",),
+    dtype="int8",
+    out_dtypes=("int8", "int32"),
+    micro=WideningKernel(A32, wide=True),
+    shapes=_SHAPES_ARMV7,
+    pipeline=Pipeline(macs=1 / 32, loads=1 / 2, in_flight=1, unroll=1),
 )

@@ -1,4 +1,4 @@
-"""Dense int8 convolution on ARMv8.0 where reduction runs are short: network stems of one or three input channels.
+"""Dense int8 convolution on ARMv8.0 and ARMv7 where reduction runs are short: network stems of one or three input channels.
 
 `conv_int8_neon` reduces sixteen elements in lanes and wastes what a run does not fill. Here four codes of a pixel are
 broadcast (`ld1r`) and multiplied by four weights of four channels: two `smull` give sixteen products, `sadalp` adds
@@ -8,6 +8,7 @@ so weights of -128 are exact. Weights `[block][tap][K/4][channel][4]`.
 
 from __future__ import annotations
 
+from bevel.backends.arm.neon import A32
 from bevel.backends.arm.requantize import NeonInteger
 from bevel.backends.kernel import ConvProblem, Problem
 from bevel.backends.kernels.conv import HEADER
@@ -44,14 +45,14 @@ class BroadcastKernel(NeonInteger):
 
     def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr) -> Expr:
         """Two channels per half of the weights."""
-        products = [k.call("int16x8", "llvm.aarch64.neon.smull", x, part) for part in w]
-        sums = [k.bitcast(k.call("int32x4", "llvm.aarch64.neon.saddlp", p), "uint32", 4) for p in products]
-        return k.wrapping_add(acc, k.shuffle(sums, range(8)), 8)
+        halves = [k.shuffle([acc], range(at, at + 4)) for at in (0, 4)]
+        sums = [self.neon.add_pairs(k, a, self.neon.multiply(k, x, part)) for a, part in zip(halves, w, strict=True)]
+        return k.shuffle(sums, range(8))
 
     def result(self, k: Builder, acc: Buffer, i: int, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
         """The two partial sums of each channel, plus the bias."""
         at = (i * nv + j) * self.slot
-        total = k.call("uint32x4", "llvm.aarch64.neon.addp", k.load(acc, at, 4), k.load(acc, at + 4, 4))
+        total = self.neon.sums_of_neighbours(k, k.load(acc, at, 4), k.load(acc, at + 4, 4))
         total = k.wrapping_add(total, k.bitcast(k.load(bias, HEADER + channel, 4), "uint32", 4), 4)
         return k.bitcast(total, "int32", 4)
 
@@ -65,7 +66,7 @@ class ShortRunConv(ConvGenerator):
         if reason is None and isinstance(problem, ConvProblem):
             run = problem.c if problem.dilation_w > 1 else problem.kw * problem.c
             if -(-run // 4) * 4 * RELATIVE_COST >= -(-run // 8) * 8:
-                return f"reduction runs of {run} elements fill vectors: arm_conv_int8_neon computes them faster"
+                return f"reduction runs of {run} elements fill vectors: reduction in lanes computes them faster"
         return reason
 
 
@@ -79,4 +80,15 @@ CONV_INT8_SHORT = ShortRunConv(
     micro=BroadcastKernel(),
     shapes=((5, 2), (4, 2)),
     pipeline=Pipeline(macs=1 / 2, loads=1, in_flight=2),
+)
+# ARMv7: eight sums, two weight vectors, a pixel, products in 16 registers.
+ARMV7_CONV_INT8_SHORT = ShortRunConv(
+    name="armv7_conv_int8_short",
+    arch="armv7",
+    features=("neon",),
+    dtype="int8",
+    out_dtypes=("int8", "int32"),
+    micro=BroadcastKernel(A32),
+    shapes=((4, 1),),
+    pipeline=Pipeline(macs=1 / 8, loads=1 / 2, in_flight=1),
 )

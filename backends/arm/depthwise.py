@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bevel.backends.arm.conv_int8_neon import half, pairing_overflow
+from bevel.backends.arm.conv_int8_neon import pairing_overflow
+from bevel.backends.arm.neon import A32, A64, Neon, half
 from bevel.backends.arm.requantize import narrow_codes, pack_requantize, requantize
 from bevel.backends.kernel import Array, ConvConstants, Problem
 from bevel.backends.kernels.depthwise import DepthwiseGenerator, DepthwiseKernel
@@ -36,6 +37,7 @@ class FmlaDepthwise(DepthwiseKernel):
 class IntegerDepthwise(DepthwiseKernel):
     """Requantization of blocks of channels in natural order."""
 
+    neon = A64
     weight_dtype = "int8"
     params_dtype = "int32"
 
@@ -47,15 +49,17 @@ class IntegerDepthwise(DepthwiseKernel):
         """Four channels at a time."""
         lanes = width // self.vectors
         if lanes == 4:
-            return requantize(k, sums, params, channel)
-        quads = [requantize(k, k.shuffle([sums], range(at, at + 4)), params, channel + at) for at in range(0, lanes, 4)]
+            return requantize(k, self.neon, sums, params, channel)
+        quads = [
+            requantize(k, self.neon, k.shuffle([sums], range(at, at + 4)), params, channel + at) for at in range(0, lanes, 4)
+        ]
         return k.shuffle(quads, range(lanes))
 
     def codes(self, k: Builder, values: Sequence[Expr], width: int, limits: Sequence[Expr]) -> Expr:
         """Eight channels at a time."""
         lanes = width // self.vectors
         quads = [k.shuffle([value], range(at, at + 4)) for value in values for at in range(0, lanes, 4)]
-        octets = [narrow_codes(k, quads[j : j + 2], limits) for j in range(0, len(quads), 2)]
+        octets = [narrow_codes(k, self.neon, quads[j : j + 2], limits) for j in range(0, len(quads), 2)]
         return octets[0] if len(octets) == 1 else k.shuffle(octets, range(width))
 
 
@@ -68,8 +72,9 @@ class WideningDepthwise(IntegerDepthwise):
     acc_dtype = "uint32"
     planar = True
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, neon: Neon = A64) -> None:
         self.kgroup = rows
+        self.neon = neon
 
     def combine(self, k: Builder, rows: Sequence[Expr | None], width: int) -> list[Expr]:
         """The rows that have weights, as they are."""
@@ -79,7 +84,7 @@ class WideningDepthwise(IntegerDepthwise):
         """Products of the rows, their int16 sum, and the widening addition."""
         total = None
         for r, row in enumerate(x):
-            product = k.call("int16x8", "llvm.aarch64.neon.smull", row, half(k, w, r * 8))
+            product = self.neon.multiply(k, row, half(k, w, r * 8))
             total = product if total is None else total + product
         return k.wrapping_add(acc, k.bitcast(k.cast(total, "int32", 8), "uint32", 8), 8)
 
@@ -155,4 +160,32 @@ DEPTHWISE_INT8_NEON_WIDE = DepthwiseGenerator(
     out_dtypes=("int8", "int32"),
     micro=WideningDepthwise(rows=1),
     tile_widths=(4, 2, 3),
+)
+# ARMv7 has half the registers: narrow tiles, and a few reloads of weights.
+ARMV7_DEPTHWISE_F32 = DepthwiseGenerator(
+    name="armv7_depthwise_f32",
+    arch="armv7",
+    features=("neon", "vfpv4"),
+    dtype="float32",
+    out_dtypes=("float32",),
+    micro=FmlaDepthwise(),
+    tile_widths=(2, 1),
+)
+ARMV7_DEPTHWISE_INT8 = PairingDepthwise(
+    name="armv7_depthwise_int8",
+    arch="armv7",
+    features=("neon",),
+    dtype="int8",
+    out_dtypes=("int8", "int32"),
+    micro=WideningDepthwise(rows=2, neon=A32),
+    tile_widths=(1, 2),
+)
+ARMV7_DEPTHWISE_INT8_WIDE = DepthwiseGenerator(
+    name="armv7_depthwise_int8_wide",
+    arch="armv7",
+    features=("neon",),
+    dtype="int8",
+    out_dtypes=("int8", "int32"),
+    micro=WideningDepthwise(rows=1, neon=A32),
+    tile_widths=(1,),
 )

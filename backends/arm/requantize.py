@@ -18,9 +18,11 @@ The numbers are run-time data, so layers of equal shape share a kernel. Packed l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from bevel.backends.arm.neon import A64, Neon
 from bevel.backends.kernel import Array, ConvConstants
 from bevel.backends.kernels.conv import MicroKernel
 from bevel.backends.kernels.tiling import store_valid
@@ -62,11 +64,12 @@ def pack_requantize(constants: ConvConstants) -> Array:
     return table.reshape(FIELDS, quads, 4).transpose(1, 0, 2).reshape(-1)
 
 
-def requantize(k: Builder, acc: Expr, params: Buffer, channel: Expr) -> Expr:
+def requantize(k: Builder, neon: Neon, acc: Expr, params: Buffer, channel: Expr) -> Expr:
     """Requantize four adjacent channels.
 
     Args:
         k: the kernel being written.
+        neon: instructions of the target.
         acc: int32x4 accumulators of channels [channel, channel + 4).
         params: int32 buffer in the packed layout.
         channel: a multiple of 4.
@@ -75,24 +78,31 @@ def requantize(k: Builder, acc: Expr, params: Buffer, channel: Expr) -> Expr:
         int32x4, zero point added with saturation, not yet clamped.
     """
     pre, multiplier, post, zero_point = (k.load(params, channel * FIELDS + i * 4, 4) for i in range(FIELDS))
-    value = k.call("int32x4", "llvm.aarch64.neon.sqshl", acc, pre)
-    value = k.call("int32x4", "llvm.aarch64.neon.sqdmulh", value, multiplier)
-    value = k.call("int32x4", "llvm.aarch64.neon.srshl", value, post)
-    return k.call("int32x4", "llvm.aarch64.neon.sqadd", value, zero_point)
+    value = k.call("int32x4", neon.saturating_shift, acc, pre)
+    value = k.call("int32x4", neon.doubling_high_multiply, value, multiplier)
+    value = k.call("int32x4", neon.rounding_shift, value, post)
+    return k.call("int32x4", neon.saturating_add, value, zero_point)
 
 
-def narrow_codes(k: Builder, values: Sequence[Expr], limits: Sequence[Expr]) -> Expr:
+def narrow_codes(k: Builder, neon: Neon, values: Sequence[Expr], limits: Sequence[Expr]) -> Expr:
     """Saturate two int32x4 to int8x8, then clamp to `limits` (int32 scalars lo, hi; empty for none)."""
-    halves = [k.call("int16x4", "llvm.aarch64.neon.sqxtn", value) for value in values]
-    codes = k.call("int8x8", "llvm.aarch64.neon.sqxtn", k.shuffle(halves, range(8)))
+    halves = [k.call("int16x4", neon.saturating_narrow, value) for value in values]
+    codes = k.call("int8x8", neon.saturating_narrow, k.shuffle(halves, range(8)))
     if limits:
         lo, hi = (k.splat(k.cast(limit, "int8"), 8) for limit in limits)
         codes = k.min(k.max(codes, lo), hi)
     return codes
 
 
+@dataclass(frozen=True)
 class NeonInteger(MicroKernel):
-    """What the int8 micro-kernels share: four int32 sums per vector, and this requantization."""
+    """What the int8 micro-kernels share: four int32 sums per vector, and this requantization.
+
+    Attributes:
+        neon: instructions of the target.
+    """
+
+    neon: Neon = A64
 
     lanes = 4
     acc_dtype = "int32"
@@ -102,7 +112,7 @@ class NeonInteger(MicroKernel):
 
     def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
         """See `MicroKernel.requantize`."""
-        return requantize(k, sums, params, channel)
+        return requantize(k, self.neon, sums, params, channel)
 
     def pack_requantize(self, constants: ConvConstants) -> Array:
         """See `MicroKernel.pack_requantize`."""
@@ -115,7 +125,7 @@ class NeonInteger(MicroKernel):
         for j in range(0, len(values), 2):
             pair = values[j : j + 2] if j + 1 < len(values) else [values[j]] * 2
             lanes = min(4 * (len(values) - j), 8)
-            codes = narrow_codes(k, pair, limits)
+            codes = narrow_codes(k, self.neon, pair, limits)
             if lanes < 8:
                 codes = k.shuffle([codes], range(lanes))
             store_valid(k, y, offset + j * 4, codes, lanes, min(lanes, valid - j * 4))

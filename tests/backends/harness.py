@@ -54,7 +54,9 @@ A72 = Target("test-a72", "aarch64", frozenset({"neon"}), "cortex-a72", "aarch64-
 A53 = Target("test-a53", "aarch64", frozenset({"neon"}), "cortex-a53", "aarch64-linux-gnu")
 A76 = Target("test-a76", "aarch64", frozenset({"neon", "dotprod"}), "cortex-a76", "aarch64-linux-gnu", ("+dotprod",))
 
-A7 = Target("test-a7", "armv7", frozenset({"neon", "vfpv4"}), "cortex-a7", "armv7-linux-gnueabihf", ("+neon", "+vfp4"))
+A7 = Target(
+    "test-a7", "armv7", frozenset({"neon", "vfpv4"}), "cortex-a7", "armv7-linux-gnueabihf", ("+neon", "+vfp4", "+use-misched")
+)
 
 GNU_TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7": "arm-linux-gnueabihf"}
 

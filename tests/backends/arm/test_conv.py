@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bevel.backends.arm import GENERATORS
+from bevel.backends import arm
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem
 from bevel.ir.protocols import Target
-from tests.backends.harness import A72, A76, X86_AVX2, ConvCase, reference_conv, run_convs, skip_unless_runs
+from tests.backends.harness import A7, A72, A76, X86_AVX2, ConvCase, reference_conv, run_convs, skip_unless_runs
 
+GENERATORS = [generator for generators in arm.GENERATORS.values() for generator in generators]
 SAME = {"pad_top": 1, "pad_left": 1, "pad_bottom": 1, "pad_right": 1}
 
 
@@ -143,14 +144,14 @@ def int8(problems: dict[str, ConvProblem], **fields: Any) -> list[ConvProblem]:
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize("target", [A72, A76], ids=lambda t: t.cpu)
+@pytest.mark.parametrize("target", [A72, A76, A7], ids=lambda t: t.cpu)
 def test_int8(target: Target, tmp_path: Path) -> None:
     problems = int8(DENSE | DEPTHWISE)
     check(cases(target, problems), target, tmp_path)
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize("target", [A72, A76], ids=lambda t: t.cpu)
+@pytest.mark.parametrize("target", [A72, A76, A7], ids=lambda t: t.cpu)
 def test_int8_extremes(target: Target, tmp_path: Path) -> None:
     problems = [
         *int8(DENSE | DEPTHWISE, clamp=True),
@@ -161,13 +162,14 @@ def test_int8_extremes(target: Target, tmp_path: Path) -> None:
 
 
 @pytest.mark.qemu
-def test_float32(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", [A72, A7], ids=lambda t: t.cpu)
+def test_float32(target: Target, tmp_path: Path) -> None:
     every = [*DENSE.values(), *DEPTHWISE.values()]
     problems = [replace(p, relu=i % 3 == 1, clamp=i % 3 == 2) for i, p in enumerate(every)]
-    check(cases(A72, problems), A72, tmp_path)
+    check(cases(target, problems), target, tmp_path)
 
 
-@pytest.mark.parametrize("target", [A72, A76], ids=lambda t: t.cpu)
+@pytest.mark.parametrize("target", [A72, A76, A7], ids=lambda t: t.cpu)
 def test_unpack_inverts_pack(target: Target) -> None:
     rng = np.random.default_rng(3)
     problems = [*DENSE.values(), *DEPTHWISE.values(), *int8(DENSE | DEPTHWISE), *int8(DENSE | DEPTHWISE, wide_weights=True)]
@@ -210,10 +212,11 @@ def test_order_prefers_the_fastest() -> None:
     firsts = {}
     for name in ("resnet64", "rgb_stem", "keyword_stem"):
         (problem,) = int8({"": DENSE[name]})
-        for target in (A72, A76):
+        for target in (A72, A76, A7):
             legal = [generator.name for generator in GENERATORS if generator.legal(problem, target) is None]
             firsts[name, target.cpu] = legal[0]
-    assert set(firsts.values()) == {"arm_conv_int8_sdot", "arm_conv_int8_neon", "arm_conv_int8_short"}
+    assert firsts["resnet64", "cortex-a7"] == "armv7_conv_int8"
+    assert firsts["keyword_stem", "cortex-a7"] == "armv7_conv_int8_short"
     assert firsts["resnet64", "cortex-a72"] == "arm_conv_int8_neon"
     assert firsts["keyword_stem", "cortex-a72"] == "arm_conv_int8_short"
-    assert firsts["keyword_stem", "cortex-a76"] == "arm_conv_int8_sdot"
+    assert firsts["resnet64", "cortex-a76"] == firsts["keyword_stem", "cortex-a76"] == "arm_conv_int8_sdot"

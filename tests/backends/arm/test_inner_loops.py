@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from bevel.backends.arm import GENERATORS
+from bevel.backends import arm
 from bevel.backends.kernel import ConvProblem, Generator, Tile
 from bevel.backends.tvm import PrimFunc, compile_object
 from bevel.ir.protocols import Target
-from tests.backends.harness import A72, A76
+from tests.backends.harness import A7, A72, A76, GNU_TRIPLES
 
-OBJDUMP = "aarch64-linux-gnu-objdump"
-MULTIPLIES = ("sdot", "smull", "smull2", "smlal", "smlal2", "fmla")
+MULTIPLIES = ("sdot", "smull", "smull2", "smlal", "smlal2", "fmla", "vmull.s8", "vmlal.s8", "vfma.f32")
 # Mnemonics every inner loop of a generator has.
 EXPECTED = {
     "arm_conv_int8_sdot": {"sdot"},
@@ -32,6 +31,13 @@ EXPECTED = {
     "arm_depthwise_int8_neon": {"smull", "smlal", "saddw"},
     "arm_depthwise_int8_neon_wide": {"smull", "saddw"},
     "arm_depthwise_f32": {"fmla"},
+    "armv7_conv_int8": {"vmull.s8", "vmlal.s8", "vpadal.s16"},
+    "armv7_conv_int8_wide": {"vmull.s8", "vpadal.s16"},
+    "armv7_conv_int8_short": {"vmull.s8", "vpadal.s16", "vld1.32"},
+    "armv7_conv_f32": {"vfma.f32"},
+    "armv7_depthwise_int8": {"vmull.s8", "vmlal.s8", "vaddw.s16"},
+    "armv7_depthwise_int8_wide": {"vmull.s8", "vaddw.s16"},
+    "armv7_depthwise_f32": {"vfma.f32"},
 }
 POINTWISE = ConvProblem(1, 24, 40, 96, 160)
 SQUARE = replace(POINTWISE, kh=3, kw=3, pad_top=1, pad_left=1, pad_bottom=1, pad_right=1)
@@ -56,12 +62,13 @@ class Loop:
 
     @property
     def vector_stack_references(self) -> list[str]:
-        return [line for line in self.body if re.search(r"\bq\d+.*\[sp", line)]
+        """Loads and stores of the stack; on ARMv7 also the addresses they take, which have no offsets."""
+        return [line for line in self.body if re.search(r"\b[qd]\d+.*\[sp|^add\s.*, sp,", line)]
 
 
-def inner_loops(path: Path) -> list[Loop]:
+def inner_loops(path: Path, target: Target) -> list[Loop]:
     """Innermost loops of an object file: spans of backward branches that hold no other such span."""
-    command = [OBJDUMP, "-d", "--no-show-raw-insn", str(path)]
+    command = [f"{GNU_TRIPLES[target.arch]}-objdump", "-d", "--no-show-raw-insn", str(path)]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     loops = []
     for symbol, text in re.findall(r"^[0-9a-f]+ <(\S+)>:\n(.*?)(?:\n\n|\Z)", listing, re.MULTILINE | re.DOTALL):
@@ -69,7 +76,7 @@ def inner_loops(path: Path) -> list[Loop]:
         index = {int(address, 16): i for i, (address, _) in enumerate(lines)}
         spans = set()
         for i, (_, line) in enumerate(lines):
-            branch = re.match(r"(?:b|b\.\w+|cbn?z|tbn?z)\s(?:.*,\s)?([0-9a-f]+) <", line)
+            branch = re.match(r"(?:b|b\.\w+|b[a-z]{2}|cbn?z|tbn?z)\s(?:.*,\s)?([0-9a-f]+) <", line)
             target = index.get(int(branch[1], 16), i + 1) if branch else i + 1
             if target <= i:
                 spans.add((target, i))
@@ -79,14 +86,15 @@ def inner_loops(path: Path) -> list[Loop]:
     return loops
 
 
-@pytest.mark.parametrize("target", [A72, A76], ids=lambda t: t.cpu)
+@pytest.mark.parametrize("target", [A72, A76, A7], ids=lambda t: t.cpu)
 def test_no_register_tile_spills(target: Target, tmp_path: Path) -> None:
     """Every tile of every generator, on shapes large enough that reductions are loops."""
-    if shutil.which(OBJDUMP) is None:
-        pytest.skip(f"{OBJDUMP} is not installed (Debian: binutils-aarch64-linux-gnu)")
+    triple = GNU_TRIPLES[target.arch]
+    if shutil.which(f"{triple}-objdump") is None:
+        pytest.skip(f"{triple}-objdump is not installed (Debian: binutils-{triple})")
     functions: dict[str, PrimFunc] = {}
     owners: dict[str, tuple[str, Tile]] = {}
-    for generator in GENERATORS:
+    for generator in arm.GENERATORS[target.arch]:
         for problem in problems(generator, target):
             for tile in generator.tiles(problem, target):
                 symbol = f"k{len(functions)}"
@@ -95,14 +103,14 @@ def test_no_register_tile_spills(target: Target, tmp_path: Path) -> None:
     path = tmp_path / "kernels.o"
     path.write_bytes(compile_object(functions, target))
     seen = set()
-    for loop in inner_loops(path):
+    for loop in inner_loops(path, target):
         if loop.multiplies:
             name, tile = owners[loop.symbol]
             assert loop.mnemonics >= EXPECTED[name], f"{name} {tile}: {loop.body}"
             stack = loop.vector_stack_references
             if "depthwise" in name:
                 # The loop holds a whole tile with its epilogue: invariants may be reloaded, sums hardly ever stored.
-                stores = [line for line in stack if line.startswith("st")]
+                stores = [line for line in loop.body if re.match(r"v?st.*\b[qd]\d+.*\[sp", line)]
                 assert len(stores) <= len(loop.body) * 0.03, f"{name} {tile}: {stores}"
             else:
                 assert not stack, f"{name} {tile}: {stack}"
@@ -112,6 +120,6 @@ def test_no_register_tile_spills(target: Target, tmp_path: Path) -> None:
 
 def problems(generator: Generator, target: Target) -> list[ConvProblem]:
     """Problems whose reductions `generator` was made for, in each element type it computes."""
-    shapes = (STEM,) if generator.name == "arm_conv_int8_short" else (POINTWISE, SQUARE, DEPTHWISE)
+    shapes = (STEM,) if generator.name.endswith("_short") else (POINTWISE, SQUARE, DEPTHWISE)
     every = [replace(p, dtype=t, out_dtype=t) for p in shapes for t in ("int8", "float32")]
     return [problem for problem in every if generator.legal(problem, target) is None]

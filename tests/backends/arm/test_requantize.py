@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bevel.backends.arm.neon import A32, A64, Neon
 from bevel.backends.arm.requantize import narrow_codes, pack_requantize, requantize
 from bevel.backends.kernel import Array, ConvConstants
 from bevel.backends.tvm import Builder
 from bevel.errors import UsageError
-from tests.backends.harness import A72, Call, Compiled, skip_unless_runs
+from bevel.ir.protocols import Target
+from tests.backends.harness import A7, A72, Call, Compiled, skip_unless_runs
 
 SHIFTS = (1, 2, 3, 29, 30, 31, 32, 33, 34, 45, 53, 54, 61, 62)
 MULTIPLIERS = (1 << 30, (1 << 30) + 1, 1518500250, (1 << 31) - 1, 0)
 
 
-def kernel(symbol: str) -> Any:
+def kernel(symbol: str, neon: Neon) -> Any:
     """acc [hi rows, lo channels] -> int8, clamped to limits [lo, hi]."""
     with Builder(symbol) as k:
         acc, params = k.param("acc", "int32"), k.param("params", "int32")
@@ -26,8 +28,8 @@ def kernel(symbol: str) -> Any:
         channels, rows, _ = k.range_params()
         with k.serial(rows) as r, k.serial(k.floordiv(channels, k.i32(8))) as block:
             at = r * channels + block * 8
-            values = [requantize(k, k.load(acc, at + i, 4), params, block * 8 + i) for i in (0, 4)]
-            codes = narrow_codes(k, values, [k.load(limits, k.i32(i)) for i in (0, 1)])
+            values = [requantize(k, neon, k.load(acc, at + i, 4), params, block * 8 + i) for i in (0, 4)]
+            codes = narrow_codes(k, neon, values, [k.load(limits, k.i32(i)) for i in (0, 1)])
             k.store(out, at, codes, 8)
     return k.function
 
@@ -50,8 +52,9 @@ def constants_of(multiplier: Any, shift: Any, zp: int, lo: int, hi: int) -> Conv
 
 
 @pytest.mark.qemu
-def test_exact_at_extremes_ties_and_random(tmp_path: Path) -> None:
-    skip_unless_runs(A72)
+@pytest.mark.parametrize(("target", "neon"), [(A72, A64), (A7, A32)], ids=["aarch64", "armv7"])
+def test_exact_at_extremes_ties_and_random(target: Target, neon: Neon, tmp_path: Path) -> None:
+    skip_unless_runs(target)
     rng = np.random.default_rng(1)
     pairs = [(m, n) for m in MULTIPLIERS for n in SHIFTS] + [
         (int(m), n) for n in range(1, 63) for m in rng.integers(1 << 30, 1 << 31, 2)
@@ -73,7 +76,7 @@ def test_exact_at_extremes_ties_and_random(tmp_path: Path) -> None:
         limits = np.array([constants.lo, constants.hi], np.int32)
         inputs = [acc, pack_requantize(constants), limits]
         calls.append(Call("requantize", inputs, [(acc.shape, "int8")], [(acc.shape[1], acc.shape[0])]))
-    results = Compiled({"requantize": kernel("requantize")}, A72, tmp_path).run(calls)
+    results = Compiled({"requantize": kernel("requantize", neon)}, target, tmp_path).run(calls)
     for constants, (result,) in zip(cases, results, strict=True):
         np.testing.assert_array_equal(result, exact(acc, constants))
 
