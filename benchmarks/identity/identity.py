@@ -32,7 +32,19 @@ from examples.prepare_cifar10 import IMAGES, decode, normalized, raw_pixels
 Array = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_suffix(".md")
-PROFILES = ("x86-64", "x86-64-avx2", "x86-64-avx512-vnni", "host", "raspberry-pi-4", "raspberry-pi-5")
+PROFILES = (
+    "x86-64",
+    "x86-64-avx2",
+    "x86-64-avx512-vnni",
+    "x86-64-amx",
+    "host",
+    "raspberry-pi-3",
+    "raspberry-pi-4",
+    "raspberry-pi-5",
+    "jetson-orin",
+    "pixel-phone",
+    "armv7-a7",
+)
 MODELS = ("resnet8_cifar10_float", "resnet8_cifar10_int8_qdq", "resnet20_cifar10", "kws_dscnn_float", "kws_dscnn_int8_qdq")
 CALIBRATION = 256
 BATCH = 200
