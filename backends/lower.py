@@ -1,9 +1,12 @@
-"""Lowering: a static graph becomes a Schedule.
+"""Lowering: a graph becomes a Schedule.
 
-In: a verified FLOAT or INTEGER graph without symbolic dimensions, and a target. Out: kernel calls over one arena with packed
-weights. Four steps, each a method of `_Lowering` in this order: fuse nodes into problems while assigning layouts, choose a
+In: a verified FLOAT or INTEGER graph whose symbolic dimensions have upper bounds, and a target. Out: kernel calls over one
+arena with packed weights. Four steps, each a method of `_Lowering` in this order: fuse nodes into problems while assigning layouts, choose a
 kernel per problem, pack constants, plan the arena. Kernels never change a value: every fusion here computes exactly what the
 graph says.
+
+Symbolic dimensions are laid out at their bounds, so strides, offsets and the arena are static; only loops end early. What the
+user sees is contiguous at the actual extents: where that differs, "Spread" and "Compact" copy at the graph's border.
 """
 
 from __future__ import annotations
@@ -15,30 +18,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevel.backends.kernel import Buf, ConvConstants, ConvProblem, NodeProblem, Problem
+from bevel.backends.kernel import Buf, ConvConstants, ConvProblem, NodeProblem, Problem, RuntimeExtent, problem_dims
 from bevel.backends.memory import Request, align, plan_arena
 from bevel.backends.physical import (
     NHWC,
     WINDOWED,
     Layout,
+    bounded,
     buffer_of,
     code_offset,
+    contiguous,
     equivalent,
     needs_row_major,
     row_major,
+    same_memory,
     store_constant,
     transposed,
 )
 from bevel.backends.schedule import IoTensor, Kernel, Lifetime, Place, Schedule, Step
 from bevel.backends.select import Choice, KernelRanker, choose
-from bevel.errors import UsageError
+from bevel.errors import UnsupportedOp, UsageError
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import NoAttrs, Trait, lookup
 from bevel.ir.ops.elementwise import ClipAttrs
 from bevel.ir.ops.integer import RequantizeAttrs
 from bevel.ir.protocols import KernelKey, Target
 from bevel.ir.serialize import graph_hash
-from bevel.ir.types import Quant, TensorType
+from bevel.ir.types import Dim, Quant, TensorType
 
 Array = npt.NDArray[Any]
 
@@ -96,19 +102,23 @@ def lower(graph: Graph, target: Target, *, ranker: KernelRanker | None = None) -
     """Lower `graph` for `target`.
 
     Args:
-        graph: static FLOAT or INTEGER graph.
+        graph: FLOAT or INTEGER graph; its symbolic dimensions have upper bounds.
         target: device to generate code for.
         ranker: orders kernel candidates; None takes each generator's static preference.
 
     Raises:
-        UsageError: symbolic dimensions are left, or the graph is ANNOTATED.
-        UnsupportedOp: no kernel computes some node; names it.
+        UsageError: a symbolic dimension has no upper bound, or the graph is ANNOTATED.
+        UnsupportedOp: no kernel computes some node, or none with its run-time extents; names it.
     """
     if graph.level is Level.ANNOTATED:
         raise UsageError(f"graph {graph.name!r} is at level annotated: run to-integer (or strip the annotations) first")
     for value in graph.values():
-        if not value.type.is_static:
-            raise UsageError(f"value {value.name!r} has type {value.type}: bind its symbolic dimensions with --dim NAME=N")
+        for d in value.type.shape:
+            if isinstance(d, Dim) and (d.hi is None or d.lo < 1):
+                raise UsageError(
+                    f"value {value.name!r} has type {value.type}: bind dimension {d.name!r} with --dim {d.name}=N, or bound it "
+                    f"with --dim {d.name}=LO:HI, LO >= 1"
+                )
     return _Lowering(graph, target, ranker).run()
 
 
@@ -130,8 +140,8 @@ class _Lowering:
         """All steps."""
         for value in self.graph.inputs:
             tensor = _Tensor(value.name, self._boundary_buf(value.type))
-            self.tensors[value] = tensor
             self.inputs.append((value, tensor))
+            self.tensors[value] = tensor if contiguous(tensor.buf) else self._border(value.name, tensor, "Spread")
         for node in self.graph.nodes:
             if node not in self.fused:
                 self._lower_node(node)
@@ -148,7 +158,8 @@ class _Lowering:
         """Graph inputs and outputs are row-major and hold the codes the graph says."""
         elem = type_.elem
         zero = elem.zero_point[0] if isinstance(elem, Quant) and elem.per_tensor else 0
-        return Buf(type_.static_shape, type_.dtype.name, None, zero)
+        shape, dims = bounded(type_.shape)
+        return Buf(shape, type_.dtype.name, None, zero, dims)
 
     def _define(self, value: Value, layout: Layout) -> _Tensor:
         tensor = _Tensor(value.name, buffer_of(value.type, layout, self.target))
@@ -170,11 +181,17 @@ class _Lowering:
             self.copies[key] = copy
         return self.copies[key]
 
-    def _call_copy(self, layer: str, source: _Tensor, copy: _Tensor) -> None:
-        problem = NodeProblem("Copy", NoAttrs(), (source.buf,), (copy.buf,), (1.0, 1.0))
+    def _border(self, name: str, source: _Tensor, op: str) -> _Tensor:
+        """`source` from contiguous at the actual extents to laid out at the bounds ("Spread"), or back ("Compact")."""
+        copy = _Tensor(f"{name}.{op.lower()}{len(self.calls)}", source.buf)
+        self._call_copy(name, source, copy, op)
+        return copy
+
+    def _call_copy(self, layer: str, source: _Tensor, copy: _Tensor, op: str = "Copy") -> None:
+        problem = NodeProblem(op, NoAttrs(), (source.buf,), (copy.buf,), (1.0, 1.0))
         moved = source.buf.nbytes + copy.buf.nbytes
         bits = "fp32" if source.buf.dtype.startswith("float") else "w8a8"
-        self.calls.append(_Call(layer, "Copy", problem, [source], [copy], bytes=moved, bits=bits))
+        self.calls.append(_Call(layer, op, problem, [source], [copy], bytes=moved, bits=bits))
 
     def _operand(self, value: Value, layout: Layout | None) -> _Tensor | Array:
         """A node's operand in `layout` (None: whichever it has) and the target's stored dtype."""
@@ -200,6 +217,9 @@ class _Lowering:
         tensor = self.tensors[value]
         shared = any(tensor.base is t.base for _, t in (*self.inputs, *self.outputs))
         same = tensor.buf.dtype == buf.dtype and equivalent(buf.shape, tensor.layout, row_major(len(buf.shape)))
+        if not contiguous(buf):
+            # What the user reads has memory of its own, so no other copy is needed.
+            return self._border(value.name, tensor if same else self._copy(tensor, buf, f"{value.name}.row"), "Compact")
         if same and not shared:
             view = _Tensor(value.name, buf)
             view.base = tensor.base
@@ -211,7 +231,8 @@ class _Lowering:
     # Nodes to problems -----------------------------------------------------------------------------------------------
 
     def _lower_node(self, node: Node) -> None:
-        if node.op in ("Conv", "IntConv", "Gemm", "IntGemm"):
+        computed = node.op == "Conv" and not all(v.is_constant for v in node.inputs[1:])
+        if node.op in ("Conv", "IntConv", "Gemm", "IntGemm") and not computed:
             self._lower_weighted(node)
         elif node.op == "Transpose":
             self._lower_transpose(node)
@@ -229,7 +250,14 @@ class _Lowering:
     def _lower_reshape(self, node: Node) -> None:
         source = self._operand(node.inputs[0], row_major(node.inputs[0].type.rank))
         assert isinstance(source, _Tensor)
-        shape = node.output.type.static_shape
+        target = buffer_of(node.output.type, row_major(node.output.type.rank), self.target)
+        if not same_memory(source.buf, target):
+            names = sorted({ref.name for ref in target.dims if ref is not None})
+            raise UnsupportedOp(
+                f"layer {_layer(node)!r}: Reshape of {node.inputs[0].type} to {node.output.type} moves elements across a "
+                f"run-time extent; bind it with --dim {names[0]}=N"
+            )
+        shape = target.shape
         layout = row_major(len(shape))
         if len(shape) == 4 and equivalent(shape, layout, NHWC):
             layout = NHWC
@@ -323,12 +351,20 @@ class _Lowering:
 
     @staticmethod
     def _geometry(node: Node, x: Value, w: Value, *, gemm: bool, dtype: str) -> ConvProblem:
-        shape = x.type.static_shape
+        shape, dims = bounded(x.type.shape)
         if gemm:
             rows, k = int(np.prod(shape[:-1])), shape[-1]
-            return ConvProblem(1, 1, rows, k, w.type.static_shape[0], dtype=dtype, out_dtype="float32")
+            # Behind a fixed axis the rows that exist are not the first ones, so all are computed.
+            outermost = next((axis for axis, extent in enumerate(shape[:-1]) if extent > 1), 0)
+            dim = dims[outermost] if dims else None
+            return ConvProblem(1, 1, rows, k, w.type.static_shape[0], dtype=dtype, out_dtype="float32", dim=dim)
         a = node.attrs
         n, c, h, width = shape
+        for ref in dims[1:]:
+            if ref is not None:
+                raise UnsupportedOp(
+                    f"layer {_layer(node)!r}: {node.op} needs dimension {ref.name!r} fixed: bind it with --dim {ref.name}=N"
+                )
         top, left, bottom, right = a.pads
         return ConvProblem(
             n,
@@ -348,6 +384,7 @@ class _Lowering:
             pad_right=right,
             groups=a.groups,
             dtype=dtype,
+            dim=dims[0] if dims else None,
         )
 
     def _requantized(
@@ -400,6 +437,8 @@ class _Lowering:
 
     def _assemble(self) -> Schedule:
         offsets, arena_bytes, lifetimes = self._plan()
+        # Computed dimensions belong to inputs: no value has another.
+        symbols = {d.name: d for v in self.graph.inputs for d in v.type.shape if isinstance(d, Dim) and d.lo != d.hi}
         weights = _Weights()
         kernels: dict[str, Kernel] = {}
         steps: list[Step] = []
@@ -414,6 +453,8 @@ class _Lowering:
                 for operand in call.inputs
             ]
             args += [weights.place(array) for array in packed]
+            names = problem_dims(call.problem)
+            args += [Place("dims", 0)] if names else []
             args += [Place("arena", offsets[output.base.name]) for output in call.outputs]
             steps.append(
                 Step(
@@ -421,11 +462,14 @@ class _Lowering:
                     call.op,
                     symbol,
                     tuple(args),
-                    generator.parallel_extent(call.problem, tile),
+                    generator.runtime_extent(call.problem, tile)
+                    if isinstance(generator, RuntimeExtent)
+                    else generator.parallel_extent(call.problem, tile),
                     generator.scratch_bytes(call.problem, tile),
                     call.macs,
                     call.bytes,
                     call.bits,
+                    names,
                 )
             )
         return Schedule(
@@ -441,6 +485,7 @@ class _Lowering:
             graph_hash(self.graph),
             self.graph.level.value,
             lifetimes,
+            tuple(symbols[name] for name in sorted(symbols)),
         )
 
     @staticmethod
@@ -448,7 +493,8 @@ class _Lowering:
         place = Place("arena", offsets[tensor.base.name])
         elem = value.type.elem
         scale = elem.scale[0] if isinstance(elem, Quant) else 0.0
-        return IoTensor(value.name, tensor.buf.shape, tensor.buf.dtype, place, scale, tensor.buf.zero_point)
+        dims = tuple(ref.name if ref is not None else None for ref in tensor.buf.dims)
+        return IoTensor(value.name, tensor.buf.shape, tensor.buf.dtype, place, scale, tensor.buf.zero_point, dims)
 
     def _plan(self) -> tuple[dict[str, int], int, tuple[Lifetime, ...]]:
         """Arena offsets. Inputs keep their bytes for the whole run, so that a caller may run again without setting them."""

@@ -269,6 +269,7 @@ class OnnxNode:
         *,
         suffix: str = "",
         type_: TensorType | None = None,
+        result: int = 0,
     ) -> Operand:
         """Add one node with one result, or that result at once where every operand is known.
 
@@ -278,13 +279,16 @@ class OnnxNode:
             attrs: the op's attribute dataclass.
             suffix: appended to the ONNX output's name, for helper nodes before the last.
             type_: result type instead of the type rule's.
+            result: index of the ONNX output that names it.
         """
-        return self._emit(op, operands, attrs, [self.outputs[0] + suffix], None if type_ is None else [type_])[0]
+        return self._emit(op, operands, attrs, [self.outputs[result] + suffix], None if type_ is None else [type_])[0]
 
-    def emit_all(self, op: str, operands: Sequence[Operand], attrs: Any = None, *, results: int) -> tuple[Operand, ...]:
-        """Add one node with `results` results, named like the ONNX node's outputs; see `emit`."""
+    def emit_all(
+        self, op: str, operands: Sequence[Operand], attrs: Any = None, *, results: int, suffix: str = ""
+    ) -> tuple[Operand, ...]:
+        """Add one node with `results` results, named like the ONNX node's outputs and `suffix`; see `emit`."""
         own = (*self.outputs, *[""] * results)[:results]
-        return self._emit(op, operands, attrs, [name or f"{self.loc}.{i}" for i, name in enumerate(own)], None)
+        return self._emit(op, operands, attrs, [name + suffix if name else f"{self.loc}.{i}" for i, name in enumerate(own)], None)
 
     def _emit(
         self, op: str, operands: Sequence[Operand], attrs: Any, names: list[str], types: list[TensorType] | None

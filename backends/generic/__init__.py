@@ -4,7 +4,7 @@ Importing this package registers the definitions. `GENERATORS` are, in order of 
 over contiguous elements), "generic" (any layout) and "generic.conv" (convolutions and GEMMs).
 """
 
-from bevel.backends.generic import channel, elementwise, matmul, movement, reduction, window
+from bevel.backends.generic import border, channel, conv_computed, elementwise, matmul, movement, reduction, window
 from bevel.backends.generic.conv import GenericConv
 from bevel.backends.generic.definition import DEFINITIONS, define
 from bevel.backends.generic.generator import NodeGenerator
@@ -20,7 +20,9 @@ __all__ = [
     "GENERIC",
     "VECTOR",
     "NodeGenerator",
+    "border",
     "channel",
+    "conv_computed",
     "define",
     "elementwise",
     "matmul",

@@ -1,4 +1,4 @@
-"""Pooling: MaxPool, AveragePool, IntAveragePool over any layout of [N, C, H, W].
+"""Pooling: MaxPool (with and without positions), AveragePool, IntAveragePool over any layout of [N, C, H, W].
 
 Loop nest: output rows of all images (the parallel axis), pixels, blocks of channels held in registers, the taps of the window
 that lie inside the image. Channels are vectors where they are contiguous on both sides.
@@ -201,6 +201,53 @@ def _by_count(v: Lanes, counts: Sequence[int], values: Sequence[int], taps: Expr
     return v.k.splat(chosen, v.n)
 
 
+class _MaxPoolIndices(Definition):
+    """Maxima with their positions, one window at a time: the comparison must keep the first of equals."""
+
+    def vectorised(self, problem: NodeProblem) -> bool:
+        """Never."""
+        return False
+
+    def extent(self, problem: NodeProblem) -> int:
+        """Output rows of all images."""
+        shape = problem.outputs[0].shape
+        return shape[0] * shape[2]
+
+    def emit(self, frame: Frame, problem: NodeProblem) -> None:
+        """Loops over output rows, pixels and channels; a window starts at its first element inside the image."""
+        k, x, at = frame.k, problem.inputs[0], problem.attrs
+        _, channels, height, width = x.shape
+        _, _, oh, ow = problem.outputs[0].shape
+        xs, (ys, js) = x.strides(), (out.strides() for out in problem.outputs)
+        v = frame.scalar()
+        best, place = k.alloc(1, "float32"), k.alloc(1, "int32")
+        with k.serial(frame.lo, frame.hi) as row, k.serial(ow) as ox, k.serial(channels) as c:
+            image, oy = k.floordiv(row, k.i32(oh)), k.floormod(row, k.i32(oh))
+            top, left = oy * at.strides[0] - at.pads[0], ox * at.strides[1] - at.pads[1]
+            rows = valid_taps(k, top, at.kernel[0], at.dilations[0], height, inside=False)
+            columns = valid_taps(k, left, at.kernel[1], at.dilations[1], width, inside=False)
+
+            def walk(ky: Expr, kx: Expr) -> tuple[Expr, Expr]:
+                """The element of a tap and its place in the plane."""
+                y, z = top + ky * at.dilations[0], left + kx * at.dilations[1]
+                element = v.load(frame.inputs[0], image * xs[0] + c * xs[1] + y * xs[2] + z * xs[3])
+                return element, z * height + y if at.column_major else y * width + z
+
+            first = walk(rows[0], columns[0])
+            v.store(best, 0, first[0])
+            v.store(place, 0, first[1])
+            with k.serial(*rows) as ky, k.serial(*columns) as kx:
+                element, index = walk(ky, kx)
+                with k.when(element > v.load(best, 0)):
+                    v.store(best, 0, element)
+                    v.store(place, 0, index)
+            targets = [image * s[0] + c * s[1] + oy * s[2] + ox * s[3] for s in (ys, js)]
+            v.put(frame.outputs[0], targets[0], v.load(best, 0), frame.dtypes[0])
+            flat = v.cast(image * channels + c, "int64") * v.i64(height * width) + v.cast(v.load(place, 0), "int64")
+            v.put(frame.outputs[1], targets[1], flat, frame.dtypes[1])
+
+
 define("MaxPool", _MaxPool())
+define("MaxPoolIndices", _MaxPoolIndices())
 define("AveragePool", _AveragePool())
 define("IntAveragePool", _IntAveragePool())

@@ -41,6 +41,18 @@ class ConvAttrs:
     groups: int = 1
 
 
+@dataclass(frozen=True)
+class ConvTransposeAttrs:
+    """Transposed convolution: pads (top, left, bottom, right) are cut off, `output_padding` extend the result below and right."""
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilations: tuple[int, int] = (1, 1)
+    groups: int = 1
+    output_padding: tuple[int, int] = (0, 0)
+
+
 def conv_shape(attrs: ConvAttrs, ins: tuple[TensorType, ...]) -> tuple[int | Dim, ...]:
     """Result shape of x [N, C, H, W] with w [OC, C / groups, KH, KW] and optional bias [OC].
 
@@ -108,6 +120,48 @@ def _conv_reference(call: Call, x: Array, w: Array, bias: Array | None = None) -
     return result if bias is None else result + bias.reshape(1, -1, 1, 1)
 
 
+def _transpose_infer(attrs: ConvTransposeAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    require_real(*ins)
+    x, w = ins[0], ins[1]
+    require(x.rank == 4 and w.rank == 4, f"expected x [N,C,H,W] and w [C,O,KH,KW], found ranks {x.rank} and {w.rank}")
+    require(w.is_static, f"weights {w} have symbolic dimensions")
+    ic, oc, kh, kw = w.static_shape
+    require(attrs.groups >= 1 and ic % attrs.groups == 0, f"{ic} input channels do not divide into {attrs.groups} groups")
+    require((kh, kw) == attrs.kernel, f"kernel {attrs.kernel} but weights are {kh}x{kw}")
+    require(x.shape[1] == ic, f"input has {x.shape[1]} channels, weights take {ic}")
+    if len(ins) == 3:
+        require(ins[2].shape == (oc * attrs.groups,), f"bias is {list(ins[2].shape)}, expected [{oc * attrs.groups}]")
+    extents = []
+    for axis in (0, 1):
+        extent = x.shape[2 + axis]
+        require(isinstance(extent, int), f"spatial dimension {extent} is symbolic: give it with --dim")
+        assert isinstance(extent, int)
+        stride, dilation, cut = attrs.strides[axis], attrs.dilations[axis], attrs.pads[axis] + attrs.pads[axis + 2]
+        require(min(stride, dilation) >= 1 and min(attrs.pads) >= 0 and min(attrs.output_padding) >= 0, f"{attrs} is negative")
+        size = stride * (extent - 1) + dilation * (attrs.kernel[axis] - 1) + 1 - cut + attrs.output_padding[axis]
+        require(size >= 1 and extent >= 1, f"pads {attrs.pads} leave no output of an input of {extent}")
+        extents.append(size)
+    return (TensorType((x.shape[0], oc * attrs.groups, *extents), F32),)
+
+
+def _transpose_reference(call: Call, x: Array, w: Array, bias: Array | None = None) -> Array:
+    at: ConvTransposeAttrs = call.attrs
+    (n, _, h, wide), (oh, ow) = x.shape, call.outputs[0].static_shape[2:]
+    (sh, sw), (dh, dw), (kh, kw), (top, left, _, _) = at.strides, at.dilations, at.kernel, at.pads
+    # Room for every window and for what lies beyond the last one.
+    full = np.zeros((n, w.shape[1] * at.groups, max(sh * h + dh * kh, oh + top), max(sw * wide + dw * kw, ow + left)), np.float32)
+    parts = x.reshape(n, at.groups, -1, h, wide), w.reshape(at.groups, -1, *w.shape[1:])
+    for i, j in np.ndindex(kh, kw):
+        spread = np.einsum("ngchw,gco->ngohw", parts[0], parts[1][..., i, j], optimize=True)
+        full[:, :, i * dh : i * dh + sh * h : sh, j * dw : j * dw + sw * wide : sw] += spread.reshape(n, -1, h, wide)
+    result = full[:, :, top : top + oh, left : left + ow]
+    return result if bias is None else result + bias.reshape(1, -1, 1, 1)
+
+
+def _transpose_macs(_attrs: ConvTransposeAttrs, ins: tuple[TensorType, ...], _outs: tuple[TensorType, ...]) -> int:
+    return elements(ins) * int(np.prod(ins[1].static_shape[1:]))
+
+
 def gemm_shape(ins: tuple[TensorType, ...]) -> tuple[int | Dim, ...]:
     """Result shape of x [..., K] with w [N, K] and optional bias [N].
 
@@ -158,6 +212,19 @@ register(
     quant=QuantRule.OWN,
     integer="IntConv, Requantize",
     prune=PruneRule.PRODUCES,
+)
+register(
+    "ConvTranspose",
+    "Transposed 2-D convolution of x [N,C,H,W] with w [C,O/groups,KH,KW] and optional bias [O]; a Conv where w is constant.",
+    attrs=ConvTransposeAttrs,
+    arity=(2, 3),
+    infer=_transpose_infer,
+    reference=_transpose_reference,
+    macs=_transpose_macs,
+    levels=FLOAT_ONLY,
+    quant=QuantRule.FLOAT,
+    integer=None,
+    prune=PruneRule.BLOCKS,
 )
 register(
     "Gemm",

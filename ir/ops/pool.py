@@ -22,7 +22,7 @@ from bevel.ir.ops.op import (
     require_real,
 )
 from bevel.ir.ops.window import output_hw, require_covered, windows
-from bevel.ir.types import F32, TensorType
+from bevel.ir.types import F32, I64, Int, TensorType
 
 Array = npt.NDArray[Any]
 
@@ -42,6 +42,13 @@ class AveragePoolAttrs(PoolAttrs):
     """Average pooling: whether the border counts as elements."""
 
     count_include_pad: bool = False
+
+
+@dataclass(frozen=True)
+class MaxPoolIndicesAttrs(PoolAttrs):
+    """Max pooling with positions: whether those count down the columns of a plane instead of along its rows."""
+
+    column_major: bool = False
 
 
 def pool_shape(attrs: PoolAttrs, x: TensorType) -> tuple[Any, ...]:
@@ -85,7 +92,9 @@ def _global_infer(_attrs: NoAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorT
 
 
 def _max_infer(attrs: PoolAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
-    require_real(*ins)
+    elem = ins[0].elem
+    if not (isinstance(elem, Int) and elem.bits == 8):
+        require_real(*ins)
     return (TensorType(pool_shape(attrs, ins[0]), ins[0].elem),)
 
 
@@ -93,6 +102,26 @@ def _max_reference(call: Call, x: Array) -> Array:
     # Works on reals and on codes: the border holds the lowest value of the type.
     lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
     return np.asarray(windows(x, call.attrs, lowest).max(axis=(-1, -2)))
+
+
+def _indices_infer(attrs: MaxPoolIndicesAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    require_real(*ins)
+    shape = pool_shape(attrs, ins[0])
+    require(ins[0].is_static, f"positions in {ins[0]}: expected a shape without symbolic dimensions")
+    return TensorType(shape, F32), TensorType(shape, I64)
+
+
+def _indices_reference(call: Call, x: Array) -> tuple[Array, Array]:
+    at: MaxPoolIndicesAttrs = call.attrs
+    view = windows(x, at, -np.inf)
+    flat = view.reshape(*view.shape[:4], -1)
+    (n, c, height, width), (oh, ow) = x.shape, view.shape[2:4]
+    ky, kx = np.divmod(flat.argmax(axis=-1), at.kernel[1])
+    rows = np.arange(oh)[:, None] * at.strides[0] - at.pads[0] + ky * at.dilations[0]
+    columns = np.arange(ow) * at.strides[1] - at.pads[1] + kx * at.dilations[1]
+    planes = np.arange(n * c).reshape(n, c, 1, 1) * (height * width)
+    within = columns * height + rows if at.column_major else rows * width + columns
+    return flat.max(axis=-1), (planes + within).astype(np.int64)
 
 
 register(
@@ -134,4 +163,17 @@ register(
     quant=QuantRule.SAME,
     integer="MaxPool",
     prune=PruneRule.CARRIES,
+)
+register(
+    "MaxPoolIndices",
+    "Maximum of each window of [N,C,H,W], and its first position in the flattened input (ONNX MaxPool with Indices).",
+    attrs=MaxPoolIndicesAttrs,
+    arity=(1, 1),
+    infer=_indices_infer,
+    reference=_indices_reference,
+    macs=_pool_macs,
+    levels=FLOAT_ONLY,
+    quant=QuantRule.FLOAT,
+    integer=None,
+    prune=PruneRule.BLOCKS,
 )
