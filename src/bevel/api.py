@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bevel.compiler import Options, compile_model, default_output
 from bevel.data import save_arrays
 from bevel.errors import UsageError
+from bevel.exporting.torch_export import OPSET, TOLERANCE, Exported, ExportOptions, export_model
 from bevel.ir.plan import CompressionPlan, load_plan
 from bevel.runtime.artifact import Artifact
 
@@ -70,3 +71,74 @@ def compile(
         options = Options(device, bits or "8", data, samples, method or "minmax", dict(dims or {}), chosen, tuple(custom_ops))
         artifact, _ = compile_model(model, target, options)
     return artifact
+
+
+def export(
+    source: object,
+    output: str | Path,
+    *,
+    inputs: Mapping[str, str | npt.NDArray[np.generic]] | None = None,
+    dims: Mapping[str, tuple[int, int]] | None = None,
+    outputs: Sequence[str] = (),
+    data: str | Path | Mapping[str, npt.NDArray[np.generic]] | None = None,
+    samples: int = 32,
+    task: str | None = None,
+    head: str | None = None,
+    random_weights: bool = False,
+    exporter: str = "dynamo",
+    opset: int = OPSET,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+) -> Exported:
+    """Export a torch or transformers model to ONNX and prove that the file computes the same; the same as `bevel export`.
+
+    Args:
+        source: a torch module, `module:factory`, a .pt2 file, or a config.json or directory of transformers.
+        output: ONNX file to write; nothing is written unless parity holds.
+        inputs: for each input text (`"1,seq[1:256]:int64[0:30522]"`, docs/export.md) or an example array.
+        dims: bounds of named dimensions, both inclusive.
+        outputs: names of the outputs, in order; default the model's own.
+        data: inputs to prove parity on besides random ones: arrays by name, sample axis first, or the path of such a file.
+        samples: samples of `data` to use at most.
+        task: head of a transformers model, for example "text-classification".
+        head: head of a transformers model, by the name of its class.
+        random_weights: draw weights that a transformers directory lacks.
+        exporter: "dynamo", or "torchscript" for torch's older one.
+        opset: ONNX operator set.
+        tolerance: of max|d| / max|reference|, per output and case.
+        seed: of random inputs and weights.
+
+    Returns:
+        The file, what it takes and gives, and the proof.
+
+    Raises:
+        ParityError: the exported file computes something else; its `error` says how far off it is.
+        ExportError: the model cannot be loaded, run or exported.
+        ToolchainError: torch, transformers or onnxruntime is missing; the extra `bevel[export]` has them.
+        UsageError: the source, the inputs, the data or the options cannot be meant.
+
+    Example:
+        >>> exported = bevel.export(net, "net.onnx", inputs={"x": "1,3,224,224"})  # doctest: +SKIP
+        >>> exported.proof.error < 1e-4  # doctest: +SKIP
+        True
+    """
+    with tempfile.TemporaryDirectory(prefix="bevel-parity-") as folder:
+        if isinstance(data, Mapping):
+            path: Path | None = save_arrays(Path(folder) / "data.npz", data)
+        else:
+            path = Path(data) if data is not None else None
+        options = ExportOptions(
+            inputs=dict(inputs or {}),
+            dims=dict(dims or {}),
+            data=path,
+            samples=samples,
+            outputs=tuple(outputs),
+            task=task,
+            head=head,
+            random_weights=random_weights,
+            exporter=exporter,
+            opset=opset,
+            tolerance=tolerance,
+            seed=seed,
+        )
+        return export_model(source, Path(output), options)

@@ -41,8 +41,24 @@ class UnsupportedOp(UnsupportedModel):
     """An operator, or one of its attributes or types, has no implementation; names the node."""
 
 
+class ExportError(UnsupportedModel):
+    """A torch or transformers model cannot be loaded, run or turned into ONNX."""
+
+
 class CheckFailed(BevelError):
     """A comparison the user asked for (self-test, parity, accuracy bound) did not hold."""
+
+
+class ParityError(CheckFailed):
+    """An exported file does not compute what its source computes.
+
+    Attributes:
+        error: max|d| / max|reference|; infinite where the two cannot be compared.
+    """
+
+    def __init__(self, message: str, error: float) -> None:
+        super().__init__(message)
+        self.error = error
 
 
 class VerifyError(BevelError):

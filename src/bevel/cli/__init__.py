@@ -23,6 +23,7 @@ _USAGE, _MACHINE, _DEFECT, _INTERRUPTED, _TERMINATED = 2, 4, 70, 130, 143
 
 # verb -> (module, one line of help): verbs are imported when used, so that `bevel --help` stays instant.
 _VERBS = {
+    "export": ("bevel.cli.export", "Export a torch or transformers model to ONNX and prove parity."),
     "compile": ("bevel.cli.compile", "Compile a model into an artifact for one device."),
     "run": ("bevel.cli.run", "Run an artifact on given inputs."),
     "bench": ("bevel.cli.bench", "Measure an artifact's latency, alone or against peers."),
