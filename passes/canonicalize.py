@@ -22,15 +22,19 @@ from bevel.passes.fold_affine import FoldAffine
 from bevel.passes.fold_bn import FoldBn
 from bevel.passes.fold_constants import FoldConstants
 from bevel.passes.fold_pad import FoldPad
+from bevel.passes.lift_elementwise import LiftElementwise
 from bevel.passes.pipeline import Pass, run_passes
+from bevel.passes.subpixel import Subpixel
 
 # Activations are recognised before constants fold into layers, so that a SiLU's operands are still what exporters wrote.
 CANONICAL: tuple[Pass, ...] = (
     FoldConstants(),
+    LiftElementwise(),
     FuseActivations(),
     SimplifyArithmetic(),
     FoldBn(),
     FoldAffine(),
+    Subpixel(),
     MergeTransposes(),
     GlobalizePools(),
     MergeReshapes(),

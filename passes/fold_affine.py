@@ -34,7 +34,7 @@ class FoldAffine:
         for node in result.nodes:
             if node.op in ("Add", "Mul"):
                 for index in (0, 1):
-                    layer = sole_producer(result, node, index, "Conv", "Gemm")
+                    layer = sole_producer(result, node, index, "Conv", "ConvTranspose", "Gemm")
                     if layer is not None and _fold(result, node, layer, node.inputs[1 - index]):
                         break
         result.prune_dead()
@@ -42,8 +42,8 @@ class FoldAffine:
 
 
 def channel_axis(layer: Node) -> int:
-    """The result axis of a Conv's or Gemm's output channels."""
-    return 1 if layer.op == "Conv" else layer.output.type.rank - 1
+    """The result axis of a convolution's or Gemm's output channels."""
+    return layer.output.type.rank - 1 if layer.op == "Gemm" else 1
 
 
 def _per_channel(constant: Value, layer: Node) -> bool:
@@ -52,13 +52,14 @@ def _per_channel(constant: Value, layer: Node) -> bool:
     if len(shape) > rank:
         return False
     aligned = (1,) * (rank - len(shape)) + shape
-    return all(d == 1 or (i == axis and d == layer.inputs[1].type.shape[0]) for i, d in enumerate(aligned))
+    return all(d == 1 or (i == axis and d == layer.output.type.shape[axis]) for i, d in enumerate(aligned))
 
 
 def _fold(graph: Graph, node: Node, layer: Node, constant: Value) -> bool:
     if not is_float(layer.output) or not constant.is_constant or not _per_channel(constant, layer):
         return False
-    channels = layer.inputs[1].type.static_shape[0]
+    channels = layer.output.type.shape[channel_axis(layer)]
+    assert isinstance(channels, int)
     elem = constant.type.elem
     if node.op == "Add" and len(layer.inputs) == 2 and isinstance(elem, Quant) and constant.type.shape == (channels,):
         replace(graph, node, layer.op, [*layer.inputs, constant], layer.attrs, loc=layer.loc)
@@ -71,13 +72,22 @@ def _fold(graph: Graph, node: Node, layer: Node, constant: Value) -> bool:
     return fold_into(graph, node, layer, factor, shift)
 
 
+def _scale_channels(layer: Node, weights: Array, factor: Array) -> Array:
+    """`weights` of a layer with its output channels multiplied by `factor` [O], in float64."""
+    if layer.op == "ConvTranspose":
+        # [C, O / groups, KH, KW]: each group of input channels has output channels of its own.
+        grouped = weights.reshape(layer.attrs.groups, -1, *weights.shape[1:])
+        return np.asarray(grouped * factor.reshape(len(grouped), 1, -1, 1, 1)).reshape(weights.shape)
+    return np.asarray(weights * factor.reshape(-1, *[1] * (weights.ndim - 1)))
+
+
 def fold_into(graph: Graph, node: Node, layer: Node, factor: Array | None, shift: Array) -> bool:
     """Replace `node`, which computes layer * factor + shift per output channel, by the layer with folded constants.
 
     Args:
         graph: graph to change.
         node: the node whose result the layer takes over.
-        layer: Conv or Gemm that only `node` reads.
+        layer: Conv, ConvTranspose or Gemm that only `node` reads.
         factor: float64 [O]; None for 1.
         shift: float64 [O].
 
@@ -91,7 +101,7 @@ def fold_into(graph: Graph, node: Node, layer: Node, factor: Array | None, shift
     kernel = layer.inputs[1]
     folded_bias = bias.astype(np.float64)
     if factor is not None and weights is not None:
-        scaled = weights * factor.reshape(-1, *[1] * (weights.ndim - 1))
+        scaled = _scale_channels(layer, weights, factor)
         kernel = graph.add_constant(f"{layer.inputs[1].name}.folded", scaled.astype(np.float32))
         folded_bias = folded_bias * factor
     hint = f"{layer.inputs[2].name}.folded" if len(layer.inputs) == 3 else f"{node.output.name}.bias"

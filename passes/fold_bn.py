@@ -42,7 +42,7 @@ def _fold(graph: Graph, node: Node) -> None:
         return
     factor = scale / np.sqrt(variance + node.attrs.epsilon)
     shift = bias - mean * factor
-    layer = sole_producer(graph, node, 0, "Conv", "Gemm")
+    layer = sole_producer(graph, node, 0, "Conv", "ConvTranspose", "Gemm")
     if layer is not None and is_float(layer.output) and channel_axis(layer) == 1 and fold_into(graph, node, layer, factor, shift):
         return
     if node.inputs[0].type.rank == 4:

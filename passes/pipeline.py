@@ -46,6 +46,9 @@ class Pass(Protocol):
 # Pass name -> "module:Class", loaded when a pipeline names it.
 PASSES: dict[str, str] = {
     "bind-dims": "bevel.passes.bind_dims:BindDims",
+    "channels-last": "bevel.passes.boundary:ChannelsLast",
+    "float-outputs": "bevel.passes.boundary:FloatOutputs",
+    "preprocess": "bevel.passes.preprocess:Preprocess",
     "calibrate": "bevel.passes.quantize.calibrate:Calibrate",
     "canonicalize": "bevel.passes.canonicalize:Canonicalize",
     "fold-affine": "bevel.passes.fold_affine:FoldAffine",
@@ -54,10 +57,12 @@ PASSES: dict[str, str] = {
     "fold-pad": "bevel.passes.fold_pad:FoldPad",
     "fuse-activations": "bevel.passes.canonicalize_activations:FuseActivations",
     "globalize-pools": "bevel.passes.canonicalize_pools:GlobalizePools",
+    "lift-elementwise": "bevel.passes.lift_elementwise:LiftElementwise",
     "merge-reshapes": "bevel.passes.canonicalize_reshapes:MergeReshapes",
     "merge-slices": "bevel.passes.canonicalize_slices:MergeSlices",
     "merge-transposes": "bevel.passes.canonicalize_transposes:MergeTransposes",
     "simplify-arithmetic": "bevel.passes.canonicalize_arithmetic:SimplifyArithmetic",
+    "subpixel": "bevel.passes.subpixel:Subpixel",
     "to-integer": "bevel.passes.quantize.to_integer:ToInteger",
 }
 

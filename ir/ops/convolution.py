@@ -120,6 +120,12 @@ def _conv_reference(call: Call, x: Array, w: Array, bias: Array | None = None) -
     return result if bias is None else result + bias.reshape(1, -1, 1, 1)
 
 
+def _transposed_extent(attrs: ConvTransposeAttrs, axis: int, extent: int) -> int:
+    """Result extent along a spatial axis."""
+    span = attrs.dilations[axis] * (attrs.kernel[axis] - 1) + 1
+    return attrs.strides[axis] * (extent - 1) + span - attrs.pads[axis] - attrs.pads[axis + 2] + attrs.output_padding[axis]
+
+
 def _transpose_infer(attrs: ConvTransposeAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
     require_real(*ins)
     x, w = ins[0], ins[1]
@@ -136,17 +142,17 @@ def _transpose_infer(attrs: ConvTransposeAttrs, ins: tuple[TensorType, ...]) -> 
         extent = x.shape[2 + axis]
         require(isinstance(extent, int), f"spatial dimension {extent} is symbolic: give it with --dim")
         assert isinstance(extent, int)
-        stride, dilation, cut = attrs.strides[axis], attrs.dilations[axis], attrs.pads[axis] + attrs.pads[axis + 2]
-        require(min(stride, dilation) >= 1 and min(attrs.pads) >= 0 and min(attrs.output_padding) >= 0, f"{attrs} is negative")
-        size = stride * (extent - 1) + dilation * (attrs.kernel[axis] - 1) + 1 - cut + attrs.output_padding[axis]
-        require(size >= 1 and extent >= 1, f"pads {attrs.pads} leave no output of an input of {extent}")
-        extents.append(size)
+        require(min(*attrs.strides, *attrs.dilations, extent) >= 1, f"strides, dilations or extent below 1: {attrs}, {extent}")
+        require(min(*attrs.pads, *attrs.output_padding) >= 0, f"pads or output_padding below 0: {attrs}")
+        extents.append(_transposed_extent(attrs, axis, extent))
+        require(extents[-1] >= 1, f"pads {attrs.pads} leave no output of an input of {extent}")
     return (TensorType((x.shape[0], oc * attrs.groups, *extents), F32),)
 
 
 def _transpose_reference(call: Call, x: Array, w: Array, bias: Array | None = None) -> Array:
     at: ConvTransposeAttrs = call.attrs
-    (n, _, h, wide), (oh, ow) = x.shape, call.outputs[0].static_shape[2:]
+    n, _, h, wide = x.shape
+    oh, ow = _transposed_extent(at, 0, h), _transposed_extent(at, 1, wide)
     (sh, sw), (dh, dw), (kh, kw), (top, left, _, _) = at.strides, at.dilations, at.kernel, at.pads
     # Room for every window and for what lies beyond the last one.
     full = np.zeros((n, w.shape[1] * at.groups, max(sh * h + dh * kh, oh + top), max(sw * wide + dw * kw, ow + left)), np.float32)

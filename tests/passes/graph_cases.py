@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bevel.ir.graph import Graph, Level, Value
-from bevel.ir.ops.convolution import ConvAttrs
+from bevel.ir.ops.convolution import ConvAttrs, ConvTransposeAttrs
 from bevel.ir.ops.elementwise import ClipAttrs
 from bevel.ir.ops.movement import PadAttrs, ReshapeAttrs, SliceAttrs, TransposeAttrs
 from bevel.ir.ops.normalize import BatchNormAttrs, ReduceAttrs
@@ -266,11 +266,64 @@ def broadcasting_add_of_zero() -> Graph:
     return s.done(s.op("y", "Add", s.input(N, 1), zeros))
 
 
+def chain_of_sequence_convs() -> Graph:
+    """Conv, BatchNormalization and Relu over [N,C,L], a residual sum with a bias per channel, and a Conv behind it."""
+    s = Sketch()
+    x = s.input(N, 3, 8)
+    image = s.op("i", "Reshape", x, attrs=ReshapeAttrs((N, 3, 1, 8)))
+    pads = (0, 1, 0, 1)
+    conv = s.op("c", "Conv", image, s.const("w", 3, 3, 1, 3), s.const("b", 3), attrs=ConvAttrs((1, 3), pads=pads))
+    squeezed = s.op("r", "Reshape", conv, attrs=ReshapeAttrs((N, 3, 8)))
+    variance = s.graph.add_constant("var", s.rng.uniform(0.5, 2, 3).astype(np.float32))
+    statistics = (s.const("scale", 3), s.const("shift", 3), s.const("mean", 3), variance)
+    relu = s.op("a", "Relu", s.op("n", "BatchNormalization", squeezed, *statistics, attrs=BatchNormAttrs()))
+    again = s.op("j", "Reshape", relu, attrs=ReshapeAttrs((N, 3, 1, 8)))
+    other = s.op("e", "Conv", again, s.const("v", 3, 3, 1, 3), attrs=ConvAttrs((1, 3), pads=pads))
+    total = s.op("t", "Add", s.op("f", "Reshape", other, attrs=ReshapeAttrs((N, 3, 8))), relu)
+    return s.done(s.op("y", "Mul", total, s.const("gain", 3, 1)))
+
+
+def elementwise_after_other_reshape() -> Graph:
+    """The Reshape splits an axis: stays."""
+    s = Sketch()
+    reshaped = s.op("r", "Reshape", s.input(N, 3, 8), attrs=ReshapeAttrs((N, 3, 2, 4)))
+    return s.done(s.op("y", "Relu", reshaped))
+
+
+def upsampling() -> Graph:
+    s = Sketch()
+    up = s.op("u", "ConvTranspose", s.input(N, 4, 3, 3), s.const("w", 4, 2, 2, 2), attrs=ConvTransposeAttrs((2, 2), (2, 2)))
+    return s.done(s.op("y", "Relu", up))
+
+
+def grouped_upsampling() -> Graph:
+    """Windows overlap, borders are cut and the result is extended; the clamp stays with the layer."""
+    s = Sketch()
+    at = ConvTransposeAttrs((4, 3), (2, 3), (1, 0, 1, 2), (1, 1), 2, (0, 1))
+    up = s.op("u", "ConvTranspose", s.input(N, 4, 3, 5), s.const("w", 4, 3, 4, 3), s.const("b", 6), attrs=at)
+    return s.done(s.op("y", "Clip", up, attrs=ClipAttrs(-1, 2)))
+
+
+def bn_after_upsampling() -> Graph:
+    s = Sketch()
+    at = ConvTransposeAttrs((3, 3), (2, 2), (1, 1, 1, 1), groups=2, output_padding=(1, 1))
+    return s.done(norm(s, s.op("u", "ConvTranspose", s.input(N, 4, 3, 5), s.const("w", 4, 3, 3, 3), attrs=at), 6))
+
+
+def computed_upsampling() -> Graph:
+    """The model computes the weights: stays."""
+    s = Sketch()
+    up = s.op("y", "ConvTranspose", s.input(N, 4, 3, 3), s.input(4, 2, 2, 2, name="w"), attrs=ConvTransposeAttrs((2, 2), (2, 2)))
+    return s.done(up)
+
+
 # Pass -> graphs that it rewrites.
 REWRITES: dict[str, tuple[Callable[[], Graph], ...]] = {
     "fold-constants": (constant_transpose,),
-    "fold-bn": (bn_after_conv, bn_after_gemm, bn_alone, bn_after_shared_conv),
+    "fold-bn": (bn_after_conv, bn_after_upsampling, bn_after_gemm, bn_alone, bn_after_shared_conv),
     "fold-affine": (bias_after_gemm, scale_and_shift_after_conv, quantized_bias_after_gemm),
+    "lift-elementwise": (chain_of_sequence_convs,),
+    "subpixel": (upsampling, grouped_upsampling),
     "fold-pad": (pad_before_conv, pad_before_average, pad_before_max_after_relu),
     "merge-reshapes": (reshape_chain, reshape_there_and_back),
     "merge-transposes": (transposes_around_residual, transpose_of_one_channel),
@@ -283,6 +336,8 @@ REWRITES: dict[str, tuple[Callable[[], Graph], ...]] = {
 # Pass -> graphs that look alike and must not change.
 LEFT_ALONE: dict[str, tuple[Callable[[], Graph], ...]] = {
     "fold-affine": (spatial_add_after_conv,),
+    "lift-elementwise": (elementwise_after_other_reshape,),
+    "subpixel": (computed_upsampling,),
     "fold-pad": (pad_before_max, nonzero_pad_before_conv),
     "globalize-pools": (mean_of_rows,),
     "fuse-activations": (quantized_relu_then_clip, not_quite_gelu),
