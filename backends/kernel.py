@@ -6,18 +6,25 @@ tile search space (`tiles`), how constants are laid out for it (`pack`) and the 
 
 Kernel ABI (ARCHITECTURE section 6):
 
-    int32_t kernel(const void *inputs..., const void *constants..., void *outputs..., int32_t lo, int32_t hi, void *scratch)
+    int32_t kernel(const void *inputs..., const void *constants..., [const int32_t *dims,] void *outputs...,
+                   int32_t lo, int32_t hi, void *scratch)
 
 `[lo, hi)` is a range of the parallel axis, whose length is `parallel_extent`. Threads partition outputs only. Each thread passes
 its own 64-byte aligned `scratch` of `scratch_bytes`. Buffers are 64-byte aligned and readable for 64 bytes past their end.
 No kernel calls anything: objects have no undefined symbol.
+
+*Run-time extents.* An axis whose extent is known only at run time is laid out at its bound, so that strides and offsets stay
+constants; `Buf.dims` names it, and what lies beyond the actual extent holds anything and must never enter a result. Only kernels
+of problems with such axes take `dims`, the extents in the order of `problem_dims`. A convolution or GEMM whose outermost axis is
+such an axis (`ConvProblem.dim`) needs no change and no `dims`: the runtime cuts its parallel axis short (`RuntimeExtent`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -29,21 +36,60 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
+class DimRef:
+    """An extent known at run time.
+
+    Attributes:
+        name: of the symbolic dimension.
+        bound: its largest value, at which memory is laid out.
+    """
+
+    name: str
+    bound: int
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The length of a parallel axis that depends on run-time extents: min(most, ceil(mul * product(dims) / div)).
+
+    Attributes:
+        most: the length at the bounds.
+        dims: names of the dimensions multiplied.
+        mul, div: positive.
+    """
+
+    most: int
+    dims: tuple[str, ...]
+    mul: int = 1
+    div: int = 1
+
+    def at(self, values: Mapping[str, int]) -> int:
+        """The length when the dimensions are `values`."""
+        return min(self.most, -(-self.mul * math.prod(values[name] for name in self.dims) // self.div))
+
+
+@dataclass(frozen=True)
 class Buf:
     """A tensor as a kernel sees it.
 
     Attributes:
-        shape: logical shape, all integers.
+        shape: logical shape, all integers; run-time extents at their bounds.
         dtype: numpy name of the stored element ("float32", "uint8", "int8", "int32", "int64", "bool").
         layout: physical order of the logical axes; None is row-major. (0, 2, 3, 1) stores NCHW as NHWC.
         zero_point: of quantized elements, in units of `dtype` (an int8 code c stored as uint8 is c + 128, and so is its zero
             point); 0 for plain elements.
+        dims: the run-time extent of each axis, None where it is fixed; empty when all are.
     """
 
     shape: tuple[int, ...]
     dtype: str
     layout: tuple[int, ...] | None = None
     zero_point: int = 0
+    dims: tuple[DimRef | None, ...] = ()
+
+    def dim(self, axis: int) -> DimRef | None:
+        """The run-time extent of logical `axis`, None where it is fixed."""
+        return self.dims[axis] if self.dims else None
 
     @property
     def physical_shape(self) -> tuple[int, ...]:
@@ -85,6 +131,8 @@ class ConvProblem:
             False when lo/hi are its limits.
         relu: float only: max(x, 0), the commonest clamp, without constants.
         wide_weights: quantized only: some weight code is -128, which rules out pairing two int8 products in int16.
+        dim: the run-time extent that bounds the outermost axis: images, or rows where there is one image of height 1. That axis
+            is a multiple of `dim.bound` long; the kernel may compute rows beyond the actual extent, nobody reads them.
     """
 
     batch: int
@@ -108,6 +156,7 @@ class ConvProblem:
     clamp: bool = False
     relu: bool = False
     wide_weights: bool = False
+    dim: DimRef | None = None
 
     @property
     def oh(self) -> int:
@@ -177,6 +226,19 @@ class NodeProblem:
 Problem = ConvProblem | NodeProblem
 
 
+def problem_dims(problem: Problem) -> tuple[str, ...]:
+    """Names of the run-time extents that the problem's kernel takes, in the order of its `dims`."""
+    if isinstance(problem, ConvProblem):
+        return ()
+    bufs = (*problem.inputs, *problem.outputs)
+    return tuple(dict.fromkeys(ref.name for buf in bufs for ref in buf.dims if ref is not None))
+
+
+def is_dynamic(problem: Problem) -> bool:
+    """Whether some extent of the problem is known only at run time."""
+    return problem.dim is not None if isinstance(problem, ConvProblem) else bool(problem_dims(problem))
+
+
 class Generator(Protocol):
     """One way to compute a class of problems on a class of targets."""
 
@@ -208,3 +270,26 @@ class Generator(Protocol):
     def emit(self, problem: Problem, tile: Tile, target: Target, symbol: str) -> Any:
         """The kernel as a TVM PrimFunc named `symbol`, built with `bevel.backends.tvm.Builder`."""
         ...
+
+
+@runtime_checkable
+class RuntimeExtent(Protocol):
+    """What a generator has besides `Generator` when it is legal for problems with run-time extents."""
+
+    def runtime_extent(self, problem: Problem, tile: Tile) -> int | Extent:
+        """Length of the parallel axis as it depends on run-time extents; `parallel_extent` is its value at the bounds."""
+        ...
+
+
+def outer_extent(problem: ConvProblem, most: int, rows_per_unit: int, rows: int) -> int | Extent:
+    """The parallel extent of a convolution whose units cover its outermost axis in order.
+
+    Args:
+        problem: what is computed.
+        most: parallel extent at the bound.
+        rows_per_unit: fewest rows that a unit covers.
+        rows: rows at the bound.
+    """
+    if problem.dim is None:
+        return most
+    return Extent(most, (problem.dim.name,), rows // problem.dim.bound, rows_per_unit)

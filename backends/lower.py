@@ -1,9 +1,9 @@
 """Lowering: a graph becomes a Schedule.
 
 In: a verified FLOAT or INTEGER graph whose symbolic dimensions have upper bounds, and a target. Out: kernel calls over one
-arena with packed weights. Four steps, each a method of `_Lowering` in this order: fuse nodes into problems while assigning layouts, choose a
-kernel per problem, pack constants, plan the arena. Kernels never change a value: every fusion here computes exactly what the
-graph says.
+arena with packed weights. Four steps, each a method of `_Lowering` in this order: fuse nodes into problems while assigning
+layouts, choose a kernel per problem, pack constants, plan the arena. Kernels never change a value: every fusion here computes
+exactly what the graph says.
 
 Symbolic dimensions are laid out at their bounds, so strides, offsets and the arena are static; only loops end early. What the
 user sees is contiguous at the actual extents: where that differs, "Spread" and "Compact" copy at the graph's border.
@@ -44,7 +44,7 @@ from bevel.ir.ops.elementwise import ClipAttrs
 from bevel.ir.ops.integer import RequantizeAttrs
 from bevel.ir.protocols import KernelKey, Target
 from bevel.ir.serialize import graph_hash
-from bevel.ir.types import Dim, Quant, TensorType
+from bevel.ir.types import Dim, Float, Quant, TensorType
 
 Array = npt.NDArray[Any]
 
@@ -238,6 +238,10 @@ class _Lowering:
             self._lower_transpose(node)
         elif node.op == "Reshape":
             self._lower_reshape(node)
+        elif node.op == "Cast" and {type(v.type.elem) for v in (*node.inputs, *node.outputs)} == {Float}:
+            self._lower_conversion(node)
+        elif node.op == "Recode":
+            self._lower_recode(node)
         else:
             self._lower_other(node)
 
@@ -246,6 +250,12 @@ class _Lowering:
         source = self._operand(value, None)
         assert isinstance(source, _Tensor)
         self._alias(node.output, source, transposed(source.layout, node.attrs.perm))
+
+    def _lower_conversion(self, node: Node) -> None:
+        """Between float types: kernels convert what they load and store, so a copy does it."""
+        source = self._operand(node.inputs[0], None)
+        assert isinstance(source, _Tensor)
+        self._call_copy(_layer(node), source, self._define(node.output, source.layout))
 
     def _lower_reshape(self, node: Node) -> None:
         source = self._operand(node.inputs[0], row_major(node.inputs[0].type.rank))
@@ -262,6 +272,15 @@ class _Lowering:
         if len(shape) == 4 and equivalent(shape, layout, NHWC):
             layout = NHWC
         self._alias(node.output, source, layout)
+
+    def _lower_recode(self, node: Node) -> None:
+        """Unsigned codes are what some targets store for signed ones: nothing to do there."""
+        source = self._operand(node.inputs[0], None)
+        assert isinstance(source, _Tensor)
+        if buffer_of(node.output.type, source.layout, self.target).dtype == source.buf.dtype:
+            self._alias(node.output, source, source.layout)
+        else:
+            self._call_copy(_layer(node), source, self._define(node.output, source.layout))
 
     def _lower_other(self, node: Node) -> None:
         """Any operator without a fused form of its own, with the activations that follow it as epilogue."""
@@ -417,6 +436,8 @@ class _Lowering:
         self, node: Node, problem: ConvProblem, weights: Array, bias: Array
     ) -> tuple[Value, ConvProblem, ConvConstants]:
         user = self.graph.sole_user(node.output)
+        stored = (user if user is not None and user.op in ("Relu", "Clip") else node).output.type.dtype.name
+        problem = replace(problem, out_dtype=stored)
         if user is None or user.op not in ("Relu", "Clip"):
             return node.output, problem, ConvConstants(weights, bias)
         self.fused.add(user)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bevel.backends.kernel import Problem, Tile
+from bevel.backends.kernel import Extent, Problem, Tile
 from bevel.ir.protocols import Target
+from bevel.ir.types import Dim
 
 
 @dataclass(frozen=True)
 class Place:
-    """A byte offset in "arena" or "weights"; both bases are 64-byte aligned."""
+    """A byte offset in "arena" or "weights", both bases 64-byte aligned; or "dims", the run-time extents of the step."""
 
     space: str
     offset: int
@@ -43,8 +44,9 @@ class Step:
         layer: original (ONNX) name of the node this step computes, for profiles and errors.
         op: IR operator, fused parts joined by "+" ("IntConv+Requantize").
         symbol: kernel to call.
-        args: buffers in ABI order: inputs, constants, outputs.
+        args: buffers in ABI order: inputs, constants, run-time extents, outputs.
         extent: parallel extent; the runtime splits [0, extent) over threads.
+        dims: names of the run-time extents the kernel takes, in its order.
         scratch_bytes: per thread.
         macs, bytes: work and traffic, for reports.
         bits: precision spelling ("fp32", "w8a8").
@@ -54,11 +56,12 @@ class Step:
     op: str
     symbol: str
     args: tuple[Place, ...]
-    extent: int = 1
+    extent: int | Extent = 1
     scratch_bytes: int = 0
     macs: int = 0
     bytes: int = 0
     bits: str = "fp32"
+    dims: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,9 @@ class IoTensor:
 
     Attributes:
         name: ONNX name.
-        shape: logical shape; memory is row-major in this order.
+        shape: logical shape, run-time extents at their bounds; memory is row-major in this order and contiguous at the actual
+            extents.
+        dims: name of each axis whose extent is known at run time, None for the others; empty where all are fixed.
         dtype: numpy name of the stored element.
         scale, zero_point: of quantized tensors (zero_point in units of dtype); scale 0.0 means not quantized.
         place: where it lives in the arena while the model is open.
@@ -79,6 +84,7 @@ class IoTensor:
     place: Place
     scale: float = 0.0
     zero_point: int = 0
+    dims: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ class Schedule:
         weights: contents of weights.bin after its header, every constant 64-byte aligned, 64 bytes of tail padding.
         graph_hash: hash of the graph compiled.
         level: "float" or "integer".
+        dims: the symbolic dimensions, bounded; the user chooses their extents before a run.
     """
 
     name: str
@@ -116,3 +123,4 @@ class Schedule:
     graph_hash: str
     level: str
     lifetimes: tuple[Lifetime, ...] = field(default=())
+    dims: tuple[Dim, ...] = ()

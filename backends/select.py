@@ -11,7 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import Protocol
 
-from bevel.backends.kernel import Generator, Problem, Tile
+from bevel.backends.kernel import Generator, Problem, RuntimeExtent, Tile, is_dynamic
 from bevel.errors import UnsupportedOp
 from bevel.ir.protocols import Target
 
@@ -65,6 +65,9 @@ def choose(problem: Problem, target: Target, layer: str, ranker: KernelRanker | 
     reasons: list[str] = []
     candidates: list[Choice] = []
     for generator in generators(target.arch):
+        if is_dynamic(problem) and not isinstance(generator, RuntimeExtent):
+            reasons.append(f"{generator.name}: takes no run-time extents")
+            continue
         reason = generator.legal(problem, target)
         if reason is not None:
             reasons.append(f"{generator.name}: {reason}")

@@ -159,7 +159,20 @@ class Artifact:
 
 _WRITTEN = CORE_FILES | {GRAPH_FILE, MANIFEST}
 _OWNED = frozenset(
-    {"format", "format_version", "name", "target", "graph_hash", "level", "layers", "inputs", "outputs", "files", "golden_cases"}
+    {
+        "format",
+        "format_version",
+        "name",
+        "target",
+        "graph_hash",
+        "level",
+        "layers",
+        "dims",
+        "inputs",
+        "outputs",
+        "files",
+        "golden_cases",
+    }
 )
 
 
@@ -185,7 +198,8 @@ def write_artifact(
         path: where to write; by convention ends in ".bevel".
         schedule: what to run.
         objects: machine code of every kernel of the schedule.
-        golden: self-test cases: ({input name: array}, {output name: array}) in the stored dtypes and shapes. At least one.
+        golden: self-test cases: ({input name: array}, {output name: array}) in the stored dtypes and shapes, of any extents
+            within the bounds. At least one.
         provenance: how the artifact came about (versions, command, source model), as JSON.
         graph_bytes: the serialised graph `schedule.graph_hash` belongs to.
         integer_only: the graph has no float operator.
@@ -256,6 +270,7 @@ def _manifest(schedule: Schedule, entries: dict[str, Any], cases: int, tools: To
         },
         "graph_hash": schedule.graph_hash,
         "level": schedule.level,
+        "dims": [{"name": dim.name, "lo": dim.lo, "hi": dim.hi} for dim in schedule.dims],
         "inputs": [_describe(tensor) for tensor in schedule.inputs],
         "outputs": [_describe(tensor) for tensor in schedule.outputs],
         "layers": [
@@ -291,22 +306,35 @@ def _describe(tensor: IoTensor) -> dict[str, Any]:
     return {
         "name": tensor.name,
         "shape": list(tensor.shape),
+        "dims": [name or "" for name in tensor.dims] or [""] * len(tensor.shape),
         "dtype": tensor.dtype,
         "scale": tensor.scale,
         "zero_point": tensor.zero_point,
     }
 
 
+def _fits(tensor: IoTensor, shape: tuple[int, ...], chosen: dict[str, int]) -> bool:
+    """Whether `shape` is one that `tensor` can take with the run-time extents `chosen`, to which it adds its own."""
+    if len(shape) != len(tensor.shape):
+        return False
+    names = tensor.dims or (None,) * len(shape)
+    return all(
+        extent == bound if name is None else extent <= bound and chosen.setdefault(name, extent) == extent
+        for extent, bound, name in zip(shape, tensor.shape, names, strict=True)
+    )
+
+
 def _golden_files(schedule: Schedule, case: int, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, bytes]:
     """The .npy files of one self-test case."""
     result = {}
+    chosen: dict[str, int] = {}
     for kind, tensors, arrays in (("in", schedule.inputs, inputs), ("out", schedule.outputs, outputs)):
         names = {tensor.name for tensor in tensors}
         if names != arrays.keys():
             raise UsageError(f"golden case {case}: {kind}puts are {sorted(arrays)}, the model's are {sorted(names)}")
         for index, tensor in enumerate(tensors):
             array = np.asarray(arrays[tensor.name])
-            if array.shape != tensor.shape or array.dtype != np.dtype(tensor.dtype):
+            if not _fits(tensor, array.shape, chosen) or array.dtype != np.dtype(tensor.dtype):
                 raise UsageError(
                     f"golden case {case}: {tensor.name!r} is {array.dtype}{list(array.shape)}, "
                     f"expected {tensor.dtype}{list(tensor.shape)}"

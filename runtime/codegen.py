@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bevel.backends.kernel import Extent
 from bevel.backends.schedule import IoTensor, Place, Schedule, Step
 from bevel.runtime.custom import wrappers
 
@@ -54,22 +55,22 @@ def model_c(schedule: Schedule) -> str:
         f" scratch {schedule.scratch_bytes} bytes a thread, weights {len(schedule.weights)} bytes. */",
         '#include "graph.h"',
         "",
-        "/* Kernels, one object each: (inputs..., constants..., outputs..., lo, hi, scratch). */",
+        "/* Kernels, one object each: (inputs..., constants..., [run-time extents,] outputs..., lo, hi, scratch). */",
     ]
     for symbol, count in arity.items():
         parameters = ", ".join(["const void *"] * count + ["int32_t", "int32_t", "void *"])
         out.append(f"int32_t {symbol}({parameters});")
     out += ["", *wrappers(schedule.kernels)]
     for index, step in enumerate(schedule.steps):
-        out += ["", *_step_function(index, step)]
+        out += ["", *_step_function(schedule, index, step)]
     out += ["", "static const bevel_graph_step steps[] = {"]
-    out += [f"    {{step_{i}, {step.extent}}}," for i, step in enumerate(schedule.steps)]
+    out += [f"    {{step_{i}, {_most(step)}}}," for i, step in enumerate(schedule.steps)]
     out += ["    {0, 0},", "};", "", "static const bevel_step info[] = {"]
     for step in schedule.steps:
         texts = (step.layer, step.op, f"{kernels[step.symbol].generator}:{step.symbol}", step.bits)
         out.append(f"    {{{', '.join(map(c_string, texts))}, {step.macs}u, {step.bytes}u}},")
     out += ["    {0, 0, 0, 0, 0, 0},", "};", ""]
-    out += [*_tensors("input", schedule.inputs), "", *_tensors("output", schedule.outputs), "", *_graph(schedule)]
+    out += [*_tensors(schedule, "input"), "", *_tensors(schedule, "output"), "", *_dims(schedule), *_graph(schedule)]
     return "\n".join(out) + "\n"
 
 
@@ -78,9 +79,12 @@ def model_h(schedule: Schedule) -> str:
     lines = [f"/* model.h: model {_comment(schedule.name)}, compiled by bevel for {_comment(schedule.target.name)}.", " *"]
     for kind, tensors in (("input", schedule.inputs), ("output", schedule.outputs)):
         for index, tensor in enumerate(tensors):
-            shape = "x".join(map(str, tensor.shape)) or "scalar"
+            names = tensor.dims or (None,) * len(tensor.shape)
+            shape = "x".join(_comment(n) if n else str(d) for d, n in zip(tensor.shape, names, strict=True)) or "scalar"
             meaning = f", real = {tensor.scale:.9g} * (code - {tensor.zero_point})".replace("- -", "+ ") if tensor.scale else ""
             lines.append(f" * {kind} {index}: {_comment(tensor.name)}, {tensor.dtype} {shape}{meaning}")
+    for index, dim in enumerate(schedule.dims):
+        lines.append(f" * dimension {index}: {_comment(dim.name)}, {dim.lo} to {dim.hi}: bevel_set_dim chooses its extent")
     return "\n".join(lines) + " */\n" + (C_DIR / "bevel.h").read_text()
 
 
@@ -104,8 +108,13 @@ def check_schedule(schedule: Schedule, symbols: Iterable[str] | None = None) -> 
             raise ValueError(f"{where}: kernel {step.symbol} is not in the schedule")
         if arity.setdefault(step.symbol, len(step.args)) != len(step.args):
             raise ValueError(f"{where}: {len(step.args)} arguments, another step passes {arity[step.symbol]} to {step.symbol}")
-        if not 0 <= step.extent <= _INT32_MAX:
+        if not 0 <= _most(step) <= _INT32_MAX:
             raise ValueError(f"{where}: parallel extent {step.extent} outside 0..{_INT32_MAX}")
+        used = {*step.dims, *(step.extent.dims if isinstance(step.extent, Extent) else ())}
+        if unknown_dims := used - {dim.name for dim in schedule.dims}:
+            raise ValueError(f"{where}: dimensions {', '.join(sorted(unknown_dims))} are not in the schedule")
+        if bool(step.dims) != (Place("dims", 0) in step.args):
+            raise ValueError(f"{where}: run-time extents {step.dims} without their place among the arguments, or the reverse")
         if step.scratch_bytes > schedule.scratch_bytes:
             raise ValueError(f"{where}: needs {step.scratch_bytes} bytes of scratch, the schedule has {schedule.scratch_bytes}")
         for place in step.args:
@@ -141,45 +150,80 @@ def required_features(schedule: Schedule) -> list[str]:
 
 
 def _check_place(schedule: Schedule, place: Place, nbytes: int, where: str) -> None:
-    sizes: Mapping[str, int] = {"arena": schedule.arena_bytes, "weights": len(schedule.weights)}
+    sizes: Mapping[str, int] = {"arena": schedule.arena_bytes, "weights": len(schedule.weights), "dims": 0}
     if place.space not in sizes:
         raise ValueError(f"{where}: unknown space {place.space!r}")
     if place.offset < 0 or place.offset + nbytes > sizes[place.space]:
         raise ValueError(f"{where}: bytes {place.offset}..{place.offset + nbytes} of {sizes[place.space]} in {place.space}")
 
 
-def _step_function(index: int, step: Step) -> list[str]:
-    arguments = [f"{place.space} + {place.offset}" for place in step.args] + ["lo", "hi", "scratch"]
-    unused = [f"(void){space};" for space in ("arena", "weights") if all(p.space != space for p in step.args)]
+def _most(step: Step) -> int:
+    """The parallel extent at the bounds."""
+    return step.extent.most if isinstance(step.extent, Extent) else step.extent
+
+
+def _dim_index(schedule: Schedule, name: str) -> int:
+    return next(i for i, dim in enumerate(schedule.dims) if dim.name == name)
+
+
+def _step_function(schedule: Schedule, index: int, step: Step) -> list[str]:
+    arguments = ["own" if place.space == "dims" else f"{place.space} + {place.offset}" for place in step.args]
+    arguments += ["lo", "hi", "scratch"]
+    lines = [f"(void){space};" for space in ("arena", "weights", "dims") if all(p.space != space for p in step.args)]
+    if step.dims:
+        own = ", ".join(f"dims[{_dim_index(schedule, name)}]" for name in step.dims)
+        lines.append(f"const int32_t own[] = {{{own}}};")
     return [
         f"/* {index}: {_comment(step.layer)} ({_comment(step.op)}, {_comment(step.bits)}) */",
-        f"static int32_t step_{index}(char *arena, const char *weights, int32_t lo, int32_t hi, void *scratch)",
+        f"static int32_t step_{index}(char *arena, const char *weights, const int32_t *dims, int32_t lo, int32_t hi,"
+        " void *scratch)",
         "{",
-        *(f"    {line}" for line in unused),
+        *(f"    {line}" for line in lines),
         f"    return {step.symbol}({', '.join(arguments)});",
         "}",
     ]
 
 
-def _tensors(kind: str, tensors: tuple[IoTensor, ...]) -> list[str]:
+def _tensors(schedule: Schedule, kind: str) -> list[str]:
     """The shapes and descriptors of all inputs or all outputs."""
+    tensors = schedule.inputs if kind == "input" else schedule.outputs
     out = []
     for index, tensor in enumerate(tensors):
         shape = ", ".join(map(str, tensor.shape)) or "0"
         out.append(f"static const int64_t {kind}_shape_{index}[] = {{{shape}}};")
+        if tensor.dims:
+            dims = ", ".join("-1" if name is None else str(_dim_index(schedule, name)) for name in tensor.dims)
+            out.append(f"static const int32_t {kind}_dims_{index}[] = {{{dims}}};")
     out.append(f"static const bevel_graph_tensor {kind}s[] = {{")
     for index, tensor in enumerate(tensors):
         space = "BEVEL_IN_ARENA" if tensor.place.space == "arena" else "BEVEL_IN_WEIGHTS"
+        dims = f"{kind}_dims_{index}" if tensor.dims else "0"
         # A hexadecimal literal carries the float32 scale exactly.
         scale = f"{float(np.float32(tensor.scale)).hex()}f" if tensor.scale else "0"
         out += [
             f"    {{{{.name = {c_string(tensor.name)}, .shape = {kind}_shape_{index}, .data = 0,",
             f"      .nbytes = {tensor_bytes(tensor)}, .rank = {len(tensor.shape)}, .dtype = BEVEL_{tensor.dtype.upper()},",
-            f"      .zero_point = {tensor.zero_point}, .scale = {scale}}},",
+            f"      .zero_point = {tensor.zero_point}, .scale = {scale}, .dims = {dims}}},",
             f"     {tensor.place.offset}u, {space}}},",
         ]
     # C has no empty arrays; the counts leave this one out.
-    return [*out, "    {{0, 0, 0, 0, 0, 0, 0, 0}, 0, 0},", "};"]
+    return [*out, "    {{0, 0, 0, 0, 0, 0, 0, 0, 0}, 0, 0},", "};"]
+
+
+def _dims(schedule: Schedule) -> list[str]:
+    """The symbolic dimensions and the parallel extents that depend on them; nothing for a static graph."""
+    if not schedule.dims:
+        return []
+    out = ["static const bevel_dim dimensions[] = {"]
+    out += [f"    {{{c_string(dim.name)}, {dim.lo}, {dim.hi}}}," for dim in schedule.dims]
+    out += ["};", "", "static void set_extents(const int32_t *dims, int32_t *extent)", "{"]
+    if not any(isinstance(step.extent, Extent) for step in schedule.steps):
+        out += ["    (void)dims;", "    (void)extent;"]
+    for index, step in enumerate(schedule.steps):
+        if isinstance(step.extent, Extent):
+            product = " * ".join([f"(int64_t){step.extent.mul}", *(f"dims[{_dim_index(schedule, d)}]" for d in step.extent.dims)])
+            out.append(f"    extent[{index}] = bevel_extent({step.extent.most}, {product}, {step.extent.div});")
+    return [*out, "}", ""]
 
 
 def _graph(schedule: Schedule) -> list[str]:
@@ -197,10 +241,13 @@ def _graph(schedule: Schedule) -> list[str]:
         f"    .inputs = {len(schedule.inputs)},",
         f"    .outputs = {len(schedule.outputs)},",
         f"    .steps = {len(schedule.steps)},",
+        f"    .dims = {len(schedule.dims)},",
+        f"    .axes = {sum(len(tensor.shape) for tensor in (*schedule.inputs, *schedule.outputs))},",
         "    .input = inputs,",
         "    .output = outputs,",
         "    .step = steps,",
         "    .info = info,",
+        *(["    .dim = dimensions,", "    .set_extents = set_extents,"] if schedule.dims else []),
         "};",
     ]
 

@@ -21,7 +21,7 @@ from bevel.runtime.toolchain import host_arch
 
 Array = npt.NDArray[Any]
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 _ALIGN = 64
 # bevel_status values that need a class of their own here.
 _E_OPEN, _E_HASH, _E_ISA = 2, 7, 10
@@ -39,7 +39,14 @@ class _Tensor(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("zero_point", ctypes.c_int32),
         ("scale", ctypes.c_float),
+        ("dims", ctypes.POINTER(ctypes.c_int32)),
     ]
+
+
+class _Dim(ctypes.Structure):
+    """bevel_dim of c/bevel.h."""
+
+    _fields_ = [("name", ctypes.c_char_p), ("lo", ctypes.c_int32), ("hi", ctypes.c_int32)]
 
 
 class _Step(ctypes.Structure):
@@ -82,12 +89,14 @@ class HostTensor:
         name: ONNX name.
         array: the memory itself, in the stored dtype and logical shape.
         scale, zero_point: real = scale * (code - zero_point); scale 0.0 means not quantized.
+        dims: name of the dimension that is the extent of each axis, None where it is fixed.
     """
 
     name: str
     array: Array
     scale: float
     zero_point: int
+    dims: tuple[str | None, ...] = ()
 
 
 class HostModel:
@@ -95,6 +104,9 @@ class HostModel:
 
     Usable as a context manager. One instance must not be used from two threads at once; several instances may. The views stay
     valid memory after `close`, but nothing computes them any more.
+
+    Dimensions of a model with run-time extents (`bounds`) are at their largest until `set_dims`, or the shapes given to
+    `set_inputs`, choose others; the tensors are then new views with undefined contents.
 
     Args:
         artifact: an artifact or its directory.
@@ -133,8 +145,9 @@ class HostModel:
         self._check(status, f"{opened.path}")
         self._handle = handle
         self._call_run = self._library.bevel_run
-        self.inputs = self._tensors(self._library.bevel_num_inputs(), self._library.bevel_input)
-        self._outputs = self._tensors(self._library.bevel_num_outputs(), self._library.bevel_output)
+        found = [self._library.bevel_dim_at(index).contents for index in range(self._library.bevel_num_dims())]
+        self.bounds: dict[str, tuple[int, int]] = {dim.name.decode(): (dim.lo, dim.hi) for dim in found}
+        self._describe()
         self._input_index = {tensor.name: index for index, tensor in enumerate(self.inputs)}
         self._output_index = {tensor.name: index for index, tensor in enumerate(self._outputs)}
 
@@ -152,6 +165,51 @@ class HostModel:
         handle, self._handle = self._handle, None
         if handle is not None:
             self._library.bevel_close(handle)
+
+    def _describe(self) -> None:
+        """Views of all tensors at the extents in force."""
+        self.inputs = self._tensors(self._library.bevel_num_inputs(), self._library.bevel_input)
+        self._outputs = self._tensors(self._library.bevel_num_outputs(), self._library.bevel_output)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """The extents in force, by name; empty for a model of fixed shapes."""
+        return {name: self._library.bevel_get_dim(self._open_handle(), index) for index, name in enumerate(self.bounds)}
+
+    def set_dims(self, dims: Mapping[str, int]) -> None:
+        """Choose extents; dimensions that are not named keep theirs. Contents of inputs become undefined.
+
+        Raises:
+            UsageError: no such dimension, or an extent outside its bounds.
+        """
+        names = list(self.bounds)
+        for name, extent in dims.items():
+            if name not in self.bounds:
+                raise UsageError(f"dimension {name!r}: the model's are {names}")
+            lo, hi = self.bounds[name]
+            if not lo <= extent <= hi:
+                raise UsageError(f"dimension {name!r} = {extent}: expected {lo}..{hi}")
+        before = self.dims
+        for name, extent in dims.items():
+            self._check(self._library.bevel_set_dim(self._open_handle(), names.index(name), extent), f"dimension {name!r}")
+        if self.dims != before:
+            self._describe()
+
+    def _follow_shapes(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
+        """Take the extents that the shapes of all inputs agree on.
+
+        Raises:
+            UsageError: they disagree, or lie outside the bounds.
+        """
+        chosen: dict[str, int] = {}
+        for tensor in self.inputs:
+            shape = np.shape(arrays[tensor.name])
+            if len(shape) != len(tensor.dims):
+                continue
+            for dim, extent in zip(tensor.dims, shape, strict=True):
+                if dim is not None and chosen.setdefault(dim, extent) != extent:
+                    raise UsageError(f"input {tensor.name!r}: dimension {dim!r} is {extent}, another input has {chosen[dim]}")
+        self.set_dims(chosen)
 
     @property
     def output_tensors(self) -> tuple[HostTensor, ...]:
@@ -171,12 +229,13 @@ class HostModel:
             self._check(status, self.artifact.name)
 
     def set_inputs(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
-        """Copy arrays in the stored dtypes (codes for quantized inputs) into the arena.
+        """Copy arrays in the stored dtypes (codes for quantized inputs) into the arena; their shapes choose the dimensions.
 
         Raises:
             UsageError: missing or unknown names, another shape or dtype.
         """
         self._check_names(arrays)
+        self._follow_shapes(arrays)
         for tensor in self.inputs:
             array = np.asarray(arrays[tensor.name])
             if array.shape != tensor.array.shape or array.dtype != tensor.array.dtype:
@@ -197,6 +256,7 @@ class HostModel:
             UsageError: missing or unknown names, another shape, or an input that is neither quantized nor float32.
         """
         self._check_names(arrays)
+        self._follow_shapes(arrays)
         for name, array in arrays.items():
             self.set_input_float(name, array)
 
@@ -265,7 +325,7 @@ class HostModel:
             raise ArtifactError(f"{text} (it needs {features})")
         if _E_OPEN <= status <= _E_HASH:
             raise ArtifactError(text)
-        raise (UsageError if status in (1, 12) else DeviceError)(text)
+        raise (UsageError if status in (1, 12, 13) else DeviceError)(text)
 
     def _tensors(self, count: int, descriptor: Any) -> tuple[HostTensor, ...]:
         result = []
@@ -280,7 +340,10 @@ class HostModel:
                 )
             offset = tensor.data - home.ctypes.data
             array = home[offset : offset + tensor.nbytes].view(DTYPES[tensor.dtype]).reshape(shape)
-            result.append(HostTensor(tensor.name.decode(), array, tensor.scale, tensor.zero_point))
+            names = list(self.bounds)
+            indices = [tensor.dims[i] for i in range(tensor.rank)] if tensor.dims else [-1] * tensor.rank
+            dims = tuple(names[i] if i >= 0 else None for i in indices)
+            result.append(HostTensor(tensor.name.decode(), array, tensor.scale, tensor.zero_point, dims))
         return tuple(result)
 
 
@@ -320,6 +383,10 @@ def _load(path: Path) -> ctypes.CDLL:
         "bevel_input": (tensor, [model, size]),
         "bevel_output": (tensor, [model, size]),
         "bevel_step_at": (ctypes.POINTER(_Step), [size]),
+        "bevel_num_dims": (size, []),
+        "bevel_dim_at": (ctypes.POINTER(_Dim), [size]),
+        "bevel_set_dim": (status, [model, size, ctypes.c_int32]),
+        "bevel_get_dim": (ctypes.c_int32, [model, size]),
         "bevel_set_input_f32": (status, [model, size, ctypes.c_void_p, size]),
         "bevel_get_output_f32": (status, [model, size, ctypes.c_void_p, size]),
         "bevel_strerror": (ctypes.c_char_p, [status]),

@@ -10,12 +10,13 @@ from bevel.errors import ArtifactError
 from bevel.runtime.codegen import DTYPES
 
 FORMAT = "bevel-artifact"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 GRAPH_FILE = "graph.ir.zst"
 CORE_FILES = frozenset({"lib/libmodel.so", "lib/libmodel.a", "bin/bevel-run", "include/model.h", "example.c", "weights.bin"})
 
-_TENSOR = {"name": str, "shape": [int], "dtype": str, "scale": float, "zero_point": int}
+# `dims` names the dimension that is the extent of each axis, "" where it is fixed; `shape` then holds its bound.
+_TENSOR = {"name": str, "shape": [int], "dims": [str], "dtype": str, "scale": float, "zero_point": int}
 _LAYER = {"name": str, "op": str, "kernel": str, "symbol": str, "bits": str, "macs": int, "bytes": int}
 _TARGET = {"name": str, "arch": str, "cpu": str, "triple": str, "features": [str], "required_features": [str]}
 # A list holds one element's shape; the key "*" stands for any key.
@@ -26,6 +27,7 @@ _SCHEMA: dict[str, Any] = {
     "level": str,
     "integer_only": bool,
     "float_islands": [str],
+    "dims": [{"name": str, "lo": int, "hi": int}],
     "inputs": [_TENSOR],
     "outputs": [_TENSOR],
     "layers": [_LAYER],
@@ -65,7 +67,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
     wrong = _first_mismatch(manifest, _SCHEMA, "")
     if wrong is None:
         for tensor in (*manifest["inputs"], *manifest["outputs"]):
-            if tensor["dtype"] not in DTYPES or any(dim < 0 for dim in tensor["shape"]):
+            dims = {"", *(dim["name"] for dim in manifest["dims"])}
+            known = len(tensor["dims"]) == len(tensor["shape"]) and dims.issuperset(tensor["dims"])
+            if tensor["dtype"] not in DTYPES or any(dim < 0 for dim in tensor["shape"]) or not known:
                 wrong = f"the type of tensor {tensor['name']!r}"
     if wrong is not None:
         raise ArtifactError(f"{path}: {wrong} is missing or not what bevel writes; compile the model again")

@@ -22,7 +22,7 @@ import numpy as np
 from bevel.backends.generic.elementwise import requantize
 from bevel.backends.generic.lanes import SHORTEST_VECTOR, Lanes, cut
 from bevel.backends.generic.window import valid_taps
-from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Problem, Tile
+from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Extent, Problem, Tile, outer_extent
 from bevel.backends.tvm import Buffer, Builder, Expr, PrimFunc
 from bevel.ir.protocols import Target
 
@@ -77,6 +77,11 @@ class GenericConv:
         """Output rows of all images; pixels where images have one row."""
         p = _conv(problem)
         return p.batch * p.oh * (p.ow if _by_pixel(p) else 1)
+
+    def runtime_extent(self, problem: Problem, tile: Tile) -> int | Extent:
+        """The rows or pixels of the actual outermost axis."""
+        extent = self.parallel_extent(problem, tile)
+        return outer_extent(_conv(problem), extent, 1, extent)
 
     def scratch_bytes(self, problem: Problem, tile: Tile) -> int:
         """None."""

@@ -7,10 +7,11 @@ written: the builder with its parameters.
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bevel.backends.generic.lanes import Lanes, store_dtype, vector_lanes
-from bevel.backends.kernel import NodeProblem
+from bevel.backends.kernel import Array, DimRef, Extent, NodeProblem, problem_dims
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.errors import UnsupportedOp
 from bevel.ir.protocols import Target
@@ -27,6 +28,8 @@ class Frame:
         lanes: lanes of vector loops on this target.
         dtypes: storage types of the outputs.
         scratch: this thread's scratch, elements of `Definition.scratch_dtype`.
+        dims: value of each run-time extent, by name.
+        tables: of `Definition.tables`, in order.
     """
 
     k: Builder
@@ -37,6 +40,15 @@ class Frame:
     lanes: int
     dtypes: tuple[str, ...]
     scratch: Buffer
+    dims: Mapping[str, Expr]
+    tables: tuple[Buffer, ...] = ()
+
+    def count(self, extent: int, ref: DimRef | None) -> Expr:
+        """The actual length of an axis that is `extent` (a multiple of the bound) long at the bound; an int where it is fixed."""
+        if ref is None:
+            return extent
+        times, value = extent // ref.bound, self.dims[ref.name]
+        return value if times == 1 else value * times
 
     @property
     def output(self) -> Buffer:
@@ -66,13 +78,21 @@ class Definition(abc.ABC):
         """Why this definition cannot compute `problem`; None when it can."""
         return None
 
+    def takes_dims(self, problem: NodeProblem) -> bool:
+        """Whether the kernel takes the run-time extents of `problem`; asked where it has some."""
+        return False
+
     @abc.abstractmethod
     def vectorised(self, problem: NodeProblem) -> bool:
         """True when the inner loop is written with vector loads and stores of contiguous elements."""
 
     @abc.abstractmethod
-    def extent(self, problem: NodeProblem) -> int:
+    def extent(self, problem: NodeProblem) -> int | Extent:
         """Length of the parallel axis."""
+
+    def tables(self, problem: NodeProblem) -> list[Array]:
+        """Arrays that the kernel reads besides its operands, known from the attributes; none for most."""
+        return []
 
     def scratch_bytes(self, problem: NodeProblem) -> int:
         """Bytes of scratch a thread needs; 0 for none."""
@@ -118,8 +138,12 @@ def emit(problem: NodeProblem, target: Target, symbol: str) -> Builder:
     with Builder(symbol) as k:
         inputs = tuple(k.param(f"x{i}", store_dtype(buf.dtype)) for i, buf in enumerate(problem.inputs))
         dtypes = tuple(store_dtype(buf.dtype) for buf in problem.outputs)
+        tables = tuple(k.param(f"t{i}", table.dtype.name) for i, table in enumerate(definition.tables(problem)))
+        names = problem_dims(problem)
+        values = k.param("dims", "int32") if names else None
         outputs = tuple(k.param(f"y{i}", dtype) for i, dtype in enumerate(dtypes))
         lo, hi, scratch = k.range_params(definition.scratch_dtype)
         lanes = vector_lanes(target, (*problem.inputs, *problem.outputs))
-        definition.emit(Frame(k, inputs, outputs, lo, hi, lanes, dtypes, scratch), problem)
+        dims = {name: k.load(values, k.i32(i)) for i, name in enumerate(names)}
+        definition.emit(Frame(k, inputs, outputs, lo, hi, lanes, dtypes, scratch, dims, tables), problem)
     return k

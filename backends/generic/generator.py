@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bevel.backends.generic import definition
-from bevel.backends.kernel import Array, ConvConstants, NodeProblem, Problem, Tile
+from bevel.backends.kernel import Array, ConvConstants, Extent, NodeProblem, Problem, Tile, problem_dims
 from bevel.backends.tvm import PrimFunc
 from bevel.ir.protocols import Target
 
@@ -39,6 +39,8 @@ class NodeGenerator:
         if strange := {buf.dtype for buf in bufs} - _DTYPES:
             return f"{problem.op} over {', '.join(sorted(strange))}: expected one of {', '.join(sorted(_DTYPES))}"
         found = definition.definition_of(problem)
+        if (names := problem_dims(problem)) and not found.takes_dims(problem):
+            return f"{problem.op} needs dimension {' and '.join(names)} fixed: bind it with --dim {names[0]}=N"
         if (reason := found.refuse(problem)) is not None:
             return reason
         if self.vector and not found.vectorised(problem):
@@ -50,10 +52,16 @@ class NodeGenerator:
         return [{}]
 
     def pack(self, problem: Problem, tile: Tile, target: Target, constants: ConvConstants | None) -> list[Array]:
-        """None: a node's constants are among its inputs."""
-        return []
+        """Tables the operator's definition derives from attributes; a node's constants are among its inputs."""
+        node = _node(problem)
+        return definition.definition_of(node).tables(node)
 
     def parallel_extent(self, problem: Problem, tile: Tile) -> int:
+        """As the operator's definition says, run-time extents at their bounds."""
+        extent = self.runtime_extent(problem, tile)
+        return extent if isinstance(extent, int) else extent.most
+
+    def runtime_extent(self, problem: Problem, tile: Tile) -> int | Extent:
         """As the operator's definition says."""
         node = _node(problem)
         return definition.definition_of(node).extent(node)

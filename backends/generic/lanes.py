@@ -121,6 +121,26 @@ def cut(extent: int, widest: int) -> tuple[Blocks, ...]:
     return tuple(blocks)
 
 
+def steps(k: Builder, count: Expr, widths: Sequence[int]) -> list[tuple[int, Expr, Expr]]:
+    """Cut [0, count), whose length is known at run time, into runs of ever narrower steps.
+
+    Args:
+        k: builder.
+        count: int32, not negative.
+        widths: powers of two; equal neighbours count once, the last is 1.
+
+    Returns:
+        (lanes, first element, number of steps) of each run.
+    """
+    runs: list[tuple[int, Expr, Expr]] = []
+    done: Expr = 0
+    for lanes in dict.fromkeys(widths):
+        loops = count - done if lanes == 1 else k.shift_right(count - done, k.i32(lanes.bit_length() - 1))
+        runs.append((lanes, done, loops))
+        done = done + loops * lanes
+    return runs
+
+
 def vector_lanes(target: Target, bufs: Sequence[Buf]) -> int:
     """Lanes of the vector loops of a kernel over `bufs`: a power of two.
 

@@ -2,7 +2,8 @@
 
 Axes are split into kept and reduced ones. Lanes run across the last kept axis where that is contiguous (one result per lane),
 else along the last reduced axis where that is (partial results, combined at the end), else there is one lane. The parallel
-axis is the outermost kept axis; where lanes run across the only kept axis, blocks of it.
+axis is the outermost kept axis; where lanes run across the only kept axis, blocks of it. Run-time extents shorten loops, so that
+nothing beyond them is ever reduced.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import abc
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bevel.backends.generic import functions
 from bevel.backends.generic.definition import Definition, Frame, define
 from bevel.backends.generic.elementwise import finish
-from bevel.backends.generic.lanes import SHORTEST_VECTOR, Lanes, code_bias, cut
-from bevel.backends.kernel import NodeProblem
+from bevel.backends.generic.lanes import SHORTEST_VECTOR, Lanes, code_bias, cut, steps
+from bevel.backends.generic.regions import axis_extent
+from bevel.backends.kernel import DimRef, Extent, NodeProblem
 from bevel.backends.tvm import Buffer, Expr
 
 # Results of a flat kept axis that threads do not split.
@@ -30,11 +32,15 @@ WIDTH = 4
 
 @dataclass(frozen=True)
 class Axis:
-    """A loop: its extent and the element strides of input and output (0 where the output lacks the axis)."""
+    """A loop: its extent and the element strides of input and output (0 where the output lacks the axis).
+
+    `dim` is the run-time extent that bounds it, None where it is fixed.
+    """
 
     extent: int
     x: int
     y: int
+    dim: DimRef | None = None
 
 
 @dataclass(frozen=True)
@@ -59,18 +65,20 @@ class Split:
         return self.across and len(self.kept) == 1
 
     @property
-    def extent(self) -> int:
+    def extent(self) -> int | Extent:
         """Length of the parallel axis."""
-        first = self.kept[0].extent if self.kept else 1
-        return -(-first // GRANULE) if self.flat else first
+        if not self.kept:
+            return 1
+        return axis_extent(self.kept[0].extent, self.kept[0].dim, GRANULE if self.flat else 1)
 
 
 def _merge(axes: Sequence[Axis]) -> tuple[Axis, ...]:
     """Outermost first by input stride, unit axes dropped, neighbours walked as one joined."""
     merged: list[Axis] = []
     for axis in sorted((a for a in axes if a.extent > 1), key=lambda a: -a.x):
-        if merged and merged[-1].x == axis.x * axis.extent and merged[-1].y == axis.y * axis.extent:
-            merged[-1] = Axis(merged[-1].extent * axis.extent, axis.x, axis.y)
+        walked = bool(merged) and merged[-1].x == axis.x * axis.extent and merged[-1].y == axis.y * axis.extent
+        if walked and axis.dim is None:
+            merged[-1] = Axis(merged[-1].extent * axis.extent, axis.x, axis.y, merged[-1].dim)
         else:
             merged.append(axis)
     return tuple(merged)
@@ -88,9 +96,9 @@ def split(problem: NodeProblem, reduced: Sequence[int], *, keepdims: bool, eleme
     x, y = problem.inputs[0], problem.outputs[0]
     steps = iter(y.strides())
     y_strides = [0 if a in reduced and not keepdims and not elementwise else next(steps) for a in range(len(x.shape))]
-    axes = [Axis(n, sx, sy) for n, sx, sy in zip(x.shape, x.strides(), y_strides, strict=True)]
+    axes = [Axis(n, sx, sy, x.dim(i)) for i, (n, sx, sy) in enumerate(zip(x.shape, x.strides(), y_strides, strict=True))]
     kept = _merge([a for i, a in enumerate(axes) if i not in reduced])
-    inner = _merge([Axis(a.extent, a.x, a.y if elementwise else 0) for i, a in enumerate(axes) if i in reduced])
+    inner = _merge([a if elementwise else replace(a, y=0) for i, a in enumerate(axes) if i in reduced])
 
     def contiguous(axis: Axis, y: int) -> bool:
         return axis.x == 1 and axis.y == y and axis.extent >= SHORTEST_VECTOR
@@ -135,17 +143,19 @@ class Row:
         with ExitStack() as stack:
             x, y = self.x, self.y
             for axis in self.axes.reduced[:-1] if self.axes.along else self.axes.reduced:
-                i = stack.enter_context(k.serial(axis.extent))
+                i = stack.enter_context(k.serial(self.frame.count(axis.extent, axis.dim)))
                 x, y = x + i * axis.x, y + i * axis.y
             if not self.axes.along:
                 element(self.v, x, y)
                 return
             last, lanes = self.axes.reduced[-1], self.along_lanes
-            with k.serial(last.extent // lanes) as i:
+            count = self.frame.count(last.extent, last.dim)
+            vectors = count // lanes if isinstance(count, int) else k.shift_right(count, k.i32(lanes.bit_length() - 1))
+            with k.serial(vectors) as i:
                 element(Lanes(k, lanes), x + i * lanes, y + i * (lanes * last.y))
-            done = last.extent // lanes * lanes
-            if done < last.extent:
-                with k.serial(last.extent - done) as i:
+            done = vectors * lanes
+            if not isinstance(count, int) or done < count:
+                with k.serial(count - done) as i:
                     element(Lanes(k, 1), x + done + i, y + (done + i) * last.y)
 
     def fold(self, dtype: str, initial: float, combine: Combine, element: Element) -> Buffer:
@@ -184,12 +194,23 @@ def rows(frame: Frame, axes: Split, width: int, body: Callable[[Row], None]) -> 
     """Call `body` for every result in [lo, hi), `width` of them at once where lanes run across results."""
     k = frame.k
 
-    def lane_axis(first: Expr, extent: int, x: Expr, y: Expr) -> None:
+    def lane_axis(first: Expr, extent: Expr, x: Expr, y: Expr) -> None:
+        if not isinstance(extent, int):
+            for lanes, begin, loops in steps(k, extent, (width, SHORTEST_VECTOR, 1)):
+                with k.serial(loops) as i:
+                    at = first + begin + i * lanes
+                    body(Row(frame, axes, Lanes(k, lanes), x + at, y + at))
+            return
         for block in cut(extent, width):
             with k.serial(block.loops) as i:
                 at = first + (i * block.lanes + block.first)
                 body(Row(frame, axes, Lanes(k, block.lanes), x + at, y + at))
 
+    if axes.flat and axes.kept[0].dim is not None:
+        count = frame.count(axes.kept[0].extent, axes.kept[0].dim)
+        with k.serial(frame.lo, frame.hi) as i:
+            lane_axis(i * GRANULE, k.min(count - i * GRANULE, k.i32(GRANULE)), 0, 0)
+        return
     if axes.flat:
         extent = axes.kept[0].extent
         granules, rest = divmod(extent, GRANULE)
@@ -204,10 +225,11 @@ def rows(frame: Frame, axes: Split, width: int, body: Callable[[Row], None]) -> 
         x: Expr = 0
         y: Expr = 0
         for depth, axis in enumerate(axes.kept[:-1] if axes.across else axes.kept):
-            i = stack.enter_context(k.serial(*((frame.lo, frame.hi) if depth == 0 else (axis.extent,))))
+            bounds = (frame.lo, frame.hi) if depth == 0 else (frame.count(axis.extent, axis.dim),)
+            i = stack.enter_context(k.serial(*bounds))
             x, y = x + i * axis.x, y + i * axis.y
         if axes.across:
-            lane_axis(k.i32(0), axes.kept[-1].extent, x, y)
+            lane_axis(k.i32(0), frame.count(axes.kept[-1].extent, axes.kept[-1].dim), x, y)
         elif axes.kept:
             body(Row(frame, axes, Lanes(k, 1), x, y))
         else:
@@ -217,6 +239,10 @@ def rows(frame: Frame, axes: Split, width: int, body: Callable[[Row], None]) -> 
 
 class Reduction(Definition):
     """An operator over a `Split`."""
+
+    def takes_dims(self, problem: NodeProblem) -> bool:
+        """Kept axes may have run-time extents; what is reduced is often counted in advance."""
+        return all(axis.dim is None for axis in self.split(problem).reduced)
 
     @abc.abstractmethod
     def split(self, problem: NodeProblem) -> Split:
@@ -232,7 +258,7 @@ class Reduction(Definition):
         axes = self.split(problem)
         return axes.across or axes.along
 
-    def extent(self, problem: NodeProblem) -> int:
+    def extent(self, problem: NodeProblem) -> int | Extent:
         """The outermost kept axis, or blocks of the only one."""
         return self.split(problem).extent
 
@@ -243,6 +269,10 @@ class _Mean(Reduction):
     def __init__(self, axes: Callable[[NodeProblem], tuple[tuple[int, ...], bool]]) -> None:
         self._axes = axes
 
+    def takes_dims(self, problem: NodeProblem) -> bool:
+        """Kept and reduced axes may have run-time extents."""
+        return True
+
     def split(self, problem: NodeProblem) -> Split:
         reduced, keepdims = self._axes(problem)
         return split(problem, reduced, keepdims=keepdims, elementwise=False)
@@ -250,17 +280,23 @@ class _Mean(Reduction):
     def emit(self, frame: Frame, problem: NodeProblem) -> None:
         """One pass."""
         axes = self.split(problem)
-        count = math.prod(axis.extent for axis in axes.reduced)
+        count = math.prod(frame.count(axis.extent, axis.dim) for axis in axes.reduced)
 
         def row(r: Row) -> None:
             total = r.fold("float32", 0, lambda _u, a, b: a + b, lambda u, x, _y: u.load(frame.inputs[0], x))
-            r.v.put(frame.output, r.y, finish(r.v, problem, r.v.load(total, 0) / r.v.f32(count)), frame.dtype)
+            fixed = isinstance(count, int)
+            divisor = r.v.f32(count) if fixed else r.v.k.splat(r.v.k.cast(count, "float32"), r.v.n)
+            r.v.put(frame.output, r.y, finish(r.v, problem, r.v.load(total, 0) / divisor), frame.dtype)
 
         rows(frame, axes, WIDTH * frame.lanes, row)
 
 
 class _Softmax(Reduction):
     """Maximum; exponentials into the output and their sum; division."""
+
+    def takes_dims(self, problem: NodeProblem) -> bool:
+        """Kept and reduced axes may have run-time extents."""
+        return True
 
     def split(self, problem: NodeProblem) -> Split:
         return split(problem, (problem.attrs.axis,), keepdims=True, elementwise=True)
@@ -338,7 +374,6 @@ def divide_256(u: Lanes, e: Expr, total: Expr) -> Expr:
     return u.load(quotient, 0) + u.select(up, u.i32(1), u.i32(0))
 
 
-define("ReduceMean", _Mean(lambda p: (tuple(p.attrs.axes), bool(p.attrs.keepdims))))
 define("GlobalAveragePool", _Mean(lambda _p: ((2, 3), True)))
 define("Softmax", _Softmax())
 define("IntSoftmax", _IntSoftmax())

@@ -27,8 +27,9 @@ from functools import cached_property
 
 import numpy as np
 
-from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Problem, Tile
-from bevel.backends.kernels.conv import HEADER, pack_bias
+from bevel.backends.half import wide_dtype
+from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Extent, Problem, Tile, outer_extent
+from bevel.backends.kernels.conv import FLOATS, HEADER, pack_bias
 from bevel.backends.kernels.staging import BLOCK_BYTES, Staging
 from bevel.backends.kernels.tiling import split, store_valid
 from bevel.backends.tvm import Buffer, Builder, Expr, PrimFunc
@@ -152,7 +153,7 @@ class Geometry:
     @cached_property
     def staging(self) -> Staging:
         """Where the inner loop finds its input."""
-        return Staging(self.problem, self.problem.dtype, self.micro.copy_lanes)
+        return Staging(self.problem, wide_dtype(self.problem.dtype), self.micro.copy_lanes)
 
     @cached_property
     def block_rows(self) -> int:
@@ -232,7 +233,7 @@ def unpack(g: Geometry, packed: Sequence[Array]) -> tuple[Array, Array]:
     bias = np.zeros(len(full), packed[1].dtype)
     bias[g.order] = packed[1][HEADER:]
     bias = bias[: p.oc]
-    if p.dtype != "float32":
+    if p.dtype not in FLOATS:
         weights = weights.astype(np.int8)
         sums = weights.reshape(p.oc, -1).astype(np.int64).sum(axis=1)
         bias = (bias.astype(np.int64) + int(packed[1][0]) * sums).astype(np.uint64).astype(np.uint32).view(np.int32)
@@ -255,15 +256,15 @@ class _Nest:
     def emit(self) -> None:
         """Parameters in ABI order, then the loops."""
         k, g, p, micro = self.k, self.g, self.g.problem, self.g.micro
-        self.x = k.param("x", p.dtype)
-        self.weights = k.param("w", micro.weight_dtype)
-        self.bias = k.param("b", "float32" if p.dtype == "float32" else "int32")
+        self.x = k.param("x", p.dtype, widened=True)
+        self.weights = k.param("w", micro.weight_dtype, widened=True)
+        self.bias = k.param("b", "float32" if p.dtype in FLOATS else "int32")
         if p.out_dtype in ("uint8", "int8"):
             self.params = k.param("q", micro.params_dtype)
-        self.y = k.param("y", p.out_dtype)
-        lo, hi, self.scratch = k.range_params(p.dtype)
+        self.y = k.param("y", p.out_dtype, widened=True)
+        lo, hi, self.scratch = k.range_params(wide_dtype(p.dtype))
         self.source = self.scratch if g.staging.needed else self.x
-        zero = k.f32(0.0) if p.dtype == "float32" else k.cast(k.load(self.bias, k.i32(0)), p.dtype)
+        zero = k.f32(0.0) if p.dtype in FLOATS else k.cast(k.load(self.bias, k.i32(0)), p.dtype)
         image0, image1 = k.floordiv(lo, k.i32(p.oh)), k.floordiv(hi - 1, k.i32(p.oh)) + 1
         with k.serial(image0, image1) as image:
             first = k.max(lo - image * p.oh, k.i32(0))
@@ -423,6 +424,11 @@ class DepthwiseGenerator:
         """Output rows of all images."""
         p = _geometry(problem, self.micro).problem
         return p.batch * p.oh
+
+    def runtime_extent(self, problem: Problem, tile: Tile) -> int | Extent:
+        """Output rows of the actual images."""
+        extent = self.parallel_extent(problem, tile)
+        return outer_extent(_geometry(problem, self.micro).problem, extent, 1, extent)
 
     def scratch_bytes(self, problem: Problem, tile: Tile) -> int:
         """Padded input rows of one block."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Problem, Tile
+from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Extent, Problem, Tile, outer_extent
 from bevel.backends.kernels import conv
 from bevel.backends.kernels.conv import Geometry, MicroKernel
 from bevel.backends.kernels.tiling import split
@@ -107,6 +107,16 @@ class ConvGenerator:
     def parallel_extent(self, problem: Problem, tile: Tile) -> int:
         """Row groups, or channel blocks when there is one row group."""
         return Geometry(_conv(problem), self.micro, tile["mr"], tile["nv"]).extent
+
+    def runtime_extent(self, problem: Problem, tile: Tile) -> int | Extent:
+        """The row groups that the actual rows lie in; all channel blocks when there is one row group."""
+        p = _conv(problem)
+        g = Geometry(p, self.micro, tile["mr"], tile["nv"])
+        if g.by_columns:
+            return g.extent
+        if g.shape.batch == 1:
+            return outer_extent(p, g.extent, min(run.size for run in g.rows), g.shape.oh)
+        return outer_extent(p, g.extent, 1, g.extent)
 
     def scratch_bytes(self, problem: Problem, tile: Tile) -> int:
         """Padded or converted input rows of one block."""

@@ -22,7 +22,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes its meaning. */
-#define BEVEL_ABI_VERSION 1
+#define BEVEL_ABI_VERSION 2
 
 #if defined(__GNUC__)
 #define BEVEL_API __attribute__((visibility("default")))
@@ -43,7 +43,8 @@ typedef enum bevel_status {
     BEVEL_E_THREAD = 9,   /* a worker thread could not be started */
     BEVEL_E_ISA = 10,     /* this CPU or kernel lacks an instruction set the model was compiled for */
     BEVEL_E_KERNEL = 11,  /* a kernel reported an error */
-    BEVEL_E_TYPE = 12     /* the tensor has no float view */
+    BEVEL_E_TYPE = 12,    /* the tensor has no float view */
+    BEVEL_E_DIM = 13      /* the extent is outside the dimension's bounds */
 } bevel_status;
 
 typedef enum bevel_dtype {
@@ -61,7 +62,8 @@ typedef enum bevel_dtype {
     BEVEL_FLOAT64 = 11
 } bevel_dtype;
 
-/* An input or output of one instance. Memory is row-major in the order of `shape`.
+/* An input or output of one instance. Memory is row-major in the order of `shape`, without gaps. `shape` and `nbytes` follow
+ * bevel_set_dim; `data` stays where it is and is large enough for every extent.
  * real = scale * (code - zero_point) where scale > 0; scale is 0 for a tensor that is not quantized. */
 typedef struct bevel_tensor {
     const char *name;
@@ -72,7 +74,14 @@ typedef struct bevel_tensor {
     int32_t dtype; /* bevel_dtype */
     int32_t zero_point;
     float scale;
+    const int32_t *dims; /* for each axis, the index of the dimension that is its extent, or -1; NULL where all are fixed */
 } bevel_tensor;
+
+/* A dimension whose extent the program chooses, for example the length of a sentence. */
+typedef struct bevel_dim {
+    const char *name;
+    int32_t lo, hi; /* inclusive */
+} bevel_dim;
 
 /* One kernel call of the model, in the order of execution. */
 typedef struct bevel_step {
@@ -97,6 +106,14 @@ BEVEL_API bevel_status bevel_open_memory(const void *weights, size_t nbytes, voi
 /* Stop the threads and give everything back. NULL is allowed. */
 BEVEL_API void bevel_close(bevel_model *model);
 
+/* Choose the extent of a dimension of this instance; it is `hi` after opening. BEVEL_E_DIM outside lo..hi. The shapes of inputs and
+ * outputs follow at once and their contents become undefined: set dimensions first, then write the inputs. A run takes time in
+ * proportion to the extents chosen; memory is that of the bounds. */
+BEVEL_API bevel_status bevel_set_dim(bevel_model *model, size_t index, int32_t extent);
+
+/* The extent in force; 0 when the index is out of range. */
+BEVEL_API int32_t bevel_get_dim(const bevel_model *model, size_t index);
+
 /* Compute all outputs from the inputs, in place. Inputs keep their contents: a run may be repeated. */
 BEVEL_API bevel_status bevel_run(bevel_model *model);
 
@@ -109,12 +126,14 @@ BEVEL_API bevel_status bevel_verify(const bevel_model *model);
 BEVEL_API size_t bevel_num_inputs(void);
 BEVEL_API size_t bevel_num_outputs(void);
 BEVEL_API size_t bevel_num_steps(void);
+BEVEL_API size_t bevel_num_dims(void);
 BEVEL_API size_t bevel_arena_bytes(int threads);
 
 /* Descriptors; NULL when the index is out of range. */
 BEVEL_API const bevel_tensor *bevel_input(const bevel_model *model, size_t index);
 BEVEL_API const bevel_tensor *bevel_output(const bevel_model *model, size_t index);
 BEVEL_API const bevel_step *bevel_step_at(size_t index);
+BEVEL_API const bevel_dim *bevel_dim_at(size_t index);
 
 /* Float convenience: codes = clamp(zero_point + round_half_even(x / scale)) and back; a plain copy for float32 tensors. `count` is the
  * number of elements. NaN becomes the zero point. BEVEL_E_TYPE for tensors that are neither quantized nor float32. */

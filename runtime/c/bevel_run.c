@@ -32,6 +32,18 @@ static void print_string(const char *s)
     putchar('"');
 }
 
+/* Print the extents in force as a JSON member, nothing for a model without dimensions. */
+static void print_dims(const bevel_model *model)
+{
+    for (size_t i = 0; i < bevel_num_dims(); i++) {
+        printf(i ? ", " : "\"dims\": {");
+        print_string(bevel_dim_at(i)->name);
+        printf(": %d", (int)bevel_get_dim(model, i));
+    }
+    if (bevel_num_dims())
+        printf("}, ");
+}
+
 static int mode_run(bevel_model *model, const options *o)
 {
     int64_t rows;
@@ -53,7 +65,9 @@ static int mode_run(bevel_model *model, const options *o)
     for (size_t i = 0; i < o->outputs; i++)
         if (fclose(sinks[i].file) != 0)
             fail(EXIT_DEVICE, "%s: %s", sinks[i].path, strerror(errno));
-    printf("{\"runs\": %lld, \"total_ns\": %llu, \"threads\": %ld}\n", (long long)rows, (unsigned long long)total, o->threads);
+    printf("{");
+    print_dims(model);
+    printf("\"runs\": %lld, \"total_ns\": %llu, \"threads\": %ld}\n", (long long)rows, (unsigned long long)total, o->threads);
     return 0;
 }
 
@@ -96,7 +110,7 @@ static int mode_selftest(bevel_model *model, const options *o)
     return failures ? EXIT_CHECK : 0;
 }
 
-/* Inputs of a timed run: --input files, else the first golden case, else zeros. Returns which. */
+/* Inputs of a timed run: --input files, else the first golden case, else (or where --dim chooses another size) zeros. Returns which. */
 static const char *prepare(bevel_model *model, const options *o)
 {
     if (o->inputs > 0) {
@@ -110,7 +124,7 @@ static const char *prepare(bevel_model *model, const options *o)
         free(staging);
         return "given";
     }
-    if (feed_golden(model, o, 0))
+    if (o->dims == 0 && feed_golden(model, o, 0))
         return "selftest";
     for (size_t i = 0; i < bevel_num_inputs(); i++)
         memset(bevel_input(model, i)->data, 0, bevel_input(model, i)->nbytes);
@@ -139,7 +153,9 @@ static int mode_bench(bevel_model *model, const options *o, uint64_t open_ns)
         must(bevel_run(model), "run");
         ns[i] = now_ns() - before;
     }
-    printf("{\"threads\": %ld, \"warmup\": %ld, \"runs\": %zu, \"input\": \"%s\", \"open_ns\": %llu, \"first_run_ns\": %llu, ", o->threads,
+    printf("{");
+    print_dims(model);
+    printf("\"threads\": %ld, \"warmup\": %ld, \"runs\": %zu, \"input\": \"%s\", \"open_ns\": %llu, \"first_run_ns\": %llu, ", o->threads,
            o->warmup, n, source, (unsigned long long)open_ns, (unsigned long long)(o->warmup ? first : ns[0]));
     if (o->samples) {
         printf("\"samples_ns\": [");
@@ -169,7 +185,9 @@ static int mode_profile(bevel_model *model, const options *o)
             samples[s * n + r] = ns[s];
     }
     uint64_t total = 0;
-    printf("{\"threads\": %ld, \"runs\": %zu, \"input\": \"%s\", \"layers\": [", o->threads, n, source);
+    printf("{");
+    print_dims(model);
+    printf("\"threads\": %ld, \"runs\": %zu, \"input\": \"%s\", \"layers\": [", o->threads, n, source);
     for (size_t s = 0; s < steps; s++) {
         const bevel_step *step = bevel_step_at(s);
         uint64_t *mine = samples + s * n;
@@ -214,7 +232,14 @@ static int mode_info(const bevel_model *model, const options *o)
     print_tensors(model, 1);
     printf("], \"outputs\": [");
     print_tensors(model, 0);
-    printf("]}\n");
+    printf("]");
+    for (size_t i = 0; i < bevel_num_dims(); i++) {
+        const bevel_dim *d = bevel_dim_at(i);
+        printf(i ? ", {\"name\": " : ", \"dims\": [{\"name\": ");
+        print_string(d->name);
+        printf(", \"lo\": %d, \"hi\": %d, \"extent\": %d}", (int)d->lo, (int)d->hi, (int)bevel_get_dim(model, i));
+    }
+    printf(bevel_num_dims() ? "]}\n" : "}\n");
     return 0;
 }
 
@@ -226,6 +251,7 @@ int main(int argc, char **argv)
     uint64_t before = now_ns();
     must(bevel_open(o.weights, NULL, (int)o.threads, &model), o.weights);
     uint64_t open_ns = now_ns() - before;
+    set_dims(model, &o);
     int code = 0;
     switch (o.mode) {
     case RUN: code = mode_run(model, &o); break;

@@ -23,16 +23,16 @@ enum {
     BEVEL_ISA_VFPV4 = 1 << 9
 };
 
-/* One kernel call on [lo, hi) of its parallel axis. */
-typedef int32_t (*bevel_call)(char *arena, const char *weights, int32_t lo, int32_t hi, void *scratch);
+/* One kernel call on [lo, hi) of its parallel axis; `dims` are the extents of the graph's symbolic dimensions. */
+typedef int32_t (*bevel_call)(char *arena, const char *weights, const int32_t *dims, int32_t lo, int32_t hi, void *scratch);
 
 typedef struct bevel_graph_step {
     bevel_call call;
-    int32_t extent;
+    int32_t extent; /* of the parallel axis, every dimension at its bound */
 } bevel_graph_step;
 
 typedef struct bevel_graph_tensor {
-    bevel_tensor tensor; /* data is NULL: filled in for each instance */
+    bevel_tensor tensor; /* every dimension at its bound; data is NULL: filled in for each instance */
     uint64_t offset;
     int32_t space;
 } bevel_graph_tensor;
@@ -45,12 +45,22 @@ typedef struct bevel_graph {
     uint64_t arena_bytes;
     uint64_t scratch_bytes; /* for each thread, a multiple of 64 */
     uint32_t isa;
-    uint32_t inputs, outputs, steps;
+    uint32_t inputs, outputs, steps, dims;
+    uint32_t axes; /* of all inputs and outputs */
     const bevel_graph_tensor *input;
     const bevel_graph_tensor *output;
     const bevel_graph_step *step;
     const bevel_step *info;
+    const bevel_dim *dim;
+    void (*set_extents)(const int32_t *dims, int32_t *extent); /* of the steps whose parallel axis is not fixed */
 } bevel_graph;
+
+/* ceil(product / div), at most `most`. */
+static inline int32_t bevel_extent(int32_t most, int64_t product, int32_t div)
+{
+    int64_t units = (product + div - 1) / div;
+    return units < most ? (int32_t)units : most;
+}
 
 extern const bevel_graph bevel_the_graph;
 

@@ -14,8 +14,8 @@ enum { MAX_TENSORS = 256, PATH_BYTES = 4096, GOLDEN_BYTES = PATH_BYTES + 64 };
 
 typedef struct {
     enum { RUN, BENCH, PROFILE, SELFTEST, INFO } mode;
-    const char *input[MAX_TENSORS], *output[MAX_TENSORS];
-    size_t inputs, outputs;
+    const char *input[MAX_TENSORS], *output[MAX_TENSORS], *dim[MAX_TENSORS];
+    size_t inputs, outputs, dims;
     char weights[PATH_BYTES], golden[PATH_BYTES];
     int batch, as_float, samples;
     long threads, warmup, runs;
@@ -46,8 +46,11 @@ const bevel_tensor *tensor_at(const bevel_model *model, int is_input, size_t ind
 size_t elements(const bevel_tensor *t);
 void print_shape(FILE *out, int32_t rank, const int64_t *shape);
 
-/* Open every --input; *rows is the common number of rows. */
-npy_array *open_inputs(const bevel_model *model, const options *o, int64_t *rows);
+/* Give every dimension of --dim its extent. */
+void set_dims(bevel_model *model, const options *o);
+
+/* Open every --input, and let dimensions that are not given take the extents of the files; *rows is the common number of rows. */
+npy_array *open_inputs(bevel_model *model, const options *o, int64_t *rows);
 
 /* Copy row `row` of the file into the arena, quantizing float32 by way of `staging`. */
 void feed(bevel_model *model, size_t index, const npy_array *a, int64_t row, float *staging);
@@ -64,7 +67,7 @@ void drain(const bevel_model *model, const sink *s, int as_float, float *staging
 /* Open golden file CASE.KIND.INDEX.npy; 0 when it does not exist. `path` is set to its name. */
 int open_golden(const options *o, long test, const char *kind, size_t index, char path[GOLDEN_BYTES], npy_array *a);
 
-/* Put golden case `test` into the inputs; 0 when there is no such case. */
+/* Put golden case `test` into the inputs, dimensions as its files have them; 0 when there is no such case. */
 int feed_golden(bevel_model *model, const options *o, long test);
 
 #endif

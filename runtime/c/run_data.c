@@ -30,6 +30,55 @@ static size_t resolve(const bevel_model *model, int is_input, const char *argume
     return position;
 }
 
+/* Index of the dimension called by the first `n` bytes of `name`; the number of dimensions when there is none. */
+static size_t dim_called(const char *name, size_t n)
+{
+    size_t i = 0;
+    while (i < bevel_num_dims() && (strncmp(bevel_dim_at(i)->name, name, n) != 0 || bevel_dim_at(i)->name[n] != 0))
+        i++;
+    return i;
+}
+
+static void set_dim(bevel_model *model, size_t index, int64_t extent, const char *where)
+{
+    const bevel_dim *d = bevel_dim_at(index);
+    if (extent < d->lo || extent > d->hi || bevel_set_dim(model, index, (int32_t)extent) != BEVEL_OK)
+        fail(EXIT_USAGE, "%s: dimension '%s' is %lld, expected %d..%d", where, d->name, (long long)extent, (int)d->lo, (int)d->hi);
+}
+
+void set_dims(bevel_model *model, const options *o)
+{
+    for (size_t i = 0; i < o->dims; i++) {
+        const char *equal = strrchr(o->dim[i], '=');
+        size_t index = equal ? dim_called(o->dim[i], (size_t)(equal - o->dim[i])) : bevel_num_dims();
+        if (index == bevel_num_dims())
+            fail(EXIT_USAGE, "--dim %s: expected NAME=N; --info lists the dimensions", o->dim[i]);
+        char *end;
+        long long extent = strtoll(equal + 1, &end, 10);
+        if (*end || end == equal + 1)
+            fail(EXIT_USAGE, "--dim %s: expected a number", o->dim[i]);
+        set_dim(model, index, extent, "--dim");
+    }
+}
+
+/* Let the dimensions of input `index` take the extents of array `a`, whose axes begin with `leading` further ones. `known` marks
+ * the dimensions that have an extent. With `rows`, axis 0 counts the runs instead. */
+static void fit_dims(bevel_model *model, size_t index, const npy_array *a, int leading, int rows, char *known, const char *where)
+{
+    const bevel_tensor *t = bevel_input(model, index);
+    for (int32_t axis = rows; t->dims && axis < t->rank; axis++) {
+        if (t->dims[axis] < 0)
+            continue;
+        size_t dim = (size_t)t->dims[axis];
+        int64_t extent = a->shape[axis + leading];
+        if (known[dim] && extent != bevel_get_dim(model, dim))
+            fail(EXIT_USAGE, "%s: dimension '%s' is %lld, --dim or another input makes it %d", where, bevel_dim_at(dim)->name,
+                 (long long)extent, (int)bevel_get_dim(model, dim));
+        set_dim(model, dim, extent, where);
+        known[dim] = 1;
+    }
+}
+
 size_t elements(const bevel_tensor *t)
 {
     size_t n = 1;
@@ -60,12 +109,9 @@ void print_shape(FILE *out, int32_t rank, const int64_t *shape)
         fprintf(out, "%s%lld", i ? "," : "", (long long)shape[i]);
 }
 
-/* Open one input file and check it against its tensor. Returns the number of rows. */
-static int64_t open_input(const char *path, const bevel_tensor *t, int batch, npy_array *a)
+/* Check an input file against its tensor. Returns the number of rows. */
+static int64_t check_input(const char *path, const bevel_tensor *t, int batch, const npy_array *a)
 {
-    const char *wrong = npy_open(path, a);
-    if (wrong)
-        fail(EXIT_USAGE, "%s: %s", path, wrong);
     int converted = a->dtype == BEVEL_FLOAT32 && t->dtype != BEVEL_FLOAT32;
     if (a->dtype >= 0 && a->dtype != t->dtype && !converted)
         fail(EXIT_USAGE, "%s: %s, input '%s' expects %s%s", path, npy_dtype_name(a->dtype), t->name, npy_dtype_name(t->dtype),
@@ -149,27 +195,42 @@ void drain(const bevel_model *model, const sink *s, int as_float, float *staging
         fail(EXIT_DEVICE, "%s: %s", s->path, strerror(errno));
 }
 
-npy_array *open_inputs(const bevel_model *model, const options *o, int64_t *rows)
+npy_array *open_inputs(bevel_model *model, const options *o, int64_t *rows)
 {
     size_t count = bevel_num_inputs();
     npy_array *arrays = allocate(count * sizeof *arrays);
-    char *given = allocate(count);
-    memset(given, 0, count);
-    *rows = 1;
+    const char **given = allocate(count * sizeof *given);
+    memset(given, 0, count * sizeof *given);
+    char *known = allocate(bevel_num_dims());
+    memset(known, 0, bevel_num_dims());
+    for (size_t i = 0; i < o->dims; i++)
+        known[dim_called(o->dim[i], (size_t)(strrchr(o->dim[i], '=') - o->dim[i]))] = 1;
     for (size_t i = 0; i < o->inputs; i++) {
         const char *path;
         size_t index = resolve(model, 1, o->input[i], i, &path);
+        const bevel_tensor *t = bevel_input(model, index);
+        npy_array *a = &arrays[index];
         if (given[index])
-            fail(EXIT_USAGE, "input '%s' is given twice", bevel_input(model, index)->name);
-        int64_t n = open_input(path, bevel_input(model, index), o->batch, &arrays[index]);
-        if (i > 0 && n != *rows)
-            fail(EXIT_USAGE, "%s: %lld rows, the inputs before it have %lld", path, (long long)n, (long long)*rows);
-        *rows = n;
-        given[index] = 1;
+            fail(EXIT_USAGE, "input '%s' is given twice", t->name);
+        const char *wrong = npy_open(path, a);
+        if (wrong)
+            fail(EXIT_USAGE, "%s: %s", path, wrong);
+        given[index] = path;
+        int leading = o->batch && a->rank == t->rank + 1;
+        if (a->dtype >= 0 && (a->rank == t->rank || leading))
+            fit_dims(model, index, a, leading, o->batch && !leading, known, path);
     }
-    for (size_t i = 0; i < count; i++)
+    *rows = 1;
+    for (size_t i = 0, seen = 0; i < count; i++) {
+        const bevel_tensor *t = bevel_input(model, i);
         if (!given[i])
-            fail(EXIT_USAGE, "input '%s' is missing: give --input %s=FILE", bevel_input(model, i)->name, bevel_input(model, i)->name);
+            fail(EXIT_USAGE, "input '%s' is missing: give --input %s=FILE", t->name, t->name);
+        int64_t n = check_input(given[i], t, o->batch, &arrays[i]);
+        if (seen++ && n != *rows)
+            fail(EXIT_USAGE, "%s: %lld rows, the inputs before it have %lld", given[i], (long long)n, (long long)*rows);
+        *rows = n;
+    }
+    free(known);
     free(given);
     return arrays;
 }
@@ -192,6 +253,16 @@ int feed_golden(bevel_model *model, const options *o, long test)
     if (!open_golden(o, test, "out", 0, path, &a))
         return 0;
     npy_close(&a);
+    char *known = allocate(bevel_num_dims());
+    memset(known, 0, bevel_num_dims());
+    for (size_t i = 0; i < bevel_num_inputs(); i++) {
+        if (!open_golden(o, test, "in", i, path, &a))
+            fail(EXIT_ARTIFACT, "%s: missing", path);
+        if (a.rank == bevel_input(model, i)->rank)
+            fit_dims(model, i, &a, 0, 0, known, path);
+        npy_close(&a);
+    }
+    free(known);
     for (size_t i = 0; i < bevel_num_inputs(); i++) {
         const bevel_tensor *t = bevel_input(model, i);
         if (!open_golden(o, test, "in", i, path, &a))

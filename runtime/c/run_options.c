@@ -17,6 +17,7 @@ static const char usage[] =
     "         --output [NAME=]FILE   .npy, or raw codes in any other file; repeat for each output\n"
     "         --batch                files hold many inputs along a leading axis; the model runs once for each\n"
     "         --float                write outputs as float32 (inputs in float32 are always converted)\n"
+    "         --dim NAME=N           extent of a dimension; without it that of the input files, else its largest; repeat for each\n"
     "         --threads N            default 1\n"
     "         --warmup N, --runs N   of --bench and --profile; default 10 and 100\n"
     "         --samples              --bench prints every time, in order\n"
@@ -47,7 +48,7 @@ void must(bevel_status status, const char *what)
     if (status == BEVEL_OK)
         return;
     int code = EXIT_DEVICE;
-    if (status == BEVEL_E_ARGUMENT || status == BEVEL_E_TYPE)
+    if (status == BEVEL_E_ARGUMENT || status == BEVEL_E_TYPE || status == BEVEL_E_DIM)
         code = EXIT_USAGE;
     if (status >= BEVEL_E_OPEN && status <= BEVEL_E_HASH)
         code = EXIT_ARTIFACT;
@@ -89,10 +90,11 @@ static void set_path(char out[PATH_BYTES], const char *value)
 
 void parse_options(int argc, char **argv, options *o)
 {
-    enum { INPUT = 256, OUTPUT, BATCH, FLOAT, THREADS, WARMUP, RUNS, SAMPLES, WEIGHTS, GOLDEN, HELP, MODE };
+    enum { INPUT = 256, OUTPUT, DIM, BATCH, FLOAT, THREADS, WARMUP, RUNS, SAMPLES, WEIGHTS, GOLDEN, HELP, MODE };
     static const struct option known[] = {
         {"bench", 0, 0, MODE + BENCH},       {"profile", 0, 0, MODE + PROFILE},  {"selftest", 0, 0, MODE + SELFTEST},
         {"info", 0, 0, MODE + INFO},         {"input", 1, 0, INPUT},             {"output", 1, 0, OUTPUT},
+        {"dim", 1, 0, DIM},
         {"batch", 0, 0, BATCH},              {"float", 0, 0, FLOAT},             {"threads", 1, 0, THREADS},
         {"warmup", 1, 0, WARMUP},            {"runs", 1, 0, RUNS},               {"samples", 0, 0, SAMPLES},
         {"weights", 1, 0, WEIGHTS},          {"golden", 1, 0, GOLDEN},           {"help", 0, 0, HELP},
@@ -107,11 +109,12 @@ void parse_options(int argc, char **argv, options *o)
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (c) {
         case INPUT:
-        case OUTPUT: {
-            size_t *n = c == INPUT ? &o->inputs : &o->outputs;
+        case OUTPUT:
+        case DIM: {
+            size_t *n = c == INPUT ? &o->inputs : c == OUTPUT ? &o->outputs : &o->dims;
             if (*n == MAX_TENSORS)
-                fail(EXIT_USAGE, "more than %d files", MAX_TENSORS);
-            (c == INPUT ? o->input : o->output)[(*n)++] = optarg;
+                fail(EXIT_USAGE, "more than %d files or dimensions", MAX_TENSORS);
+            (c == INPUT ? o->input : c == OUTPUT ? o->output : o->dim)[(*n)++] = optarg;
             break;
         }
         case BATCH: o->batch = 1; break;

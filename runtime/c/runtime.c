@@ -12,7 +12,8 @@
 /* Kernels may read up to 64 bytes past the end of a buffer. */
 enum { TAIL = 64 };
 
-/* One block of memory holds, in this order: arena, tail, scratch of each thread, tail, this struct, descriptors, workers. */
+/* One block of memory holds, in this order: arena, tail, scratch of each thread, tail, this struct, descriptors, shapes and extents,
+ * workers. */
 struct bevel_model {
     char *arena;
     char *scratch;
@@ -21,6 +22,9 @@ struct bevel_model {
     size_t image_bytes;
     void *allocated; /* the block when bevel_open allocated it */
     bevel_tensor *tensors; /* inputs, then outputs */
+    int64_t *shapes; /* of the descriptors, one after the other */
+    int32_t *dims;   /* extents of the symbolic dimensions */
+    int32_t *extent; /* of each step's parallel axis */
     bevel_worker *workers;
     uint64_t *ns; /* where this run stores step times, NULL when it does not */
     int mapped;
@@ -39,6 +43,11 @@ static size_t tensors_bytes(void)
     return round_up((bevel_the_graph.inputs + bevel_the_graph.outputs) * sizeof(bevel_tensor));
 }
 
+static size_t extents_bytes(void)
+{
+    return round_up(bevel_the_graph.axes * sizeof(int64_t) + ((size_t)bevel_the_graph.dims + bevel_the_graph.steps) * sizeof(int32_t));
+}
+
 static size_t buffers_bytes(int threads)
 {
     return round_up(bevel_the_graph.arena_bytes) + TAIL + (size_t)threads * bevel_the_graph.scratch_bytes + TAIL;
@@ -48,7 +57,8 @@ size_t bevel_arena_bytes(int threads)
 {
     if (threads < 1 || threads > BEVEL_MAX_THREADS)
         return 0;
-    return buffers_bytes(threads) + round_up(sizeof(bevel_model)) + tensors_bytes() + (size_t)threads * sizeof(bevel_worker);
+    return buffers_bytes(threads) + round_up(sizeof(bevel_model)) + tensors_bytes() + extents_bytes() +
+           (size_t)threads * sizeof(bevel_worker);
 }
 
 static uint64_t now_ns(void)
@@ -68,7 +78,7 @@ static void run_single(bevel_model *model)
 {
     const bevel_graph_step *step = bevel_the_graph.step;
     for (uint32_t i = 0; i < bevel_the_graph.steps; i++) {
-        if (step[i].call(model->arena, model->weights, 0, step[i].extent, model->scratch) != 0) {
+        if (step[i].call(model->arena, model->weights, model->dims, 0, model->extent[i], model->scratch) != 0) {
             atomic_store_explicit(&model->failed, 1, memory_order_relaxed);
             return;
         }
@@ -84,9 +94,10 @@ static void run_team(void *context, int thread)
     char *scratch = model->scratch + (size_t)thread * bevel_the_graph.scratch_bytes;
     for (uint32_t i = 0; i < bevel_the_graph.steps; i++) {
         const bevel_graph_step *step = &bevel_the_graph.step[i];
-        int32_t lo = part(step->extent, thread, model->threads), hi = part(step->extent, thread + 1, model->threads);
+        int32_t extent = model->extent[i];
+        int32_t lo = part(extent, thread, model->threads), hi = part(extent, thread + 1, model->threads);
         if (lo < hi && !atomic_load_explicit(&model->failed, memory_order_relaxed) &&
-            step->call(model->arena, model->weights, lo, hi, scratch) != 0)
+            step->call(model->arena, model->weights, model->dims, lo, hi, scratch) != 0)
             atomic_store_explicit(&model->failed, 1, memory_order_relaxed);
         bevel_pool_barrier(&model->pool);
         if (thread == 0 && model->ns)
@@ -123,14 +134,55 @@ bevel_status bevel_profile(bevel_model *model, uint64_t *ns, size_t count)
     return status;
 }
 
-static void describe(bevel_model *model, bevel_tensor *out, const bevel_graph_tensor *tensor, uint32_t count)
+/* Let every descriptor and every step follow model->dims. */
+static void follow_dims(bevel_model *model)
+{
+    const bevel_graph *graph = &bevel_the_graph;
+    for (uint32_t i = 0; i < graph->inputs + graph->outputs; i++) {
+        const bevel_tensor *bound = i < graph->inputs ? &graph->input[i].tensor : &graph->output[i - graph->inputs].tensor;
+        bevel_tensor *tensor = &model->tensors[i];
+        int64_t *shape = model->shapes + (tensor->shape - model->shapes);
+        tensor->nbytes = bound->nbytes;
+        for (int32_t axis = 0; tensor->dims && axis < tensor->rank; axis++) {
+            int32_t dim = tensor->dims[axis];
+            if (dim < 0)
+                continue;
+            shape[axis] = model->dims[dim];
+            tensor->nbytes = tensor->nbytes / (size_t)bound->shape[axis] * (size_t)shape[axis];
+        }
+    }
+    if (graph->set_extents)
+        graph->set_extents(model->dims, model->extent);
+}
+
+bevel_status bevel_set_dim(bevel_model *model, size_t index, int32_t extent)
+{
+    if (!model || index >= bevel_the_graph.dims)
+        return BEVEL_E_ARGUMENT;
+    if (extent < bevel_the_graph.dim[index].lo || extent > bevel_the_graph.dim[index].hi)
+        return BEVEL_E_DIM;
+    model->dims[index] = extent;
+    follow_dims(model);
+    return BEVEL_OK;
+}
+
+int32_t bevel_get_dim(const bevel_model *model, size_t index)
+{
+    return model && index < bevel_the_graph.dims ? model->dims[index] : 0;
+}
+
+static int64_t *describe(bevel_model *model, bevel_tensor *out, const bevel_graph_tensor *tensor, uint32_t count, int64_t *shapes)
 {
     for (uint32_t i = 0; i < count; i++) {
         memcpy(&out[i], &tensor[i].tensor, sizeof out[i]);
+        memcpy(shapes, tensor[i].tensor.shape, (size_t)out[i].rank * sizeof *shapes);
+        out[i].shape = shapes;
+        shapes += out[i].rank;
         /* An output that is a constant lives among the weights: readable, never written. */
         const char *base = tensor[i].space == BEVEL_IN_WEIGHTS ? model->weights : model->arena;
         out[i].data = (void *)(uintptr_t)(base + tensor[i].offset);
     }
+    return shapes;
 }
 
 static bevel_status open_image(const void *image, size_t nbytes, void *arena, int threads, bevel_model **out)
@@ -157,9 +209,16 @@ static bevel_status open_image(const void *image, size_t nbytes, void *arena, in
     model->allocated = allocated;
     model->threads = threads;
     model->tensors = (bevel_tensor *)((char *)model + round_up(sizeof *model));
-    model->workers = (bevel_worker *)((char *)model->tensors + tensors_bytes());
-    describe(model, model->tensors, bevel_the_graph.input, bevel_the_graph.inputs);
-    describe(model, model->tensors + bevel_the_graph.inputs, bevel_the_graph.output, bevel_the_graph.outputs);
+    model->shapes = (int64_t *)((char *)model->tensors + tensors_bytes());
+    model->dims = (int32_t *)(model->shapes + bevel_the_graph.axes);
+    model->extent = model->dims + bevel_the_graph.dims;
+    model->workers = (bevel_worker *)((char *)model->shapes + extents_bytes());
+    int64_t *shapes = describe(model, model->tensors, bevel_the_graph.input, bevel_the_graph.inputs, model->shapes);
+    describe(model, model->tensors + bevel_the_graph.inputs, bevel_the_graph.output, bevel_the_graph.outputs, shapes);
+    for (uint32_t i = 0; i < bevel_the_graph.steps; i++)
+        model->extent[i] = bevel_the_graph.step[i].extent;
+    for (uint32_t i = 0; i < bevel_the_graph.dims; i++)
+        model->dims[i] = bevel_the_graph.dim[i].hi;
     if (threads > 1 && bevel_pool_start(&model->pool, model->workers, threads, run_team, model) != 0) {
         free(allocated);
         return BEVEL_E_THREAD;
@@ -234,6 +293,16 @@ size_t bevel_num_steps(void)
     return bevel_the_graph.steps;
 }
 
+size_t bevel_num_dims(void)
+{
+    return bevel_the_graph.dims;
+}
+
+const bevel_dim *bevel_dim_at(size_t index)
+{
+    return index < bevel_the_graph.dims ? &bevel_the_graph.dim[index] : NULL;
+}
+
 const bevel_tensor *bevel_input(const bevel_model *model, size_t index)
 {
     return model && index < bevel_the_graph.inputs ? &model->tensors[index] : NULL;
@@ -280,6 +349,7 @@ const char *bevel_strerror(bevel_status status)
     case BEVEL_E_ISA: return "this CPU lacks an instruction set the model was compiled for: compile for this device";
     case BEVEL_E_KERNEL: return "a kernel reported an error";
     case BEVEL_E_TYPE: return "the tensor has no float view: it is neither quantized nor float32";
+    case BEVEL_E_DIM: return "the extent is outside the bounds of its dimension (bevel_dim_at)";
     }
     return "unknown status";
 }

@@ -182,8 +182,14 @@ def test_damage_is_found(copied: Artifact, name: str) -> None:
             {"outputs": [{"name": "y", "shape": [1, "2"], "dtype": "int8", "scale": 1, "zero_point": 0}]},
             r"outputs\[0\].shape\[1\]",
         ),
-        ({"outputs": [{"name": "y", "shape": [-1], "dtype": "int8", "scale": 1, "zero_point": 0}]}, "the type of tensor 'y'"),
-        ({"outputs": [{"name": "y", "shape": [1], "dtype": "object", "scale": 1, "zero_point": 0}]}, "the type of tensor 'y'"),
+        (
+            {"outputs": [{"name": "y", "shape": [-1], "dims": [""], "dtype": "int8", "scale": 1, "zero_point": 0}]},
+            "the type of tensor 'y'",
+        ),
+        (
+            {"outputs": [{"name": "y", "shape": [1], "dims": [""], "dtype": "object", "scale": 1, "zero_point": 0}]},
+            "the type of tensor 'y'",
+        ),
         ({"arena_bytes": True}, "arena_bytes"),
         ({"integer_only": 1}, "integer_only"),
         ({"name": None}, "'name'"),
