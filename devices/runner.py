@@ -95,15 +95,18 @@ class DeviceRunner:
                 self.transport.cleanup(f"{self._folder}/io")
         return result
 
-    def bench(self, *, warmup: int, runs: int) -> dict[str, Any]:
-        """One process of timed runs: `bevel-run --bench`; all samples in nanoseconds."""
-        self.install()
-        return self._call(["--bench", "--samples", "--warmup", str(warmup), "--runs", str(runs)])
+    def bench(self, *, warmup: int, runs: int, dims: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """One process of timed runs: `bevel-run --bench`; all samples in nanoseconds.
 
-    def profile(self, *, runs: int) -> dict[str, Any]:
-        """Per-layer times: `bevel-run --profile`."""
+        `dims` chooses run-time extents; without it they are those of the first golden case.
+        """
         self.install()
-        return self._call(["--profile", "--runs", str(runs)])
+        return self._call(["--bench", "--samples", "--warmup", str(warmup), "--runs", str(runs), *_dim_args(dims)])
+
+    def profile(self, *, runs: int, dims: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """Per-layer times: `bevel-run --profile`; `dims` as for `bench`."""
+        self.install()
+        return self._call(["--profile", "--runs", str(runs), *_dim_args(dims)])
 
     def selftest(self) -> dict[str, Any]:
         """Prove on the device that it computes the golden outputs and holds the right weights.
@@ -133,3 +136,8 @@ class DeviceRunner:
             ) from problem
         assert isinstance(answer, dict)
         return answer
+
+
+def _dim_args(dims: Mapping[str, int] | None) -> list[str]:
+    """Extents of dimensions as bevel-run takes them."""
+    return [part for name, extent in (dims or {}).items() for part in ("--dim", f"{name}={extent}")]

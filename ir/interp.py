@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bevel.errors import UsageError
+from bevel.ir.dims import bound_attrs, bound_type
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import Call, Trait, lookup
-from bevel.ir.types import Dim, Quant
+from bevel.ir.types import F16, Dim, Int, Quant
 
 Array = npt.NDArray[Any]
 Observer = Callable[[Value, Array], Array | None]
@@ -64,8 +65,12 @@ def boundary_codes(value: Value, array: Array) -> Array:
 
 
 def _as_real(value: Value, array: Array) -> Array:
-    """Reals of an ANNOTATED-level array: fake quantization where the type is quantized."""
+    """Reals of an array below INTEGER level: fake quantization where the type is quantized, one rounding where it is float16."""
     elem = value.type.elem
+    if elem == F16:
+        # Beyond 65504 is infinity, as in memory.
+        with np.errstate(over="ignore"):
+            return array.astype(np.float16).astype(np.float32)
     if isinstance(elem, Quant):
         return elem.dequantize(elem.quantize(array) if array.dtype.kind == "f" else array)
     return array
@@ -112,7 +117,7 @@ def run(
     wanted = dict.fromkeys((*graph.outputs, *(graph.value(name) for name in extra_outputs)))
     pending = {v: len(v.users) for v in graph.values()}
     for node in graph.nodes:
-        _execute(node, env, integer=integer, observe=observe)
+        _execute(node, env, symbols, integer=integer, observe=observe)
         for value in dict.fromkeys(node.inputs):
             pending[value] -= 1
             if not pending[value] and value not in wanted and not value.is_constant:
@@ -126,14 +131,17 @@ def _bind_symbols(value: Value, array: Array, symbols: dict[str, int]) -> None:
             raise UsageError(f"input {value.name!r}: dimension {dim.name} is {extent}, another input has {symbols[dim.name]}")
 
 
-def _call(node: Node, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-    call = Call(node.attrs, tuple(v.type for v in node.inputs), tuple(v.type for v in node.outputs))
+def _call(node: Node, arrays: tuple[Array, ...], symbols: Mapping[str, int]) -> tuple[Array, ...]:
+    ins, outs = (tuple(bound_type(v.type, symbols) for v in values) for values in (node.inputs, node.outputs))
+    call = Call(bound_attrs(node.attrs, symbols) if symbols else node.attrs, ins, outs)
     results = lookup(node.op).reference(call, *arrays)
     return results if isinstance(results, tuple) else (results,)
 
 
-def _execute(node: Node, env: dict[Value, Array], *, integer: bool, observe: Observer | None) -> None:
-    for value, array in zip(node.outputs, _call(node, tuple(env[v] for v in node.inputs)), strict=True):
+def _execute(
+    node: Node, env: dict[Value, Array], symbols: Mapping[str, int], *, integer: bool, observe: Observer | None
+) -> None:
+    for value, array in zip(node.outputs, _call(node, tuple(env[v] for v in node.inputs), symbols), strict=True):
         if observe is not None and (changed := observe(value, array)) is not None:
             array = changed
         env[value] = array if integer else _as_real(value, array)
@@ -142,9 +150,10 @@ def _execute(node: Node, env: dict[Value, Array], *, integer: bool, observe: Obs
 def evaluate(node: Node, level: Level) -> tuple[Array, ...]:
     """Stored arrays of the results of a node whose operands are all constants: codes where a result type is quantized."""
     # Movement of one type copies elements, so it is exact on codes; arithmetic below INTEGER level is on reals.
-    moved = Trait.MOVEMENT in lookup(node.op).traits and len({v.type.elem for v in (*node.inputs, *node.outputs)}) == 1
+    elems = {v.type.elem for v in (*node.inputs, *node.outputs) if not isinstance(v.type.elem, Int)}
+    moved = Trait.MOVEMENT in lookup(node.op).traits and len(elems) <= 1
     stored = level is Level.INTEGER or moved
-    results = _call(node, tuple(v.array if stored else _as_real(v, v.array) for v in node.inputs))
+    results = _call(node, tuple(v.array if stored else _as_real(v, v.array) for v in node.inputs), {})
     return tuple(boundary_codes(v, a) for v, a in zip(node.outputs, results, strict=True))
 
 

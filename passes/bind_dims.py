@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from bevel.errors import UsageError
+from bevel.ir.dims import bound_attrs, bound_type
 from bevel.ir.graph import Graph
-from bevel.ir.types import Dim, Shape, TensorType
+from bevel.ir.types import Dim
 
 
 @dataclass(frozen=True)
@@ -51,34 +51,16 @@ def bind_dims(graph: Graph, dims: Mapping[str, int | tuple[int, int]]) -> Graph:
     present = {d.name: d for v in graph.values() for d in v.type.shape if isinstance(d, Dim)}
     if unknown := sorted(set(dims) - set(present)):
         raise UsageError(f"dimensions {unknown} do not exist in {graph.name!r}; it has {sorted(present)}")
-    mapping: dict[Dim, int | Dim] = {}
+    mapping: dict[str, int | Dim] = {}
     for name, wanted in dims.items():
         old = present[name]
         lo, hi = (wanted, wanted) if isinstance(wanted, int) else wanted
         if not old.lo <= lo <= hi or (old.hi is not None and hi > old.hi):
             raise UsageError(f"dimension {name!r} = {wanted}, expected within {old}")
-        mapping[old] = wanted if isinstance(wanted, int) else Dim(name, lo, hi)
+        mapping[name] = wanted if isinstance(wanted, int) else Dim(name, lo, hi)
     result = graph.clone()
     for value in result.values():
-        value.type = _bound_type(value.type, mapping)
+        value.type = bound_type(value.type, mapping)
     for node in result.nodes:
-        node.attrs = _bound_attrs(node.attrs, mapping)
+        node.attrs = bound_attrs(node.attrs, mapping)
     return result
-
-
-def _bound_shape(shape: Shape, mapping: dict[Dim, int | Dim]) -> Shape:
-    return tuple(mapping.get(d, d) if isinstance(d, Dim) else d for d in shape)
-
-
-def _bound_type(type_: TensorType, mapping: dict[Dim, int | Dim]) -> TensorType:
-    return type_.with_shape(_bound_shape(type_.shape, mapping))
-
-
-def _bound_attrs(attrs: Any, mapping: dict[Dim, int | Dim]) -> Any:
-    """`attrs` with every Dim in its tuple fields mapped."""
-    changed = {}
-    for field in dataclasses.fields(attrs):
-        old = getattr(attrs, field.name)
-        if isinstance(old, tuple) and any(isinstance(d, Dim) for d in old):
-            changed[field.name] = _bound_shape(old, mapping)
-    return dataclasses.replace(attrs, **changed) if changed else attrs

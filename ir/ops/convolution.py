@@ -16,6 +16,7 @@ from bevel.ir.ops.op import (
     PruneRule,
     QuantRule,
     Trait,
+    bounded_extent,
     elements,
     register,
     require,
@@ -202,7 +203,7 @@ def _matmul_infer(_attrs: NoAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorT
 
 def _matmul_macs(_attrs: Any, ins: tuple[TensorType, ...], outs: tuple[TensorType, ...]) -> int:
     reduced = ins[0].shape[-1]
-    return elements(outs) * (reduced if isinstance(reduced, int) else reduced.lo)
+    return elements(outs) * bounded_extent(reduced)
 
 
 register(

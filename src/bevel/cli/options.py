@@ -44,16 +44,37 @@ def open_transport(artifact: Artifact, device_name: str | None) -> Transport:
     return resolve_transport(load_profile(device_name or str(artifact.manifest["target"]["name"])))
 
 
-def parse_dims(pairs: tuple[str, ...]) -> dict[str, int]:
+dims = click.option("--dim", "dims", multiple=True, metavar="NAME=N", help="Extent of a symbolic dimension; repeatable.")
+
+
+def parse_dims(pairs: tuple[str, ...]) -> dict[str, int | tuple[int, int]]:
+    """`NAME=N` and `NAME=LO:HI` pairs of --dim.
+
+    Raises:
+        UsageError: not of that form, or an extent below 1.
+    """
+    found: dict[str, int | tuple[int, int]] = {}
+    for pair in pairs:
+        name, separator, extent = pair.rpartition("=")
+        parts = [int(p) if p.isdecimal() else 0 for p in extent.split(":")]
+        if not separator or len(parts) > 2 or min(parts) < 1 or parts != sorted(parts):
+            raise UsageError(
+                f"--dim {pair}: expected NAME=N, for example --dim seq=128, or NAME=LO:HI with 1 <= LO <= HI, for example "
+                "--dim seq=1:256"
+            )
+        found[name] = parts[0] if parts[0] == parts[-1] else (parts[0], parts[1])
+    return found
+
+
+def parse_extents(pairs: tuple[str, ...]) -> dict[str, int]:
     """`NAME=N` pairs of --dim.
 
     Raises:
-        UsageError: not of that form, or N < 1.
+        UsageError: not of that form, or an extent below 1.
     """
-    dims = {}
-    for pair in pairs:
-        name, separator, extent = pair.partition("=")
-        if not separator or not extent.isdecimal() or int(extent) < 1:
-            raise UsageError(f"--dim {pair}: expected NAME=N with N >= 1, for example --dim seq=128")
-        dims[name] = int(extent)
-    return dims
+    found = {}
+    for name, extent in parse_dims(pairs).items():
+        if not isinstance(extent, int):
+            raise UsageError(f"--dim {name}={extent[0]}:{extent[1]}: expected one extent, for example --dim {name}={extent[1]}")
+        found[name] = extent
+    return found
