@@ -11,7 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import Protocol
 
-from bevel.backends.kernel import Generator, Problem, RuntimeExtent, Tile, is_dynamic
+from bevel.backends.kernel import ConvProblem, Generator, Problem, RuntimeExtent, Tile, is_dynamic, problem_dims
 from bevel.errors import UnsupportedOp
 from bevel.ir.protocols import Target
 
@@ -78,4 +78,17 @@ def choose(problem: Problem, target: Target, layer: str, ranker: KernelRanker | 
         candidates.extend(Choice(generator, tile) for tile in tiles)
     if ranker is not None and candidates:
         return ranker.rank(problem, target, candidates)[0]
+    if is_dynamic(problem):
+        raise UnsupportedOp(_needs_fixed(problem, layer, reasons))
     raise UnsupportedOp(f"layer {layer!r}: no kernel computes {problem} on {target.name} ({'; '.join(reasons)})")
+
+
+def _needs_fixed(problem: Problem, layer: str, reasons: list[str]) -> str:
+    """Why no kernel computes a problem with run-time extents, and which dimension to bind."""
+    if isinstance(problem, ConvProblem):
+        op, names = "convolution", (problem.dim.name,) if problem.dim is not None else ()
+    else:
+        op, names = problem.op, problem_dims(problem)
+    fixed = " or ".join(f"--dim {name}=N" for name in names)
+    why = "; ".join(reasons)
+    return f"layer {layer!r}: no kernel computes {op} with extents chosen at run time; bind them with {fixed} ({why})"
