@@ -36,7 +36,7 @@ WINDOWED = frozenset(
     }
 )
 # Operators whose kernels need row-major operands.
-ROW_MAJOR = frozenset({"Gemm", "IntGemm", "MatMul", "Reshape"})
+ROW_MAJOR = frozenset({"Gemm", "IntGemm", "LayerNormalization", "MatMul", "RMSNormalization", "Reshape"})
 
 
 def needs_row_major(op: str) -> bool:

@@ -203,6 +203,10 @@ class Builder:
         """Conjunction."""
         return self._ns.tirx.all(*conditions)
 
+    def any(self, *conditions: Expr) -> Expr:
+        """Disjunction."""
+        return self._ns.tirx.any(*conditions)
+
     def floordiv(self, a: Expr, b: Expr) -> Expr:
         """Integer division rounding down."""
         return self._ns.T.floordiv(a, b)

@@ -4,7 +4,19 @@ Importing this package registers the definitions. `GENERATORS` are, in order of 
 over contiguous elements), "generic" (any layout) and "generic.conv" (convolutions and GEMMs).
 """
 
-from bevel.backends.generic import border, channel, conv_computed, elementwise, matmul, movement, reduction, window
+from bevel.backends.generic import (
+    border,
+    channel,
+    conv_computed,
+    elementwise,
+    fold,
+    matmul,
+    movement,
+    norm,
+    reduction,
+    topk,
+    window,
+)
 from bevel.backends.generic.conv import GenericConv
 from bevel.backends.generic.definition import DEFINITIONS, define
 from bevel.backends.generic.generator import NodeGenerator
@@ -25,8 +37,11 @@ __all__ = [
     "conv_computed",
     "define",
     "elementwise",
+    "fold",
     "matmul",
     "movement",
+    "norm",
     "reduction",
+    "topk",
     "window",
 ]

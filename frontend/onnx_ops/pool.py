@@ -9,6 +9,7 @@ import numpy as np
 from bevel.frontend.builder import Builder, OnnxNode, Operand
 from bevel.frontend.onnx_ops.window import Window, as_images, before_squeeze, from_images, read_window, spatial_rank
 from bevel.ir.ops.movement import PadAttrs
+from bevel.ir.ops.normalize import ReduceAttrs
 from bevel.ir.ops.pool import AveragePoolAttrs, MaxPoolIndicesAttrs, PoolAttrs
 
 
@@ -66,8 +67,18 @@ def convert_lp_pool(_builder: Builder, node: OnnxNode) -> Operand:
     return from_images(node, total if p == 1 else node.emit("Sqrt", [total], suffix=before_squeeze(rank)), rank)
 
 
+def _fixed_images(node: OnnxNode) -> bool:
+    """True for one or two spatial axes of known extents, which are pooled as images; others are reduced as axes."""
+    shape = node.shape(0)
+    if len(shape) < 3:
+        node.refuse(f"input of rank {len(shape)}", "[N,C,...] with at least one spatial axis")
+    return len(shape) <= 4 and all(isinstance(d, int) for d in shape[2:])
+
+
 def convert_global_average_pool(_builder: Builder, node: OnnxNode) -> Operand:
     """GlobalAveragePool."""
+    if not _fixed_images(node):
+        return node.emit("ReduceMean", [node.operand(0)], ReduceAttrs(tuple(range(2, len(node.shape(0))))))
     rank = spatial_rank(node)
     result = node.emit("GlobalAveragePool", [as_images(node, node.operand(0))], suffix=before_squeeze(rank))
     return from_images(node, result, rank)
@@ -75,6 +86,8 @@ def convert_global_average_pool(_builder: Builder, node: OnnxNode) -> Operand:
 
 def convert_global_max_pool(_builder: Builder, node: OnnxNode) -> Operand:
     """GlobalMaxPool: one window over the whole image."""
+    if not _fixed_images(node):
+        return node.emit("ReduceMax", [node.operand(0)], ReduceAttrs(tuple(range(2, len(node.shape(0))))))
     rank = spatial_rank(node)
     x = as_images(node, node.operand(0))
     height, width = node.static((1, *node.shape(0)[2:])[-2:], "spatial extents")

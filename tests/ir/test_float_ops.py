@@ -133,7 +133,7 @@ def movement_cases() -> list[Case]:
 
 
 # Files beside this one, each with a function `cases() -> list[Case]`.
-FAMILIES: tuple[str, ...] = ("cases_window",)
+FAMILIES: tuple[str, ...] = ("cases_window", "cases_normalize")
 
 CASES = [
     *conv_cases(),
@@ -158,6 +158,12 @@ def onnxruntime_results(case: Case, arrays: list[Array]) -> list[Array]:
     results = [f"y{i}" for i in range(case.outputs)]
     if case.onnx_op == "Swish":  # newer than what the runtime has to know: x * Sigmoid(x)
         nodes = [helper.make_node("Sigmoid", names, ["s"]), helper.make_node("Mul", [*names, "s"], results)]
+    elif case.op == "CumProd":  # the same: the exponential of the running sum of logarithms
+        nodes = [
+            helper.make_node("Log", names, ["l"]),
+            helper.make_node("CumSum", ["l", *extra], ["s"]),
+            helper.make_node("Exp", ["s"], results),
+        ]
     else:
         nodes = [helper.make_node(case.onnx_op or case.op, [*names, *extra], results, **case.onnx)]
     inputs = [
