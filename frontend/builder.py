@@ -122,7 +122,7 @@ class OnnxNode:
 
     Attributes:
         op: operator type.
-        loc: node name, or its first output where it has none.
+        loc: node name, or its first named output where it has none.
         opset: operator set version.
         outputs: ONNX names of its results.
         source: the onnx-ir node.
@@ -134,7 +134,7 @@ class OnnxNode:
         self.op = source.op_type
         self.opset = builder.opset
         self.outputs = tuple(v.name or "" for v in source.outputs)
-        self.loc = source.name or (self.outputs[0] if self.outputs else source.op_type)
+        self.loc = source.name or next((name for name in self.outputs if name), source.op_type)
         self._unread = set(source.attributes)
 
     def refuse(self, found: str, supported: str) -> NoReturn:
@@ -281,7 +281,8 @@ class OnnxNode:
             type_: result type instead of the type rule's.
             result: index of the ONNX output that names it.
         """
-        return self._emit(op, operands, attrs, [self.outputs[result] + suffix], None if type_ is None else [type_])[0]
+        name = (self.outputs[result] or self.loc) + suffix
+        return self._emit(op, operands, attrs, [name], None if type_ is None else [type_])[0]
 
     def emit_all(
         self, op: str, operands: Sequence[Operand], attrs: Any = None, *, results: int, suffix: str = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bevel.frontend.builder import Builder, OnnxNode, Operand
-from bevel.frontend.onnx_ops import constants, convolution, elementwise, movement, normalize, pool, quantize, reduce
+from bevel.frontend.onnx_ops import constants, convolution, elementwise, movement, normalize, pool, quantize, recurrent, reduce
 
 Converter = Callable[[Builder, OnnxNode], Operand | tuple[Operand, ...]]
 
@@ -20,6 +20,7 @@ CONVERTERS: dict[str, Converter] = {
     **normalize.TABLE,
     **pool.TABLE,
     **quantize.TABLE,
+    **recurrent.TABLE,
     **reduce.TABLE,
 }
 

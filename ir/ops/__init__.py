@@ -1,6 +1,6 @@
 """The op table: importing this package registers every operator."""
 
-from bevel.ir.ops import convolution, elementwise, integer, movement, normalize, pool, reduce, select_axis
+from bevel.ir.ops import convolution, elementwise, integer, movement, normalize, pool, recurrent, reduce, select_axis
 from bevel.ir.ops.op import Call, Cost, NoAttrs, Op, PruneRule, QuantRule, Trait, lookup, table
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "movement",
     "normalize",
     "pool",
+    "recurrent",
     "reduce",
     "select_axis",
     "table",

@@ -26,6 +26,7 @@ class Case:
         onnx_op: ONNX operator when named otherwise.
         outputs: number of results.
         opset: ONNX operator set.
+        operands: ONNX operands where they are not `inputs` and then `extra`: an index into `inputs`, an array, or None.
     """
 
     op: str
@@ -36,6 +37,7 @@ class Case:
     onnx_op: str = ""
     outputs: int = 1
     opset: int = 20
+    operands: list[int | Array | None] = field(default_factory=list)
 
     def arrays(self) -> list[Array]:
         rng = np.random.default_rng(len(self.op) + len(self.inputs))

@@ -133,7 +133,7 @@ def movement_cases() -> list[Case]:
 
 
 # Files beside this one, each with a function `cases() -> list[Case]`.
-FAMILIES: tuple[str, ...] = ("cases_window", "cases_normalize")
+FAMILIES: tuple[str, ...] = ("cases_window", "cases_recurrent", "cases_normalize")
 
 CASES = [
     *conv_cases(),
@@ -165,13 +165,17 @@ def onnxruntime_results(case: Case, arrays: list[Array]) -> list[Array]:
             helper.make_node("Exp", ["s"], results),
         ]
     else:
-        nodes = [helper.make_node(case.onnx_op or case.op, [*names, *extra], results, **case.onnx)]
+        wires = [*names, *extra]
+        if case.operands:
+            wires = ["" if o is None else names[o] if isinstance(o, int) else f"o{i}" for i, o in enumerate(case.operands)]
+        nodes = [helper.make_node(case.onnx_op or case.op, wires, results, **case.onnx)]
     inputs = [
         helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
         for n, a in zip(names, arrays, strict=True)
     ]
     outputs = [onnx.ValueInfoProto(name=name) for name in results]
     constants = [numpy_helper.from_array(a, n) for n, a in zip(extra, case.extra, strict=True) if a is not None]
+    constants += [numpy_helper.from_array(o, f"o{i}") for i, o in enumerate(case.operands) if isinstance(o, np.ndarray)]
     graph = helper.make_graph(nodes, case.op, inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", case.opset)], ir_version=9)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
