@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from bevel.backends.kernel import Buf, ConvConstants, ConvProblem, NodeProblem, Problem, RuntimeExtent, problem_dims
 from bevel.backends.memory import Request, align, plan_arena
+from bevel.backends.packing import LEAST_BYTES, Stored, find_weights
 from bevel.backends.physical import (
     NHWC,
     WINDOWED,
@@ -463,6 +464,7 @@ class _Lowering:
         weights = _Weights()
         kernels: dict[str, Kernel] = {}
         steps: list[Step] = []
+        stored: list[Stored] = []
         for call in self.calls:
             assert call.choice is not None
             generator, tile = call.choice.generator, call.choice.tile
@@ -473,7 +475,14 @@ class _Lowering:
                 Place("arena", offsets[operand.base.name]) if isinstance(operand, _Tensor) else weights.place(operand)
                 for operand in call.inputs
             ]
-            args += [weights.place(array) for array in packed]
+            stored += [
+                Stored(operand, place, operand.dtype.name, None)
+                for operand, place in zip(call.inputs, args, strict=True)
+                if not isinstance(operand, _Tensor) and operand.nbytes >= LEAST_BYTES
+            ]
+            places = [weights.place(array) for array in packed]
+            stored += self._stored(call, packed, places)
+            args += places
             names = problem_dims(call.problem)
             args += [Place("dims", 0)] if names else []
             args += [Place("arena", offsets[output.base.name]) for output in call.outputs]
@@ -507,7 +516,20 @@ class _Lowering:
             self.graph.level.value,
             lifetimes,
             tuple(symbols[name] for name in sorted(symbols)),
+            tuple(stored),
         )
+
+    def _stored(self, call: _Call, packed: list[Array], places: list[Place]) -> list[Stored]:
+        """The weights of `call`, where they are found among the buffers they were packed into."""
+        constants, choice = call.constants, call.choice
+        if constants is None or choice is None or constants.weights.nbytes < LEAST_BYTES:
+            return []
+        found = find_weights(lambda c: choice.generator.pack(call.problem, choice.tile, self.target, c), constants, packed)
+        if found is None:
+            return []
+        index, order = found
+        data = np.ascontiguousarray(constants.weights)
+        return [Stored(data, places[index], packed[index].dtype.name, order)]
 
     @staticmethod
     def _io(value: Value, tensor: _Tensor, offsets: dict[str, int]) -> IoTensor:

@@ -7,10 +7,14 @@ generated C, writes `weights` to weights.bin and links the objects compiled from
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from bevel.backends.kernel import Extent, Problem, Tile
 from bevel.ir.protocols import Target
 from bevel.ir.types import Dim
+
+if TYPE_CHECKING:
+    from bevel.backends.packing import Stored
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class Schedule:
         graph_hash: hash of the graph compiled.
         level: "float" or "integer".
         dims: the symbolic dimensions, bounded; the user chooses their extents before a run.
+        stored: constants of the graph that `weights` holds.
     """
 
     name: str
@@ -124,3 +129,4 @@ class Schedule:
     level: str
     lifetimes: tuple[Lifetime, ...] = field(default=())
     dims: tuple[Dim, ...] = ()
+    stored: tuple[Stored, ...] = field(default=(), repr=False)

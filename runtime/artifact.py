@@ -22,23 +22,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
 from bevel.backends.schedule import IoTensor, Schedule
 from bevel.errors import ArtifactError, UsageError
 from bevel.runtime import custom
 from bevel.runtime.codegen import C_DIR, check_schedule, model_c, model_h, required_features
+from bevel.runtime.graph_file import pack_graph, unpack_graph
 from bevel.runtime.manifest import CORE_FILES, FORMAT, FORMAT_VERSION, GRAPH_FILE, MANIFEST, read_manifest
 from bevel.runtime.toolchain import Toolchain, find_toolchain, link, runtime_digest
-from bevel.runtime.weights import weights_image
+from bevel.runtime.weights import HEADER_BYTES, weights_image
 
 __all__ = ["MANIFEST", "Artifact", "replacing", "write_artifact"]
 
 Array = npt.NDArray[Any]
-# A graph that unpacks to more than this is hostile: models for devices with a few GB of memory are smaller.
-MAX_GRAPH_BYTES = 4 << 30
-# Weights are noise to a compressor; a higher level takes seconds and gains 2 %.
-_GRAPH_LEVEL = 9
 Golden = Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]
 
 
@@ -115,8 +111,8 @@ class Artifact:
         if self.graph is None:
             raise ArtifactError(f"{self.path}: holds no graph to compile from; compile the original model")
         try:
-            return zstandard.ZstdDecompressor().decompress(self.graph.read_bytes(), max_output_size=MAX_GRAPH_BYTES)
-        except (OSError, zstandard.ZstdError) as error:
+            return unpack_graph(self.graph.read_bytes(), self.weights.read_bytes()[HEADER_BYTES:])
+        except (OSError, ValueError) as error:
             raise ArtifactError(f"{self.graph}: cannot be unpacked ({error}); copy or compile the artifact again") from error
 
     def golden(self) -> list[tuple[dict[str, Array], dict[str, Array]]]:
@@ -235,7 +231,7 @@ def write_artifact(
             "weights.bin": weights_image(schedule),
         }
         if graph_bytes is not None:
-            contents[GRAPH_FILE] = zstandard.ZstdCompressor(level=_GRAPH_LEVEL).compress(graph_bytes)
+            contents[GRAPH_FILE] = pack_graph(graph_bytes, schedule.stored)
         for case in cases:
             contents.update(case)
         for name in files or {}:
