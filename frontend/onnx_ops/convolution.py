@@ -22,7 +22,7 @@ from bevel.frontend.onnx_ops.window import (
 from bevel.ir.graph import Value
 from bevel.ir.ops.convolution import ConvAttrs, ConvTransposeAttrs
 from bevel.ir.ops.movement import ReshapeAttrs, TransposeAttrs
-from bevel.ir.types import Shape
+from bevel.ir.types import Dim, Shape
 
 Array = npt.NDArray[Any]
 
@@ -50,9 +50,27 @@ def convert_conv(_builder: Builder, node: OnnxNode) -> Operand:
     window = read_window(node, _kernel(node))
     attrs = ConvAttrs(window.kernel, window.strides, window.pads, window.dilations, node.integer("group", 1))
     bias = node.optional(2)
+    if any(isinstance(d, Dim) for d in node.shape(0)[2:]) and _is_pointwise(attrs) and isinstance(node.operand(1), np.ndarray):
+        return _pointwise(node, rank)
     operands = [as_images(node, node.operand(0)), as_images(node, node.operand(1), ".kernel")]
     result = node.emit("Conv", operands if bias is None else [*operands, bias], attrs, suffix=before_squeeze(rank))
     return from_images(node, result, rank)
+
+
+def _is_pointwise(at: ConvAttrs) -> bool:
+    """True where every result element depends on one pixel."""
+    return at == ConvAttrs((1, 1), dilations=at.dilations)
+
+
+def _pointwise(node: OnnxNode, rank: int) -> Operand:
+    """A 1x1 convolution as a product over channels, whose other extents may be symbolic."""
+    w, bias = node.operand(1), node.optional(2)
+    assert isinstance(w, np.ndarray)
+    axes = tuple(range(2, 2 + rank))
+    rows = node.emit("Transpose", [node.operand(0)], TransposeAttrs((0, *axes, 1)), suffix=".rows")
+    weights = w.reshape(w.shape[:2])
+    product = node.emit("Gemm", [rows, weights] if bias is None else [rows, weights, bias], suffix=".product")
+    return node.emit("Transpose", [product], TransposeAttrs((0, 1 + rank, *(a - 1 for a in axes))))
 
 
 def convert_conv_transpose(_builder: Builder, node: OnnxNode) -> Operand:
