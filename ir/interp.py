@@ -29,17 +29,17 @@ def _fits(dim: int | Dim, extent: int) -> bool:
     return dim == extent
 
 
-def check_input(value: Value, array: Array) -> Array:
+def check_input(value: Value, array: Array, *, finite: bool = True) -> Array:
     """`array` if it fits graph input `value`.
 
     Raises:
-        UsageError: another rank, extent or dtype, or NaN or infinity; names the input, what was found and expected.
+        UsageError: another rank, extent or dtype, or NaN or infinity where `finite`; names the input, what was found and expected.
     """
     shape = value.type.shape
     if array.ndim != len(shape) or not all(_fits(d, n) for d, n in zip(shape, array.shape, strict=True)):
         expected = ", ".join(str(d) for d in shape)
         raise UsageError(f"input {value.name!r}: shape {list(array.shape)} given, expected [{expected}]")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
         raise UsageError(f"input {value.name!r}: holds NaN or infinity")
     return array
 
@@ -82,6 +82,7 @@ def run(
     *,
     observe: Observer | None = None,
     extra_outputs: tuple[str, ...] = (),
+    finite: bool = True,
 ) -> dict[str, Array]:
     """Execute `graph`.
 
@@ -92,6 +93,7 @@ def run(
         observe: called with every node result as it is computed (calibration, debugging), before fake quantization; an array that
             it returns takes the result's place.
         extra_outputs: names of further values to return.
+        finite: refuse NaN and infinity in inputs, which are mistakes in every data set.
 
     Returns:
         Output arrays by name, `extra_outputs` included. At INTEGER level quantized outputs are codes, else reals.
@@ -108,7 +110,7 @@ def run(
     env: dict[Value, Array] = {}
     symbols: dict[str, int] = {}
     for value in graph.inputs:
-        array = check_input(value, np.asarray(inputs[value.name]))
+        array = check_input(value, np.asarray(inputs[value.name]), finite=finite)
         _bind_symbols(value, array, symbols)
         codes = boundary_codes(value, array)
         env[value] = codes if integer else _as_real(value, codes)

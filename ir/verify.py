@@ -30,6 +30,7 @@ from bevel.ir.ops.integer import (
     RequantizeAttrs,
     covered_taps,
 )
+from bevel.ir.ops.reduce import IntReduceAttrs
 from bevel.ir.types import Codebook, Dim, Float, Int, Quant
 
 Array = npt.NDArray[Any]
@@ -229,7 +230,7 @@ def _check_node(node: Node, level: Level) -> None:
     spec.checked_types(node, level, tuple(v.type for v in node.outputs))
     if level not in spec.levels:
         _require(level is Level.INTEGER, node, f"an operator of INTEGER level in a graph of {level.name} level")
-        codes = next((v for v in node.inputs if not isinstance(v.type.elem, Float)), None)
+        codes = next((v for v in node.inputs if isinstance(v.type.elem, Quant | Codebook)), None)
         _require(
             codes is None,
             node,
@@ -237,7 +238,8 @@ def _check_node(node: Node, level: Level) -> None:
         )
     if level is Level.INTEGER and Trait.MOVEMENT in spec.traits:
         for value in (*node.inputs, *node.outputs):
-            alike = value.type.elem == node.inputs[0].type.elem
+            # Plain integers beside other elements are indices.
+            alike = value.type.elem == node.inputs[0].type.elem or isinstance(value.type.elem, Int)
             _require(alike, node, f"moves {node.inputs[0].type.elem} and {value.type.elem}: codes of one tensor share one type")
     if isinstance(node.attrs, RequantizeAttrs | IntAddAttrs | IntMulAttrs | IntAveragePoolAttrs):
         out = node.attrs.out
@@ -288,6 +290,12 @@ def _check_int_pool(node: Node, attrs: IntAveragePoolAttrs) -> None:
         _require(not missing.size, node, f"windows over {missing.tolist()} elements have no factor")
 
 
+def _check_int_reduce(node: Node, attrs: IntReduceAttrs) -> None:
+    _check_multipliers([attrs.m], [attrs.n])
+    fits = attrs.out.storage.min <= attrs.lo <= attrs.hi <= attrs.out.storage.max
+    _require(fits, node, f"clamp {attrs.lo}..{attrs.hi} outside {attrs.out.storage}")
+
+
 def _check_lut(node: Node, attrs: OutAttrs) -> None:
     _check_range(f"table {node.inputs[1].name!r}", node.inputs[1].array, attrs.out.storage.min, attrs.out.storage.max)
 
@@ -305,6 +313,7 @@ _INTEGER_RULES: dict[str, Callable[[Node, Any], None]] = {
     "IntAdd": _check_int_add,
     "IntMul": _check_int_mul,
     "IntAveragePool": _check_int_pool,
+    "IntReduce": _check_int_reduce,
     "Lut": _check_lut,
     "IntSoftmax": _check_softmax,
 }

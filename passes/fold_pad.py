@@ -37,7 +37,7 @@ class FoldPad:
 
 def _fold(graph: Graph, node: Node) -> None:
     pad = sole_producer(graph, node, 0, "Pad")
-    if pad is None or pad.attrs.value != 0 or any((*pad.attrs.before[:2], *pad.attrs.after[:2])):
+    if pad is None or pad.attrs.mode != "constant" or pad.attrs.value != 0 or any((*pad.attrs.before[:2], *pad.attrs.after[:2])):
         return
     source = pad.inputs[0]
     if source.type.elem != pad.output.type.elem:

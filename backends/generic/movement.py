@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bevel.backends.generic.definition import Frame, define
-from bevel.backends.generic.elementwise import finish
+from bevel.backends.generic.definition import Definition, Frame, define
+from bevel.backends.generic.elementwise import aligned_strides, finish
+from bevel.backends.generic.index import PAD_COPIES
 from bevel.backends.generic.lanes import Lanes, code_bias, store_dtype
 from bevel.backends.generic.regions import Body, Region, Regional, box, whole
-from bevel.backends.kernel import Buf, NodeProblem
+from bevel.backends.kernel import Array, Buf, Extent, NodeProblem
 from bevel.backends.tvm import Expr
 from bevel.ir.ops.movement import pad_code
 from bevel.ir.types import Int, Quant, TensorType
@@ -78,7 +79,11 @@ class _Reshape(_Movement):
         """Never where the shapes have no common axes."""
         return bool(self.regions(problem)) and super().vectorised(problem)
 
-    def extent(self, problem: NodeProblem) -> int:
+    def takes_dims(self, problem: NodeProblem) -> bool:
+        """Never: lowering makes views of reshapes that keep run-time extents."""
+        return False
+
+    def extent(self, problem: NodeProblem) -> int | Extent:
         """Elements, where the shapes have no common axes."""
         return super().extent(problem) if self.regions(problem) else problem.outputs[0].size
 
@@ -154,7 +159,78 @@ class _Concat(_Movement):
         return regions
 
 
-class _Pad(_Movement):
+class _Reverse(_Movement):
+    def regions(self, problem: NodeProblem) -> list[Region]:
+        x, y, axes = problem.inputs[0], problem.outputs[0], problem.attrs.axes
+        base = sum((x.shape[a] - 1) * s for a, s in enumerate(x.strides()) if a in axes)
+        return [whole(y, [(0, base, [-s if a in axes else s for a, s in enumerate(x.strides())])], _copied(problem))]
+
+
+class _Expand(_Movement):
+    def regions(self, problem: NodeProblem) -> list[Region]:
+        x, y = problem.inputs[0], problem.outputs[0]
+        return [whole(y, [(0, 0, aligned_strides(x, len(y.shape)))], _copied(problem))]
+
+
+class _Split(_Movement):
+    """Operators that cut axes of the result into (outer, inner) pairs; each part lies along the operand with its own stride."""
+
+    def parts(self, problem: NodeProblem) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """For each axis of the result the extents of its parts, and their strides in the operand."""
+        raise NotImplementedError
+
+    def regions(self, problem: NodeProblem) -> list[Region]:
+        y = problem.outputs[0]
+        found = self.parts(problem)
+        order = y.layout or range(len(y.shape))
+        extents = [n for a in order for n in found[a][0]]
+        dims = tuple(ref for a in order for ref in ((y.dim(a), None) if found[a][0][1] == 1 else (None, None)))
+        view = Buf(tuple(extents), y.dtype, dims=dims if any(dims) else ())
+        return [whole(view, [(0, 0, [s for a in order for s in found[a][1]])], _copied(problem))]
+
+
+class _Tile(_Split):
+    def parts(self, problem: NodeProblem) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        x, repeats = problem.inputs[0], problem.attrs.repeats
+        fixed = [((n, 1), (s, 0)) for n, s in zip(x.shape, x.strides(), strict=True)]
+        repeated = [((r, n), (0, s)) for n, s, r in zip(x.shape, x.strides(), repeats, strict=True)]
+        return [fixed[a] if r == 1 else repeated[a] for a, r in enumerate(repeats)]
+
+
+class _DepthToSpace(_Split):
+    def parts(self, problem: NodeProblem) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        x, b = problem.inputs[0], problem.attrs.block
+        n, c, h, w = x.shape
+        sn, sc, sh, sw = x.strides()
+        inner = c // (b * b)
+        # A channel is (row, column, channel) or (channel, row, column).
+        row, column, channel = (b * inner, inner, 1) if problem.attrs.mode == "DCR" else (b, 1, b * b)
+        return [((n, 1), (sn, 0)), ((inner, 1), (channel * sc, 0)), ((h, b), (sh, row * sc)), ((w, b), (sw, column * sc))]
+
+
+class _SpaceToDepth(_Movement):
+    def regions(self, problem: NodeProblem) -> list[Region]:
+        """One box for each pixel of a square: a run of channels of the result."""
+        x, y, b = problem.inputs[0], problem.outputs[0], problem.attrs.block
+        n, c, h, w = x.shape
+        sn, sc, sh, sw = x.strides()
+        regions = []
+        for row in range(b):
+            for column in range(b):
+                at = (row * b + column) * c
+                regions.append(
+                    box(
+                        y,
+                        [0, at, 0, 0],
+                        (n, c, h // b, w // b),
+                        [(0, row * sh + column * sw, (sn, sc, b * sh, b * sw))],
+                        _copied(problem),
+                    )
+                )
+        return regions
+
+
+class _ConstantPad(_Movement):
     def refuse(self, problem: NodeProblem) -> str | None:
         if problem.outputs[0].dtype in _CODES and not problem.scales:
             return "Pad of codes without a scale: its real value cannot be quantized"
@@ -177,6 +253,34 @@ class _Pad(_Movement):
         return regions
 
 
+class _Pad(Definition):
+    """A constant border, or one copied from the operand through tables."""
+
+    def __init__(self) -> None:
+        self._constant = _ConstantPad()
+
+    def _of(self, problem: NodeProblem) -> Definition:
+        return self._constant if problem.attrs.mode == "constant" else PAD_COPIES
+
+    def refuse(self, problem: NodeProblem) -> str | None:
+        return self._of(problem).refuse(problem)
+
+    def takes_dims(self, problem: NodeProblem) -> bool:
+        return self._of(problem).takes_dims(problem)
+
+    def vectorised(self, problem: NodeProblem) -> bool:
+        return self._of(problem).vectorised(problem)
+
+    def extent(self, problem: NodeProblem) -> int | Extent:
+        return self._of(problem).extent(problem)
+
+    def tables(self, problem: NodeProblem) -> list[Array]:
+        return self._of(problem).tables(problem)
+
+    def emit(self, frame: Frame, problem: NodeProblem) -> None:
+        self._of(problem).emit(frame, problem)
+
+
 def stored_fill(problem: NodeProblem) -> float:
     """The stored element that Pad's real value becomes."""
     out, value = problem.outputs[0], problem.attrs.value
@@ -188,8 +292,14 @@ def stored_fill(problem: NodeProblem) -> float:
 
 
 define("Copy", _Copy())
+define("Recode", _Copy())
 define("Reshape", _Reshape())
 define("Transpose", _Transpose())
 define("Slice", _Slice())
 define("Concat", _Concat())
 define("Pad", _Pad())
+define("Reverse", _Reverse())
+define("Expand", _Expand())
+define("Tile", _Tile())
+define("DepthToSpace", _DepthToSpace())
+define("SpaceToDepth", _SpaceToDepth())

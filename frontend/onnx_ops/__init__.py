@@ -8,7 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bevel.frontend.builder import Builder, OnnxNode, Operand
-from bevel.frontend.onnx_ops import constants, convolution, elementwise, movement, normalize, pool, quantize, recurrent, reduce
+from bevel.frontend.onnx_ops import (
+    constants,
+    convolution,
+    elementwise,
+    index,
+    movement,
+    normalize,
+    pool,
+    quantize,
+    recurrent,
+    reduce,
+    resize,
+)
 
 Converter = Callable[[Builder, OnnxNode], Operand | tuple[Operand, ...]]
 
@@ -16,12 +28,14 @@ CONVERTERS: dict[str, Converter] = {
     **constants.TABLE,
     **convolution.TABLE,
     **elementwise.TABLE,
+    **index.TABLE,
     **movement.TABLE,
     **normalize.TABLE,
     **pool.TABLE,
     **quantize.TABLE,
     **recurrent.TABLE,
     **reduce.TABLE,
+    **resize.TABLE,
 }
 
 # Operators of other quantization styles, and the export that bevel reads instead.

@@ -7,9 +7,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir
 
-from bevel.frontend.builder import Builder, OnnxNode, Operand
-from bevel.ir.ops.movement import ConcatAttrs, PadAttrs, ReshapeAttrs, SliceAttrs, TransposeAttrs
+from bevel.frontend.builder import Builder, Codes, OnnxNode, Operand, normalize_array
+from bevel.ir.ops.movement import (
+    PAD_MODES,
+    BlockAttrs,
+    ConcatAttrs,
+    ExpandAttrs,
+    PadAttrs,
+    ReshapeAttrs,
+    ReverseAttrs,
+    SliceAttrs,
+    TileAttrs,
+    TransposeAttrs,
+)
 from bevel.ir.types import Dim, Shape
 
 Array = npt.NDArray[Any]
@@ -122,29 +134,57 @@ def _slice_axis(node: OnnxNode, operand: Operand, shape: Shape, axis: int, start
     return node.emit("Slice", [operand], SliceAttrs(tuple(starts), tuple(ends), tuple(steps)), suffix=suffix)
 
 
+def _bounds(node: OnnxNode, index: int, what: str) -> list[Any]:
+    """Known integers of operand `index`; entries may be symbolic dimensions."""
+    found = node.known(index, what)
+    if found is None or found.dtype.kind not in "iuO":
+        node.refuse(f"{what} missing or no integers", f"constant {what}")
+    return list(found.reshape(-1).tolist())
+
+
 def convert_slice(_builder: Builder, node: OnnxNode) -> Operand:
-    """Slice with constant bounds and positive steps, clamped to the extents."""
+    """Slice with constant bounds, clamped to the extents; a negative step reverses what a positive one picks."""
     shape = node.shape(0)
-    begin, stop = node.known_ints(1, "starts"), node.known_ints(2, "ends")
-    if begin is None or stop is None or len(begin) != len(stop):
-        node.refuse("starts and ends that do not pair", "one start and end for every axis")
-    axes = node.known_ints(3, "axes") or tuple(range(len(begin)))
-    strides = node.known_ints(4, "steps") or (1,) * len(begin)
-    if not len(axes) == len(strides) == len(begin):
-        node.refuse(f"{len(begin)} starts, {len(axes)} axes, {len(strides)} steps", "as many of each")
+    if node.has("starts"):
+        begin, stop = [*(node.ints("starts") or ())], [*(node.ints("ends") or ())]
+        axes = node.ints("axes") or tuple(range(len(begin)))
+        strides = (1,) * len(begin)
+    else:
+        begin, stop = _bounds(node, 1, "starts"), _bounds(node, 2, "ends")
+        axes = node.known_ints(3, "axes") or tuple(range(len(begin)))
+        strides = node.known_ints(4, "steps") or (1,) * len(begin)
+    if not len(axes) == len(strides) == len(begin) == len(stop):
+        node.refuse(f"{len(begin)} starts, {len(stop)} ends, {len(axes)} axes, {len(strides)} steps", "as many of each")
     starts, ends, steps = [0] * len(shape), [-1] * len(shape), [1] * len(shape)
+    reversed_axes = []
+    first: Any
+    last: Any
     for axis, first, last, step in zip(axes, begin, stop, strides, strict=True):
         axis = node.axis(axis, len(shape))
         extent = shape[axis]
-        if step < 1:
-            node.refuse(f"step {step}", "positive steps")
         if isinstance(extent, Dim):
-            if first != 0 or step != 1 or last < np.iinfo(np.int32).max:
+            whole = last == extent or (isinstance(last, int) and last >= np.iinfo(np.int32).max)
+            if first != 0 or step != 1 or not whole:
                 node.refuse(f"cuts symbolic dimension {extent}", "static extents; bind the dimension with dims=")
             continue
-        start, end, _ = slice(first, last).indices(extent)
-        starts[axis], ends[axis], steps[axis] = start, -1 if end == extent else max(end, start), step
-    return node.emit("Slice", [node.operand(0)], SliceAttrs(tuple(starts), tuple(ends), tuple(steps)))
+        if isinstance(last, Dim) and first == 0 and step == 1:
+            ends[axis] = last
+            continue
+        if step == 0 or not isinstance(first, int) or not isinstance(last, int):
+            node.refuse(
+                f"{first}:{last}:{step} of axis {axis}", "constant bounds and a step other than 0; bind dimensions with dims="
+            )
+        picked = range(extent)[slice(first, last, step)]
+        if step < 0:
+            picked = picked[::-1]
+            reversed_axes.append(axis)
+        end = picked[-1] + 1 if picked else picked.start
+        starts[axis], ends[axis], steps[axis] = picked.start, -1 if end == extent else end, abs(step)
+    attrs = SliceAttrs(tuple(starts), tuple(ends), tuple(steps))
+    if not reversed_axes:
+        return node.emit("Slice", [node.operand(0)], attrs)
+    part = node.emit("Slice", [node.operand(0)], attrs, suffix=".forward")
+    return node.emit("Reverse", [part], ReverseAttrs(tuple(sorted(reversed_axes))))
 
 
 def convert_split(_builder: Builder, node: OnnxNode) -> tuple[Operand, ...]:
@@ -166,29 +206,14 @@ def convert_split(_builder: Builder, node: OnnxNode) -> tuple[Operand, ...]:
     return tuple(results)
 
 
-def convert_gather(_builder: Builder, node: OnnxNode) -> Operand:
-    """Gather of one index, or of consecutive ones, from an activation."""
-    shape = node.shape(0)
-    axis = node.axis(node.integer("axis", 0), len(shape))
-    indices = node.known(1, "indices")
-    (extent,) = node.static(shape[axis : axis + 1], "gathered axis")
-    if indices is None or indices.dtype.kind != "i" or indices.ndim > 1 or not indices.size:
-        node.refuse("indices of rank 2 or more", "one index, or a list of consecutive ones")
-    flat = [int(i) + (extent if i < 0 else 0) for i in indices.reshape(-1)]
-    if flat != list(range(flat[0], flat[0] + len(flat))) or flat[0] < 0 or flat[-1] >= extent:
-        node.refuse(f"indices {flat[:8]} of extent {extent}", "one index, or a list of consecutive ones")
-    suffix = "" if indices.ndim else ".slice"
-    part = _slice_axis(node, node.operand(0), shape, axis, flat[0], flat[0] + len(flat), suffix)
-    return part if indices.ndim else node.emit("Reshape", [part], ReshapeAttrs((*shape[:axis], *shape[axis + 1 :])))
-
-
 def convert_pad(_builder: Builder, node: OnnxNode) -> Operand:
-    """Constant padding; negative padding cuts."""
+    """Pad; negative padding cuts."""
     shape = node.shape(0)
-    if (mode := node.text("mode", "constant")) != "constant":
-        node.refuse(f"mode={mode!r}", "mode='constant'")
+    mode = node.text("mode", "constant")
+    if mode not in PAD_MODES:
+        node.refuse(f"mode={mode!r}", ", ".join(PAD_MODES))
     pads = node.ints_or_input("pads", 1)
-    fill = node.known(2, "constant_value")
+    fill = np.asarray(node.number("value", 0.0)) if node.has("value") else node.known(2, "constant_value")
     axes = node.known_ints(3, "axes") or tuple(range(len(shape)))
     if pads is None or len(pads) != 2 * len(axes):
         node.refuse(f"pads {pads} for {len(axes)} axes", "two pads for every axis")
@@ -198,14 +223,44 @@ def convert_pad(_builder: Builder, node: OnnxNode) -> Operand:
         before[axis], after[axis] = pads[i], pads[i + len(axes)]
     operand = node.operand(0)
     if min(*before, *after) < 0:
-        ends = tuple(-1 if b >= 0 else node.static((d,), "cut extent")[0] + b for d, b in zip(shape, after, strict=True))
-        cut = SliceAttrs(tuple(max(-b, 0) for b in before), ends, (1,) * len(shape))
-        operand = node.emit("Slice", [operand], cut, suffix=".cut")
-    value = 0.0 if fill is None or not fill.size else float(fill.reshape(-1)[0])
+        operand = _cut(node, operand, [min(b, 0) for b in before], [min(a, 0) for a in after])
+    value = 0.0 if mode != "constant" or fill is None or not fill.size else float(fill.reshape(-1)[0])
     if not np.isfinite(value):
         node.refuse(f"constant_value={value}", "finite values")
-    attrs = PadAttrs(tuple(max(b, 0) for b in before), tuple(max(a, 0) for a in after), value)
+    attrs = PadAttrs(tuple(max(b, 0) for b in before), tuple(max(a, 0) for a in after), value, mode)
     return node.emit("Pad", [operand], attrs)
+
+
+def _cut(node: OnnxNode, operand: Operand, before: list[int], after: list[int]) -> Operand:
+    """Without the elements that negative padding removes."""
+    shape = node.shape(0)
+    starts, ends = [-b for b in before], [-1] * len(shape)
+    for axis, (first, a) in enumerate(zip(starts, after, strict=True)):
+        if a < 0:
+            (extent,) = node.static((shape[axis],), "cut extent")
+            ends[axis] = max(extent + a, first)
+    return node.emit("Slice", [operand], SliceAttrs(tuple(starts), tuple(ends), (1,) * len(shape)), suffix=".cut")
+
+
+def convert_center_crop_pad(_builder: Builder, node: OnnxNode) -> Operand:
+    """CenterCropPad to constant extents: a Slice and a Pad."""
+    shape = node.shape(0)
+    target = node.known_ints(1, "shape")
+    axes = tuple(node.axis(a, len(shape)) for a in node.ints("axes") or range(len(shape)))
+    if target is None or len(target) != len(axes) or min(target, default=0) < 1:
+        node.refuse(f"shape {target} for axes {list(axes)}", "one positive extent for every axis")
+    starts, ends = [0] * len(shape), [-1] * len(shape)
+    before, after = [0] * len(shape), [0] * len(shape)
+    for axis, size in zip(axes, target, strict=True):
+        (extent,) = node.static((shape[axis],), "cropped or padded extent")
+        if extent > size:
+            starts[axis] = (extent - size) // 2
+            ends[axis] = starts[axis] + size
+        else:
+            before[axis] = (size - extent) // 2
+            after[axis] = size - extent - before[axis]
+    cut = node.emit("Slice", [node.operand(0)], SliceAttrs(tuple(starts), tuple(ends), (1,) * len(shape)), suffix=".cropped")
+    return node.emit("Pad", [cut], PadAttrs(tuple(before), tuple(after)))
 
 
 def convert_concat(_builder: Builder, node: OnnxNode) -> Operand:
@@ -219,55 +274,88 @@ def convert_identity(_builder: Builder, node: OnnxNode) -> Operand:
     return node.operand(0)
 
 
-def convert_dropout(_builder: Builder, node: OnnxNode) -> Operand:
-    """Dropout does nothing at inference."""
-    node.number("ratio", 0.5)
-    node.integer("seed", 0)
-    training = node.known(2, "training_mode")
-    if any(node.outputs[1:]) or (training is not None and bool(training.any())):
-        node.refuse("training mode or the mask output", "inference; export the model in eval mode")
-    return node.operand(0)
-
-
 def convert_expand(_builder: Builder, node: OnnxNode) -> Operand:
-    """Expand that changes nothing."""
+    """Expand to a constant or partly symbolic shape."""
     shape = node.shape(0)
     target = node.known(1, "shape")
     wanted = () if target is None else tuple(target.reshape(-1).tolist())
-    padded = (1,) * (len(shape) - len(wanted)) + wanted
-    if len(wanted) > len(shape) or any(w not in (1, d) for w, d in zip(padded, shape, strict=True)):
-        node.refuse(f"[{', '.join(map(str, shape))}] to {list(map(str, wanted))}", "the operand's own shape")
-    return node.operand(0)
+    rank = max(len(shape), len(wanted))
+    own = (1,) * (rank - len(shape)) + shape
+    padded = (1,) * (rank - len(wanted)) + wanted
+    result: list[int | Dim] = []
+    for a, w in zip(own, padded, strict=True):
+        if w != 1 and a != 1 and a != w:
+            node.refuse(f"[{', '.join(map(str, shape))}] to [{', '.join(map(str, wanted))}]", "extents that broadcast")
+        result.append(w if a == 1 else a)
+    return node.operand(0) if tuple(result) == shape else node.emit("Expand", [node.operand(0)], ExpandAttrs(tuple(result)))
+
+
+def convert_tile(_builder: Builder, node: OnnxNode) -> Operand:
+    """Tile by constant repeats."""
+    repeats = node.known_ints(1, "repeats")
+    if node.opset < 6:
+        node.refuse("tiles along one axis", "opset 6 and later")
+    if repeats is None or len(repeats) != len(node.shape(0)) or min(repeats, default=1) < 1:
+        node.refuse(f"repeats {repeats} for rank {len(node.shape(0))}", "one positive repeat for every axis")
+    return node.operand(0) if set(repeats) <= {1} else node.emit("Tile", [node.operand(0)], TileAttrs(repeats))
 
 
 def convert_depth_to_space(_builder: Builder, node: OnnxNode) -> Operand:
-    """DepthToSpace as Reshape, Transpose, Reshape."""
-    batch, channels, height, width = node.shape(0)
-    c, h, w = node.static((channels, height, width), "image extents")
-    block, mode = node.integer("blocksize", 1), node.text("mode", "DCR")
-    if block < 1 or c % (block * block) or mode not in ("DCR", "CRD"):
-        node.refuse(f"blocksize={block}, mode={mode!r} of {c} channels", "channels divisible by blocksize^2, DCR or CRD")
-    inner = c // (block * block)
-    split = (batch, block, block, inner, h, w) if mode == "DCR" else (batch, inner, block, block, h, w)
-    perm = (0, 3, 4, 1, 5, 2) if mode == "DCR" else (0, 1, 4, 2, 5, 3)
-    parts = node.emit("Reshape", [node.operand(0)], ReshapeAttrs(split), suffix=".split")
-    moved = node.emit("Transpose", [parts], TransposeAttrs(perm), suffix=".moved")
-    return node.emit("Reshape", [moved], ReshapeAttrs((batch, inner, h * block, w * block)))
+    """DepthToSpace."""
+    return node.emit("DepthToSpace", [node.operand(0)], BlockAttrs(node.integer("blocksize", 1), node.text("mode", "DCR")))
+
+
+def convert_space_to_depth(_builder: Builder, node: OnnxNode) -> Operand:
+    """SpaceToDepth."""
+    return node.emit("SpaceToDepth", [node.operand(0)], BlockAttrs(node.integer("blocksize", 1), node.text("mode", "DCR")))
+
+
+def convert_trilu(_builder: Builder, node: OnnxNode) -> Operand:
+    """Trilu of static matrices: a choice between the operand and zero by a constant triangle."""
+    shape = node.shape(0)
+    rows, columns = node.static(shape[-2:], "matrix")
+    offset = node.known_ints(1, "k") or (0,)
+    keep = np.tri(rows, columns, offset[0], dtype=bool)
+    if node.integer("upper", 1):
+        keep = ~np.tri(rows, columns, offset[0] - 1, dtype=bool)
+    operand = node.operand(0)
+    return node.emit("Where", [keep, operand, np.zeros((), dtype_of(operand))])
+
+
+def dtype_of(operand: Operand) -> np.dtype[Any]:
+    """The type that an operand's elements compute in."""
+    if isinstance(operand, np.ndarray):
+        return operand.dtype
+    return operand.value.type.dtype if isinstance(operand, Codes) else np.dtype(np.float32)
+
+
+def convert_eye_like(_builder: Builder, node: OnnxNode) -> Operand:
+    """EyeLike of a static shape: a constant."""
+    shape = node.static(node.shape(0), "operand")
+    code = node.integer("dtype", 0)
+    dtype = onnx_ir.DataType(code).numpy() if code else dtype_of(node.operand(0))
+    offset = node.integer("k", 0)
+    if len(shape) != 2 or dtype.kind not in "fiub":
+        node.refuse(f"rank {len(shape)}, {dtype}", "rank 2 and numbers")
+    return normalize_array(np.eye(*shape, k=offset, dtype=dtype), node.outputs[0])
 
 
 TABLE = {
+    "CenterCropPad": convert_center_crop_pad,
     "Concat": convert_concat,
     "DepthToSpace": convert_depth_to_space,
-    "Dropout": convert_dropout,
     "Expand": convert_expand,
+    "EyeLike": convert_eye_like,
     "Flatten": convert_flatten,
-    "Gather": convert_gather,
     "Identity": convert_identity,
     "Pad": convert_pad,
     "Reshape": convert_reshape,
     "Slice": convert_slice,
+    "SpaceToDepth": convert_space_to_depth,
     "Split": convert_split,
     "Squeeze": convert_squeeze,
+    "Tile": convert_tile,
     "Transpose": convert_transpose,
+    "Trilu": convert_trilu,
     "Unsqueeze": convert_unsqueeze,
 }

@@ -173,7 +173,10 @@ def input_quant(builder: Builder, value: onnx_ir.Value) -> Quant | None:
 
 # ONNX operators that move codes without changing them.
 MOVEMENT = frozenset(
-    "Concat DepthToSpace Expand Flatten Gather Identity MaxPool Pad Reshape Slice Split Squeeze Transpose Unsqueeze".split()
+    (
+        "CenterCropPad Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity MaxPool Pad Reshape Slice "
+        "SpaceToDepth Split Squeeze Tile Transpose Unsqueeze"
+    ).split()
 )
 
 

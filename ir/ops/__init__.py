@@ -1,6 +1,18 @@
 """The op table: importing this package registers every operator."""
 
-from bevel.ir.ops import convolution, elementwise, integer, movement, normalize, pool, recurrent, reduce, select_axis
+from bevel.ir.ops import (
+    convolution,
+    elementwise,
+    index,
+    integer,
+    movement,
+    normalize,
+    pool,
+    recurrent,
+    reduce,
+    resize,
+    select_axis,
+)
 from bevel.ir.ops.op import Call, Cost, NoAttrs, Op, PruneRule, QuantRule, Trait, lookup, table
 
 __all__ = [
@@ -13,6 +25,7 @@ __all__ = [
     "Trait",
     "convolution",
     "elementwise",
+    "index",
     "integer",
     "lookup",
     "movement",
@@ -20,6 +33,7 @@ __all__ = [
     "pool",
     "recurrent",
     "reduce",
+    "resize",
     "select_axis",
     "table",
 ]

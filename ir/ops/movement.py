@@ -25,10 +25,12 @@ from bevel.ir.types import F32, Dim, Float, Quant, Shape, TensorType
 
 Array = npt.NDArray[Any]
 
+PAD_MODES = ("constant", "edge", "reflect", "wrap")
+
 
 @dataclass(frozen=True)
 class ReshapeAttrs:
-    """The complete result shape; at most one symbolic dimension beyond the operand's own."""
+    """The complete result shape, with the operand's symbolic dimensions."""
 
     shape: Shape
 
@@ -44,21 +46,57 @@ class TransposeAttrs:
 class SliceAttrs:
     """Per axis of the operand: first index, end (exclusive) and positive step, clamped to the extent by the frontend.
 
-    Axes that are not sliced have start 0, end -1 (meaning: to the end) and step 1.
+    Axes that are not sliced have start 0, end -1 (meaning: to the end) and step 1. The end may be a symbolic dimension, which then
+    is the result's extent.
     """
 
     starts: tuple[int, ...]
-    ends: tuple[int, ...]
+    ends: tuple[int | Dim, ...]
     steps: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class PadAttrs:
-    """Constant padding: elements before and after each axis; value in real units (quantized to a code at INTEGER level)."""
+    """Elements before and after each axis, and what they are.
+
+    Attributes:
+        value: of mode "constant", in real units (quantized to a code at INTEGER level).
+        mode: "constant", or elements of the operand: "edge" repeats the outermost, "reflect" mirrors at it, "wrap" starts over.
+    """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
     value: float = 0.0
+    mode: str = "constant"
+
+
+@dataclass(frozen=True)
+class ReverseAttrs:
+    """Axes whose order is reversed."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ExpandAttrs:
+    """The complete result shape: each extent is the operand's own, or any where that is 1 or missing in front."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class TileAttrs:
+    """How often each axis repeats."""
+
+    repeats: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BlockAttrs:
+    """Extent of the square of pixels that lies in the channels; DCR: offset within the square before channel, CRD: behind it."""
+
+    block: int
+    mode: str = "DCR"
 
 
 @dataclass(frozen=True)
@@ -84,9 +122,7 @@ def _reshape_infer(attrs: ReshapeAttrs, ins: tuple[TensorType, ...]) -> tuple[Te
 
 
 def _reshape_reference(call: Call, x: Array) -> Array:
-    symbols = [i for i, d in enumerate(call.attrs.shape) if isinstance(d, Dim)]
-    require(len(symbols) <= 1, f"Reshape to {list(map(str, call.attrs.shape))}: more than one symbolic dimension")
-    return x.reshape([-1 if isinstance(d, Dim) else d for d in call.attrs.shape])
+    return x.reshape(call.attrs.shape)
 
 
 def _transpose_infer(attrs: TransposeAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
@@ -105,6 +141,11 @@ def _slice_infer(attrs: SliceAttrs, ins: tuple[TensorType, ...]) -> tuple[Tensor
     shape: list[int | Dim] = []
     for extent, start, end, step in zip(x.shape, attrs.starts, attrs.ends, attrs.steps, strict=True):
         require(step >= 1 and start >= 0, f"slice start {start} step {step}: expected start >= 0 and step >= 1")
+        if isinstance(end, Dim):
+            fits = isinstance(extent, int) and (end.hi is None or end.hi <= extent)
+            require(fits and start == 0 and step == 1, f"slice {start}:{end}:{step} of {extent}: expected 0:{end}:1 of as many")
+            shape.append(end)
+            continue
         if isinstance(extent, Dim):
             require((start, end, step) == (0, -1, 1), f"symbolic dimension {extent} cannot be sliced")
             shape.append(extent)
@@ -125,14 +166,22 @@ def _pad_infer(attrs: PadAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType
     x = ins[0]
     require(len(attrs.before) == len(attrs.after) == x.rank, f"pad needs {x.rank} entries per field")
     require(all(n >= 0 for n in (*attrs.before, *attrs.after)), "negative padding: use Slice")
+    require(attrs.mode in PAD_MODES, f"mode {attrs.mode!r}, expected one of {', '.join(PAD_MODES)}")
     shape: list[int | Dim] = []
     for extent, before, after in zip(x.shape, attrs.before, attrs.after, strict=True):
         if isinstance(extent, Dim):
             require(before == after == 0, f"symbolic dimension {extent} cannot be padded")
             shape.append(extent)
         else:
+            least = 0 if attrs.mode == "constant" or before == after == 0 else 1
+            require(extent >= least, f"mode {attrs.mode!r} of an empty axis")
             shape.append(extent + before + after)
     return (x.with_shape(tuple(shape)),)
+
+
+def pad_table(attrs: PadAttrs, axis: int, extent: int) -> Array:
+    """Source index of every result index along `axis` of `extent` elements, for modes that copy elements: int64."""
+    return np.pad(np.arange(extent, dtype=np.int64), (attrs.before[axis], attrs.after[axis]), mode=attrs.mode)  # type: ignore[call-overload,no-any-return]
 
 
 def pad_code(value: float, type_: TensorType) -> float:
@@ -144,6 +193,11 @@ def pad_code(value: float, type_: TensorType) -> float:
 
 def _pad_reference(call: Call, x: Array) -> Array:
     a = call.attrs
+    if a.mode != "constant":
+        for axis, extent in enumerate(x.shape):
+            if a.before[axis] or a.after[axis]:
+                x = np.take(x, pad_table(a, axis, extent), axis=axis)
+        return x
     fill = a.value if x.dtype.kind == "f" else pad_code(a.value, call.inputs[0])
     return np.pad(x, list(zip(a.before, a.after, strict=True)), constant_values=fill)
 
@@ -168,6 +222,86 @@ def _concat_infer(attrs: ConcatAttrs, ins: tuple[TensorType, ...]) -> tuple[Tens
         total += extent
     joined = first.with_shape((*first.shape[: attrs.axis], total, *first.shape[attrs.axis + 1 :]))
     return (joined if alike else joined.with_elem(F32),)
+
+
+def _reverse_infer(attrs: ReverseAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    require_per_tensor(ins[0])
+    for axis in attrs.axes:
+        require_axis(axis, ins[0].rank)
+        require(isinstance(ins[0].shape[axis], int), f"symbolic dimension {ins[0].shape[axis]} cannot be reversed")
+    return (ins[0],)
+
+
+def _expand_infer(attrs: ExpandAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    x = ins[0]
+    require_per_tensor(x)
+    front = len(attrs.shape) - x.rank
+    fits = front >= 0 and all(a in (1, b) for a, b in zip(x.shape, attrs.shape[max(front, 0) :], strict=False))
+    require(fits, f"cannot expand {x} to {list(map(str, attrs.shape))}")
+    return (x.with_shape(attrs.shape),)
+
+
+def _expand_reference(call: Call, x: Array) -> Array:
+    return np.broadcast_to(x, call.attrs.shape).copy()
+
+
+def _tile_infer(attrs: TileAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    x = ins[0]
+    require_per_tensor(x)
+    require(len(attrs.repeats) == x.rank and all(n >= 1 for n in attrs.repeats), f"repeats {attrs.repeats} of {x}")
+    shape: list[int | Dim] = []
+    for extent, repeat in zip(x.shape, attrs.repeats, strict=True):
+        require(repeat == 1 or isinstance(extent, int), f"symbolic dimension {extent} cannot be repeated")
+        shape.append(extent * repeat if isinstance(extent, int) else extent)
+    return (x.with_shape(tuple(shape)),)
+
+
+def _image(attrs: BlockAttrs, x: TensorType) -> tuple[int, int, int]:
+    """Channels, height and width of an image whose blocks are moved."""
+    require_per_tensor(x)
+    require(x.rank == 4 and attrs.block >= 1, f"blocks of {attrs.block} in {x}, expected rank 4 and a block of 1 or more")
+    require(attrs.mode in ("DCR", "CRD"), f"mode {attrs.mode!r}, expected DCR or CRD")
+    channels, height, width = x.shape[1:]
+    require(
+        isinstance(channels, int) and isinstance(height, int) and isinstance(width, int),
+        f"{x}: channels and extents must be static",
+    )
+    assert isinstance(channels, int)
+    assert isinstance(height, int)
+    assert isinstance(width, int)
+    return channels, height, width
+
+
+def _depth_to_space_infer(attrs: BlockAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    channels, height, width = _image(attrs, ins[0])
+    b = attrs.block
+    require(channels % (b * b) == 0, f"{channels} channels are no multiple of {b} * {b}")
+    return (ins[0].with_shape((ins[0].shape[0], channels // (b * b), height * b, width * b)),)
+
+
+def _depth_to_space_reference(call: Call, x: Array) -> Array:
+    n, c, h, w = x.shape
+    b = call.attrs.block
+    if call.attrs.mode == "DCR":
+        parts = x.reshape(n, b, b, c // (b * b), h, w).transpose(0, 3, 4, 1, 5, 2)
+    else:
+        parts = x.reshape(n, c // (b * b), b, b, h, w).transpose(0, 1, 4, 2, 5, 3)
+    return parts.reshape(n, c // (b * b), h * b, w * b)
+
+
+def _space_to_depth_infer(attrs: BlockAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    channels, height, width = _image(attrs, ins[0])
+    b = attrs.block
+    require(attrs.mode == "DCR", "SpaceToDepth has mode DCR only")
+    require(height % b == 0 and width % b == 0, f"image {height} x {width} is no multiple of {b}")
+    return (ins[0].with_shape((ins[0].shape[0], channels * b * b, height // b, width // b)),)
+
+
+def _space_to_depth_reference(call: Call, x: Array) -> Array:
+    n, c, h, w = x.shape
+    b = call.attrs.block
+    parts = x.reshape(n, c, h // b, b, w // b, b).transpose(0, 3, 5, 1, 2, 4)
+    return parts.reshape(n, c * b * b, h // b, w // b)
 
 
 def _movement(name: str, doc: str, attrs: type[Any], infer: Any, reference: Any, prune: PruneRule, **more: Any) -> None:
@@ -213,7 +347,40 @@ _movement(
     _slice_reference,
     PruneRule.BLOCKS,
 )
-_movement("Pad", "A constant border.", PadAttrs, _pad_infer, _pad_reference, PruneRule.BLOCKS)
+_movement("Pad", "A border: constant, or made of the operand's elements.", PadAttrs, _pad_infer, _pad_reference, PruneRule.BLOCKS)
+_movement(
+    "Reverse",
+    "Axes in opposite order.",
+    ReverseAttrs,
+    _reverse_infer,
+    lambda call, x: np.flip(x, call.attrs.axes).copy(),
+    PruneRule.BLOCKS,
+)
+_movement("Expand", "Axes of extent 1 broadcast.", ExpandAttrs, _expand_infer, _expand_reference, PruneRule.BLOCKS)
+_movement(
+    "Tile",
+    "The operand repeated along its axes.",
+    TileAttrs,
+    _tile_infer,
+    lambda call, x: np.tile(x, call.attrs.repeats),
+    PruneRule.BLOCKS,
+)
+_movement(
+    "DepthToSpace",
+    "Channels moved into squares of pixels.",
+    BlockAttrs,
+    _depth_to_space_infer,
+    _depth_to_space_reference,
+    PruneRule.BLOCKS,
+)
+_movement(
+    "SpaceToDepth",
+    "Squares of pixels moved into channels.",
+    BlockAttrs,
+    _space_to_depth_infer,
+    _space_to_depth_reference,
+    PruneRule.BLOCKS,
+)
 _movement(
     "Concat",
     "Operands joined along an axis.",

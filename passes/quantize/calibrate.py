@@ -21,7 +21,7 @@ from bevel.errors import InvalidPlan, UsageError
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import QuantRule, Trait, lookup
 from bevel.ir.ops.integer import SOFTMAX_OUT
-from bevel.ir.types import F32, Quant
+from bevel.ir.types import F32, Int, Quant
 from bevel.passes.quantize.bias_correction import MeanLog, bias_corrections, channel_means
 from bevel.passes.quantize.methods import RangeObserver, parse_method
 from bevel.passes.quantize.observation import Observation
@@ -156,7 +156,9 @@ def _islands(graph: Graph, keep_float: frozenset[str]) -> set[Node]:
         spec = lookup(node.op)
         computed = spec.quant in (QuantRule.FLOAT, QuantRule.NONE) or any(v.name in keep_float for v in node.outputs)
         weights = bool(spec.traits & {Trait.WEIGHTED, Trait.CHANNELWISE}) and not all(v.is_constant for v in node.inputs[1:])
-        plain = any(v.type.elem != F32 for v in (*node.inputs, *node.outputs))
+        # Movement takes plain integers as indices beside the reals it moves.
+        operands = [v for v in node.inputs if Trait.MOVEMENT not in spec.traits or not isinstance(v.type.elem, Int)]
+        plain = any(v.type.elem != F32 for v in (*operands, *node.outputs))
         follows = Trait.ACTIVATION in spec.traits and node.inputs[0].producer in islands
         if computed or weights or plain or (follows and graph.sole_user(node.inputs[0]) is node):
             islands.add(node)

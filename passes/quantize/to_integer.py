@@ -17,7 +17,7 @@ from bevel.errors import UsageError
 from bevel.ir.graph import Graph, Level, Node
 from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.integer import OutAttrs
-from bevel.ir.types import F32, Quant
+from bevel.ir.types import F32, Int, Quant
 from bevel.passes.quantize import lower_channelwise, lower_elementwise, lower_movement, lower_pool, lower_weighted
 from bevel.passes.quantize.lowering import Lowering, is_code, rule_for
 
@@ -64,7 +64,7 @@ def spread_types(graph: Graph) -> None:
             if value.type.elem == F32 and is_code(node.output) and graph.sole_user(value) is node and not value.is_constant:
                 value.type = value.type.with_elem(node.output.type.elem)
     for node in movements:
-        elems = {v.type.elem for v in node.inputs}
+        elems = {v.type.elem for v in node.inputs if not isinstance(v.type.elem, Int)}
         if node.output.type.elem == F32 and len(elems) == 1 and is_code(node.inputs[0]):
             node.output.type = node.output.type.with_elem(node.inputs[0].type.elem)
 
