@@ -156,9 +156,10 @@ def _islands(graph: Graph, keep_float: frozenset[str]) -> set[Node]:
         spec = lookup(node.op)
         computed = spec.quant in (QuantRule.FLOAT, QuantRule.NONE) or any(v.name in keep_float for v in node.outputs)
         weights = bool(spec.traits & {Trait.WEIGHTED, Trait.CHANNELWISE}) and not all(v.is_constant for v in node.inputs[1:])
-        # Movement takes plain integers as indices beside the reals it moves.
-        operands = [v for v in node.inputs if Trait.MOVEMENT not in spec.traits or not isinstance(v.type.elem, Int)]
-        plain = any(v.type.elem != F32 for v in (*operands, *node.outputs))
+        # Movement takes and gives plain integers as indices beside the reals it moves.
+        moves = Trait.MOVEMENT in spec.traits
+        moved = [v for v in (*node.inputs, *node.outputs) if not (moves and isinstance(v.type.elem, Int))]
+        plain = not moved or any(v.type.elem != F32 for v in moved)
         follows = Trait.ACTIVATION in spec.traits and node.inputs[0].producer in islands
         if computed or weights or plain or (follows and graph.sole_user(node.inputs[0]) is node):
             islands.add(node)
@@ -175,7 +176,7 @@ def _typed_values(graph: Graph, islands: set[Node]) -> list[Value]:
             else:
                 user = graph.sole_user(value)
                 fuses = user is not None and user not in islands and Trait.ACTIVATION in lookup(user.op).traits
-                typed = not (fuses and lookup(node.op).quant in (QuantRule.OWN, QuantRule.FUSED))
+                typed = value.type.elem == F32 and not (fuses and lookup(node.op).quant in (QuantRule.OWN, QuantRule.FUSED))
             if typed:
                 found.append(value)
     return found

@@ -97,6 +97,25 @@ def rule_for(node: Node) -> Rule | None:
     return rule if fits(node) else None
 
 
+WholeRule = Callable[["Lowering", Node], None]
+_WHOLE_RULES: dict[str, WholeRule] = {}
+
+
+def lowers_whole(*ops: str) -> Callable[[WholeRule], WholeRule]:
+    """Register the integer form of `ops` on codes whose results are several, or plain integers: no epilogue fuses into them."""
+
+    def register(rule: WholeRule) -> WholeRule:
+        _WHOLE_RULES.update(dict.fromkeys(ops, rule))
+        return rule
+
+    return register
+
+
+def whole_rule_for(node: Node) -> WholeRule | None:
+    """The rule of `lowers_whole` that lowers `node`, None where it has none or reads anything but codes."""
+    return _WHOLE_RULES.get(node.op) if operands_are_codes(node) else None
+
+
 class Lowering:
     """One run of to-integer: the source graph, the graph being built, and which value became which.
 

@@ -18,11 +18,11 @@ from bevel.ir.graph import Graph, Level, Node
 from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.integer import OutAttrs
 from bevel.ir.types import F32, Int, Quant
-from bevel.passes.quantize import lower_channelwise, lower_elementwise, lower_movement, lower_pool, lower_weighted
-from bevel.passes.quantize.lowering import Lowering, is_code, rule_for
+from bevel.passes.quantize import lower_channelwise, lower_elementwise, lower_movement, lower_pool, lower_reduce, lower_weighted
+from bevel.passes.quantize.lowering import Lowering, is_code, rule_for, whole_rule_for
 
 # Importing them registers their rules.
-RULE_FILES = (lower_channelwise, lower_elementwise, lower_movement, lower_pool, lower_weighted)
+RULE_FILES = (lower_channelwise, lower_elementwise, lower_movement, lower_pool, lower_reduce, lower_weighted)
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,20 @@ def spread_types(graph: Graph) -> None:
     movements = [n for n in graph.nodes if Trait.MOVEMENT in lookup(n.op).traits]
     for node in reversed(movements):
         for value in node.inputs:
-            if value.type.elem == F32 and is_code(node.output) and graph.sole_user(value) is node and not value.is_constant:
-                value.type = value.type.with_elem(node.output.type.elem)
+            if value.type.elem == F32 and is_code(node.outputs[0]) and graph.sole_user(value) is node and not value.is_constant:
+                value.type = value.type.with_elem(node.outputs[0].type.elem)
     for node in movements:
         elems = {v.type.elem for v in node.inputs if not isinstance(v.type.elem, Int)}
-        if node.output.type.elem == F32 and len(elems) == 1 and is_code(node.inputs[0]):
-            node.output.type = node.output.type.with_elem(node.inputs[0].type.elem)
+        moved = node.outputs[0]
+        if moved.type.elem == F32 and len(elems) == 1 and is_code(node.inputs[0]):
+            moved.type = moved.type.with_elem(node.inputs[0].type.elem)
 
 
 def _lower(ctx: Lowering, node: Node) -> tuple[Node, ...]:
     """Lower one node; returns the activations fused into it."""
+    if (whole := whole_rule_for(node)) is not None:
+        whole(ctx, node)
+        return ()
     rule, end = rule_for(node), ctx.epilogue(node)
     if rule is None or end is None:
         _island(ctx, node)

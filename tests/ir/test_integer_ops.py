@@ -33,6 +33,7 @@ from bevel.ir.ops.integer import (
     softmax_table,
 )
 from bevel.ir.ops.normalize import AxisAttrs
+from bevel.ir.ops.reduce import IntReduceAttrs
 from bevel.ir.types import F32, Int, Quant, TensorType
 from bevel.ir.verify import accumulator_bound
 
@@ -225,6 +226,21 @@ def test_int_average_pool_with_edge_counts(zero: int) -> None:
         total, at = sum(int(x[b, c, r, s]) - zero for r, s in seen), counts.index(len(seen))
         # Means round ties to even, as Python's round does.
         assert found[b, c, i, j] == clamp(3 + round(Fraction(total * m[at], 2 ** n[at])), -128, 127)
+
+
+@pytest.mark.parametrize(("axes", "keepdims"), [((1, 2), True), ((0,), False), ((), True)])
+def test_int_reduce_sums_and_rounds_ties_to_even(axes: tuple[int, ...], keepdims: bool) -> None:
+    x = np.random.default_rng(2).integers(-128, 128, (3, 4, 5)).astype(np.int8)
+    # With this factor half of all sums are ties.
+    attrs = IntReduceAttrs(axes, keepdims, quant(3), 2**30, 31, -120, 119)
+    kept = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
+    shape = kept if keepdims else tuple(d for i, d in enumerate(x.shape) if i not in axes)
+    found = reference("IntReduce", attrs, [x], [TensorType(x.shape, quant(-7))], TensorType(shape, attrs.out))
+    assert found.shape == shape
+    for index in np.ndindex(kept):
+        box = x[tuple(slice(None) if axis in axes else slice(i, i + 1) for axis, i in enumerate(index))]
+        total = sum(int(c) + 7 for c in box.reshape(-1))
+        assert found.reshape(kept)[index] == clamp(3 + round(Fraction(total, 2)), -120, 119)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -24,6 +24,7 @@ from bevel.ir.ops.integer import (
 )
 from bevel.ir.ops.movement import ConcatAttrs, ReshapeAttrs
 from bevel.ir.ops.normalize import AxisAttrs
+from bevel.ir.ops.reduce import IntReduceAttrs
 from bevel.ir.types import F32, I32, Codebook, Dim, Int, Quant, TensorType
 from bevel.ir.verify import accumulator_bound, float_islands, is_integer_only, verify
 from tests.ir.graphs import graphs
@@ -254,8 +255,10 @@ def integer_graph() -> Graph:
     rows = graph.add_constant("rows", np.stack([t.array, -1 - t.array]))
     lut = graph.add_node("ChannelLut", [lut, rows], ChannelLutAttrs(Q, 1), names=["channels"], loc="channels").output
     avg = graph.add_node("IntAveragePool", [lut], pool, names=["avg"], loc="avg").output
+    sums = IntReduceAttrs((3,), True, Q, 2**30, 30, -128, 127)
+    red = graph.add_node("IntReduce", [avg], sums, names=["red"], loc="reduce").output
     e = graph.add_constant("e", softmax_table(0.5))
-    soft = graph.add_node("IntSoftmax", [avg, e], AxisAttrs(1), names=["soft"], loc="soft").output
+    soft = graph.add_node("IntSoftmax", [red, e], AxisAttrs(1), names=["soft"], loc="soft").output
     d = graph.add_node("Dequantize", [soft], names=["d"], loc="island in").output
     r = graph.add_node("Sigmoid", [d], names=["r"], loc="sigmoid").output
     q = graph.add_node("Quantize", [r], OutAttrs(Q), names=["q"], loc="island out").output
@@ -319,6 +322,9 @@ INTEGER: list[tuple[str, Callable[[Graph], None], str]] = [
     ("add shift", attrs_of("add", n=0), "IntAdd 'add': shift holds 0"),
     ("mul multiplier", attrs_of("mul", m=3), "IntMul 'mul': multiplier holds 3"),
     ("mul shift", attrs_of("mul", n=63), "IntMul 'mul': shift holds 63"),
+    ("reduce multiplier", attrs_of("reduce", m=1), "IntReduce 'reduce': multiplier holds 1"),
+    ("reduce shift", attrs_of("reduce", n=63), "IntReduce 'reduce': shift holds 63"),
+    ("reduce clamp", attrs_of("reduce", lo=9, hi=8), "IntReduce 'reduce': clamp 9..8 outside i8"),
     ("pool multiplier", attrs_of("avg", m=(1, 2**30, 2**30)), "IntAveragePool 'avg': multiplier holds 1"),
     ("pool shift", attrs_of("avg", n=(0, 1, 1)), "IntAveragePool 'avg': shift holds 0"),
     ("pool counts", attrs_of("avg", counts=(1, 3, 4)), r"windows over \[2\] elements have no factor"),
