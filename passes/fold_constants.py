@@ -29,6 +29,7 @@ class FoldConstants:
         result = graph.clone()
         for node in result.nodes:
             known = bool(node.inputs) and all(v.is_constant for v in node.inputs)
+            known = known and all(out.type.is_static for out in node.outputs)
             if not known or any(out.type.size > self.limit or result.is_output(out) for out in node.outputs):
                 continue
             for out, array in zip(node.outputs, evaluate(node, result.level), strict=True):
