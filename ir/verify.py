@@ -31,7 +31,6 @@ from bevel.ir.ops.integer import (
     covered_taps,
 )
 from bevel.ir.ops.reduce import IntReduceAttrs
-from bevel.ir.ops.reduce import IntReduceAttrs
 from bevel.ir.types import Codebook, Dim, Float, Int, Quant
 
 Array = npt.NDArray[Any]
@@ -297,12 +296,6 @@ def _check_int_reduce(node: Node, attrs: IntReduceAttrs) -> None:
     _require(fits, node, f"clamp {attrs.lo}..{attrs.hi} outside {attrs.out.storage}")
 
 
-def _check_int_reduce(node: Node, attrs: IntReduceAttrs) -> None:
-    _check_multipliers([attrs.m], [attrs.n])
-    fits = attrs.out.storage.min <= attrs.lo <= attrs.hi <= attrs.out.storage.max
-    _require(fits, node, f"clamp {attrs.lo}..{attrs.hi} outside {attrs.out.storage}")
-
-
 def _check_lut(node: Node, attrs: OutAttrs) -> None:
     _check_range(f"table {node.inputs[1].name!r}", node.inputs[1].array, attrs.out.storage.min, attrs.out.storage.max)
 
@@ -320,7 +313,6 @@ _INTEGER_RULES: dict[str, Callable[[Node, Any], None]] = {
     "IntAdd": _check_int_add,
     "IntMul": _check_int_mul,
     "IntAveragePool": _check_int_pool,
-    "IntReduce": _check_int_reduce,
     "IntReduce": _check_int_reduce,
     "Lut": _check_lut,
     "IntSoftmax": _check_softmax,
