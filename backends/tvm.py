@@ -86,6 +86,7 @@ class Builder:
         self._ns = _tvm()
         self._builder = self._ns.IRBuilder()
         self._symbol = symbol
+        self._widened: list[Buffer] = []
         self.function: PrimFunc = None
 
     def __enter__(self) -> Builder:
@@ -105,9 +106,12 @@ class Builder:
 
     # Parameters ------------------------------------------------------------------------------------------------------
 
-    def param(self, name: str, dtype: str) -> Buffer:
-        """A pointer parameter, as a flat buffer of `dtype`."""
-        return self._ns.B.arg(name, self._ns.B.buffer((self._EXTENT,), dtype))
+    def param(self, name: str, dtype: str, *, widened: bool = False) -> Buffer:
+        """A pointer parameter, as a flat buffer of `dtype`; with `widened`, float16 elements are loaded and stored as float32."""
+        buffer = self._ns.B.arg(name, self._ns.B.buffer((self._EXTENT,), dtype))
+        if widened and dtype == "float16":
+            self._widened.append(buffer)
+        return buffer
 
     def range_params(self, scratch_dtype: str = "uint8") -> tuple[Expr, Expr, Buffer]:
         """The trailing ABI parameters: int32 `lo`, int32 `hi`, and the scratch buffer."""
@@ -146,12 +150,17 @@ class Builder:
         return self._ns.B.alloc_buffer((size,), dtype, scope="global")
 
     def load(self, buffer: Buffer, offset: Expr, lanes: int = 1, stride: int = 1) -> Expr:
-        """`lanes` elements starting at `offset`; a scalar when lanes is 1."""
-        return buffer[offset] if lanes == 1 else buffer[self._ns.T.ramp(offset, stride, lanes)]
+        """`lanes` elements starting at `offset`; a scalar when lanes is 1, or the elements at a vector of offsets."""
+        value = buffer[offset] if lanes == 1 else buffer[self._ns.T.ramp(offset, stride, lanes)]
+        if any(buffer is widened for widened in self._widened):
+            return self._ns.T.Cast(str(value.ty).replace("float16", "float32"), value)
+        return value
 
     def store(self, buffer: Buffer, offset: Expr, value: Expr, lanes: int = 1) -> None:
         """Write `lanes` elements starting at `offset`."""
         index = offset if lanes == 1 else self._ns.T.ramp(offset, 1, lanes)
+        if any(buffer is widened for widened in self._widened):
+            value = self.cast(value, "float16", lanes)
         self._ns.B.buffer_store(buffer, value, [index])
 
     # Values ----------------------------------------------------------------------------------------------------------

@@ -265,6 +265,7 @@ class TensorType:
 
 
 F32 = Float(32)
+F16 = Float(16)
 I8 = Int(8)
 U8 = Int(8, signed=False)
 I32 = Int(32)

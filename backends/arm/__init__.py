@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bevel.backends.arm.conv_f16 import CONV_F16
 from bevel.backends.arm.conv_f32 import ARMV7_CONV_F32, CONV_F32
 from bevel.backends.arm.conv_int8_neon import ARMV7_CONV_INT8, ARMV7_CONV_INT8_WIDE, CONV_INT8_NEON, CONV_INT8_NEON_WIDE
 from bevel.backends.arm.conv_int8_sdot import CONV_INT8_SDOT
@@ -12,6 +13,7 @@ from bevel.backends.arm.depthwise import (
     ARMV7_DEPTHWISE_F32,
     ARMV7_DEPTHWISE_INT8,
     ARMV7_DEPTHWISE_INT8_WIDE,
+    DEPTHWISE_F16,
     DEPTHWISE_F32,
     DEPTHWISE_INT8_NEON,
     DEPTHWISE_INT8_NEON_WIDE,
@@ -25,10 +27,12 @@ GENERATORS: Mapping[str, tuple[Generator, ...]] = {
         CONV_INT8_SHORT,
         CONV_INT8_NEON,
         CONV_INT8_NEON_WIDE,
+        CONV_F16,
         CONV_F32,
         DEPTHWISE_INT8_SDOT,
         DEPTHWISE_INT8_NEON,
         DEPTHWISE_INT8_NEON_WIDE,
+        DEPTHWISE_F16,
         DEPTHWISE_F32,
     ),
     "armv7": (

@@ -1,4 +1,4 @@
-"""Depthwise convolution on NEON: float32, int8 with widening multiplies, and int8 with SDOT.
+"""Depthwise convolution on NEON: float32 and half precision, int8 with widening multiplies, and int8 with SDOT.
 
 * Widening: the products of two kernel rows meet in int16 lanes (`smull`, `smlal`) before they are added to int32 sums
   (`saddw`). That fits unless a weight is -128 (see `conv_int8_neon`); the wide variant adds every product by itself.
@@ -32,6 +32,12 @@ class FmlaDepthwise(DepthwiseKernel):
     def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr, width: int) -> Expr:
         """`fmla`."""
         return k.fma(x, w, acc, width)
+
+
+class HalfDepthwise(FmlaDepthwise):
+    """Half precision in memory, float32 in registers: depthwise layers wait for memory, not for arithmetic."""
+
+    weight_dtype = "float16"
 
 
 class IntegerDepthwise(DepthwiseKernel):
@@ -132,6 +138,15 @@ DEPTHWISE_F32 = DepthwiseGenerator(
     dtype="float32",
     out_dtypes=("float32",),
     micro=FmlaDepthwise(),
+    tile_widths=(3, 4, 2),
+)
+DEPTHWISE_F16 = DepthwiseGenerator(
+    name="arm_depthwise_f16",
+    arch="aarch64",
+    features=("neon", "fp16"),
+    dtype="float16",
+    out_dtypes=("float16", "float32"),
+    micro=HalfDepthwise(),
     tile_widths=(3, 4, 2),
 )
 DEPTHWISE_INT8_SDOT = DepthwiseGenerator(

@@ -22,6 +22,7 @@ import numpy as np
 from bevel.backends.generic.elementwise import requantize
 from bevel.backends.generic.lanes import SHORTEST_VECTOR, Lanes, cut
 from bevel.backends.generic.window import valid_taps
+from bevel.backends.half import refuse_half, wide_dtype
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Extent, Problem, Tile, outer_extent
 from bevel.backends.tvm import Buffer, Builder, Expr, PrimFunc
 from bevel.ir.protocols import Target
@@ -45,8 +46,11 @@ class GenericConv:
         """Checks element types; every shape and target will do."""
         if not isinstance(problem, ConvProblem):
             return "not a convolution"
-        if problem.dtype == "float32":
-            return None if problem.out_dtype == "float32" else f"a float32 convolution into {problem.out_dtype}"
+        if (reason := refuse_half({problem.dtype, problem.out_dtype}, target)) is not None:
+            return reason
+        if wide_dtype(problem.dtype) == "float32":
+            floats = wide_dtype(problem.out_dtype) == "float32"
+            return None if floats else f"a {problem.dtype} convolution into {problem.out_dtype}"
         if problem.dtype in _CODES and problem.out_dtype in (*_CODES, "int32"):
             return None
         return f"a convolution from {problem.dtype} to {problem.out_dtype}"
@@ -61,8 +65,8 @@ class GenericConv:
         if constants is None:
             raise TypeError(f"{self.name} needs the convolution's constants")
         weights = np.ascontiguousarray(constants.weights.transpose(2, 3, 1, 0))
-        if p.dtype == "float32":
-            packed = [weights.astype(np.float32), constants.bias.astype(np.float32)]
+        if wide_dtype(p.dtype) == "float32":
+            packed = [weights.astype(p.dtype), constants.bias.astype(np.float32)]
             return [*packed, np.array([constants.lo, constants.hi], np.float32)] if p.clamp else packed
         packed = [weights.astype(np.int8), constants.bias.astype(np.int32)]
         limits = np.iinfo(p.out_dtype)
@@ -111,17 +115,17 @@ class _Kernel:
 
     def __init__(self, p: ConvProblem, k: Builder, lanes: int) -> None:
         self.p, self.k, self.lanes = p, k, lanes
-        self.quantized = p.dtype != "float32"
+        self.quantized = wide_dtype(p.dtype) != "float32"
         self.requantized = p.out_dtype in _CODES
         self.per_in, self.per_out = p.c // p.groups, p.oc // p.groups
         self.acc_dtype = "int32" if self.quantized else "float32"
-        self.x = k.param("x", p.dtype)
-        self.weights = k.param("weights", "int8" if self.quantized else "float32")
+        self.x = k.param("x", p.dtype, widened=True)
+        self.weights = k.param("weights", "int8" if self.quantized else p.dtype, widened=True)
         self.bias = k.param("bias", self.acc_dtype)
         self.m: Buffer = k.param("m", "int32") if self.requantized else None
         self.n: Buffer = k.param("n", "int32") if self.requantized else None
         self.params = k.param("params", self.acc_dtype) if self.quantized or p.clamp else None
-        self.y = k.param("y", p.out_dtype)
+        self.y = k.param("y", p.out_dtype, widened=True)
         self.lo, self.hi, _ = k.range_params()
 
     def emit(self) -> None:
@@ -164,7 +168,7 @@ class _Kernel:
                         else:
                             x = v.load(self.x, source(ky, kx) + g * self.per_in + c, 0)
                         v.store(acc, 0, self._accumulate(v, v.load(acc, 0), x, weight))
-                    v.put(self.y, out + channel, self._result(v, v.load(acc, 0), channel), p.out_dtype)
+                    v.put(self.y, out + channel, self._result(v, v.load(acc, 0), channel), wide_dtype(p.out_dtype))
 
     def _parameter(self, v: Lanes, index: int) -> Expr:
         return v.load(self.params, index, 0)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bevel.backends.generic.lanes import Lanes, store_dtype, vector_lanes
+from bevel.backends.half import widened
 from bevel.backends.kernel import Array, DimRef, Extent, NodeProblem, problem_dims
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.errors import UnsupportedOp
@@ -133,15 +134,19 @@ def definition_of(problem: NodeProblem) -> Definition:
 
 
 def emit(problem: NodeProblem, target: Target, symbol: str) -> Builder:
-    """Write the kernel of `problem`; the result's `function` is the PrimFunc."""
-    definition = definition_of(problem)
+    """Write the kernel of `problem`; the result's `function` is the PrimFunc.
+
+    Definitions see float32 for half precision: the builder converts what they load and store.
+    """
+    definition, stored = definition_of(problem), problem
+    problem = widened(stored)
     with Builder(symbol) as k:
-        inputs = tuple(k.param(f"x{i}", store_dtype(buf.dtype)) for i, buf in enumerate(problem.inputs))
+        inputs = tuple(k.param(f"x{i}", store_dtype(buf.dtype), widened=True) for i, buf in enumerate(stored.inputs))
         dtypes = tuple(store_dtype(buf.dtype) for buf in problem.outputs)
         tables = tuple(k.param(f"t{i}", table.dtype.name) for i, table in enumerate(definition.tables(problem)))
         names = problem_dims(problem)
         values = k.param("dims", "int32") if names else None
-        outputs = tuple(k.param(f"y{i}", dtype) for i, dtype in enumerate(dtypes))
+        outputs = tuple(k.param(f"y{i}", store_dtype(buf.dtype), widened=True) for i, buf in enumerate(stored.outputs))
         lo, hi, scratch = k.range_params(definition.scratch_dtype)
         lanes = vector_lanes(target, (*problem.inputs, *problem.outputs))
         dims = {name: k.load(values, k.i32(i)) for i, name in enumerate(names)}

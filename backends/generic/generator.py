@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bevel.backends.generic import definition
+from bevel.backends.half import refuse_half, widened
 from bevel.backends.kernel import Array, ConvConstants, Extent, NodeProblem, Problem, Tile, problem_dims
 from bevel.backends.tvm import PrimFunc
 from bevel.ir.protocols import Target
 
 # Offsets are int32.
 _MOST_ELEMENTS = 1 << 31
-_DTYPES = frozenset({"float32", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))})
+_DTYPES = frozenset({"float16", "float32", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))})
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class NodeGenerator:
             return f"an operand of {problem.op} has no elements, or 2^31 or more"
         if strange := {buf.dtype for buf in bufs} - _DTYPES:
             return f"{problem.op} over {', '.join(sorted(strange))}: expected one of {', '.join(sorted(_DTYPES))}"
+        if (reason := refuse_half({buf.dtype for buf in bufs}, target)) is not None:
+            return reason
+        problem = _node(problem)
         found = definition.definition_of(problem)
         if (names := problem_dims(problem)) and not found.takes_dims(problem):
             return f"{problem.op} needs dimension {' and '.join(names)} fixed: bind it with --dim {names[0]}=N"
@@ -73,10 +77,13 @@ class NodeGenerator:
 
     def emit(self, problem: Problem, tile: Tile, target: Target, symbol: str) -> PrimFunc:
         """The kernel."""
-        return definition.emit(_node(problem), target, symbol).function
+        if not isinstance(problem, NodeProblem):
+            raise TypeError(f"expected a NodeProblem, got {type(problem).__name__}")
+        return definition.emit(problem, target, symbol).function
 
 
 def _node(problem: Problem) -> NodeProblem:
+    """The problem as definitions see it: without half precision."""
     if not isinstance(problem, NodeProblem):
         raise TypeError(f"expected a NodeProblem, got {type(problem).__name__}")
-    return problem
+    return widened(problem)

@@ -44,6 +44,7 @@ from bevel.backends.tvm import Buffer, Builder, Expr, PrimFunc
 
 # Elements of the bias buffer before the first channel: one 64-byte vector of 4-byte elements.
 HEADER = 16
+FLOATS = ("float32", "float16")
 # Reduction runs of fewer K-groups are unrolled whole: a loop of two iterations costs more than it saves.
 UNROLLED_GROUPS = 7
 # All weights are read once per block of rows: the larger they are, the larger the block, up to what an L2 cache holds.
@@ -293,7 +294,7 @@ def pack(problem: ConvProblem, tile: Tile, micro: MicroKernel, constants: ConvCo
 
 def pack_bias(problem: ConvProblem, channels: int, constants: ConvConstants) -> Array:
     """Header and bias; integer biases absorb the input zero point modulo 2^32, which is exact because sums wrap."""
-    if problem.dtype == "float32":
+    if problem.dtype in FLOATS:
         bias = np.zeros(HEADER + channels, np.float32)
         bias[:2] = constants.lo, constants.hi
         bias[HEADER : HEADER + problem.oc] = constants.bias
@@ -320,7 +321,7 @@ def unpack(problem: ConvProblem, tile: Tile, micro: MicroKernel, packed: Sequenc
     full = np.concatenate(rows)[: problem.oc, :, : g.run]
     weights = full.reshape(problem.oc, problem.kh, problem.kw, problem.c).transpose(0, 3, 1, 2)
     bias = packed[1][HEADER : HEADER + problem.oc]
-    if problem.dtype != "float32":
+    if problem.dtype not in FLOATS:
         sums = weights.reshape(problem.oc, -1).astype(np.int64).sum(axis=1)
         bias = (bias.astype(np.int64) + int(packed[1][0]) * sums).astype(np.uint64).astype(np.uint32).view(np.int32)
         weights = weights.astype(np.int8)
@@ -346,10 +347,10 @@ class _Nest:
         k, g, problem, micro = self.k, self.g, self.g.problem, self.g.micro
         self.x = k.param("x", problem.dtype)
         self.weights = k.param("w", micro.weight_dtype)
-        self.bias = k.param("b", "float32" if problem.dtype == "float32" else "int32")
+        self.bias = k.param("b", "float32" if problem.dtype in FLOATS else "int32")
         if problem.out_dtype in ("uint8", "int8"):
             self.params = k.param("q", micro.params_dtype)
-        self.y = k.param("y", problem.out_dtype)
+        self.y = k.param("y", problem.out_dtype, widened=True)
         lo, hi, self.scratch = k.range_params(micro.x_dtype)
         self.source = self.scratch if g.staging.needed else self.x
         if g.by_columns:
@@ -374,8 +375,8 @@ class _Nest:
     def zero(self) -> Expr:
         """What borders are filled with: one element of the staged type."""
         k, micro = self.k, self.g.micro
-        if micro.x_dtype == "float32":
-            return k.f32(0.0)
+        if micro.x_dtype in FLOATS:
+            return k.const(0.0, micro.x_dtype)
         return k.cast(k.load(self.bias, k.i32(0)), micro.x_dtype)
 
     def first_row(self, group: Expr) -> Expr:
@@ -475,7 +476,7 @@ class _Nest:
             for j, value in enumerate(sums):
                 if problem.relu:
                     value = k.max(value, k.splat(k.f32(0.0), lanes))
-                if problem.clamp and problem.out_dtype == "float32":
+                if problem.clamp and problem.out_dtype in FLOATS:
                     value = k.max(value, k.splat(k.load(self.bias, k.i32(0)), lanes))
                     value = k.min(value, k.splat(k.load(self.bias, k.i32(1)), lanes))
                 store_valid(k, self.y, target + offset + j * lanes, value, lanes, min(lanes, valid - j * lanes))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bevel.errors import UnsupportedOp, VerifyError
 from bevel.ir.graph import Level, Node
-from bevel.ir.types import F32, Codebook, Float, Quant, TensorType
+from bevel.ir.types import F16, F32, Codebook, Dim, Float, Quant, TensorType
 
 Array = npt.NDArray[Any]
 
@@ -109,8 +109,15 @@ MacRule = Callable[[Any, tuple[TensorType, ...], tuple[TensorType, ...]], int]
 
 
 def elements(types: tuple[TensorType, ...]) -> int:
-    """Elements of the first type with every symbolic dimension at its lower bound."""
-    return prod(d if isinstance(d, int) else d.lo for d in types[0].shape)
+    """Elements of the first type, symbolic dimensions as in `bounded_extent`."""
+    return prod(bounded_extent(d) for d in types[0].shape)
+
+
+def bounded_extent(dim: int | Dim) -> int:
+    """An extent to count work with: a symbolic dimension's upper bound, its lower one where it has no other."""
+    if isinstance(dim, int):
+        return dim
+    return dim.lo if dim.hi is None else dim.hi
 
 
 def one_per_result(_attrs: Any, _ins: tuple[TensorType, ...], outs: tuple[TensorType, ...]) -> int:
@@ -182,7 +189,8 @@ class Op:
     def checked_types(self, node: Node, level: Level, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
         """`types` if they may be the result types of `node` at `level`.
 
-        They must be what the type rule says; at ANNOTATED level a real result may carry a Quant annotation.
+        They must be what the type rule says; at ANNOTATED level a real result may carry a Quant annotation, and at FLOAT level a
+        float32 result may be stored in half precision.
 
         Raises:
             VerifyError: they differ from the rule, or operand types break it.
@@ -192,12 +200,13 @@ class Op:
             raise VerifyError(f"{self.name} {node.loc!r}: {len(types)} results, expected {len(inferred)}")
         for found, rule in zip(types, inferred, strict=True):
             annotated = level is Level.ANNOTATED and isinstance(found.elem, Quant) and isinstance(rule.elem, Float)
+            annotated |= level is Level.FLOAT and found.elem == F16 and rule.elem == F32
             if found != (rule.with_elem(found.elem) if annotated else rule):
                 raise VerifyError(f"{self.name} {node.loc!r}: result is {found}, its type rule says {rule}")
         return tuple(types)
 
     def cost(self, node: Node) -> Cost:
-        """MACs and bytes of `node`, symbolic dimensions at their lower bounds."""
+        """MACs and bytes of `node`, symbolic dimensions at their upper bounds where they have one."""
         ins = tuple(v.type for v in node.inputs)
         outs = tuple(v.type for v in node.outputs)
         moved = sum(elements((t,)) * t.dtype.itemsize for t in (*ins, *outs))
