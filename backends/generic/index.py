@@ -19,7 +19,7 @@ import numpy as np
 from bevel.backends.generic.definition import Definition, Frame, define
 from bevel.backends.generic.lanes import SHORTEST_VECTOR, Lanes, cut
 from bevel.backends.generic.regions import Region, View, axis_extent, whole
-from bevel.backends.kernel import Array, Buf, Extent, NodeProblem
+from bevel.backends.kernel import Array, Buf, DimRef, Extent, NodeProblem
 from bevel.backends.tvm import Expr
 from bevel.ir.ops.movement import pad_table
 from bevel.ir.ops.resize import nearest_table
@@ -46,6 +46,7 @@ class Index:
         dtype: its type.
         extent: of the axis it counts along; what is read from an input is wrapped and clamped to it.
         stride: of that axis, in elements of the target.
+        dim: run-time extent of that axis.
     """
 
     view: int
@@ -54,6 +55,7 @@ class Index:
     dtype: str
     extent: int
     stride: int
+    dim: DimRef | None = None
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,11 @@ def _read(frame: Frame, index: Index, offset: Expr) -> Expr:
     value = k.load(frame.inputs[index.buffer], offset)
     dtype = index.dtype
     # In its own type: an index beyond int32 must not come back into the extent.
-    wrapped = k.select(value < k.const(0, dtype), value + k.const(index.extent, dtype), value)
-    limited = k.min(k.max(wrapped, k.const(0, dtype)), k.const(index.extent - 1, dtype))
+    extent = k.const(index.extent, dtype)
+    if index.dim is not None:
+        extent = k.cast(frame.count(index.extent, index.dim), dtype)
+    wrapped = k.select(value < k.const(0, dtype), value + extent, value)
+    limited = k.min(k.max(wrapped, k.const(0, dtype)), extent - k.const(1, dtype))
     # Stored, so that every use reads one register.
     held = k.alloc(1, "int32")
     k.store(held, 0, k.cast(limited, "int32"))
@@ -214,14 +219,15 @@ class _Gather(_Gathers):
         behind = len(x.shape) - axis - 1
         data = _strides(x, [*range(axis), *[None] * rank, *range(axis + 1, len(x.shape))])
         steps = _strides(indices, [*[None] * axis, *range(rank), *[None] * behind])
-        return data, [(Index(2, 1, False, indices.dtype, x.shape[axis], x.strides()[axis]), 0, steps)]
+        return data, [(Index(2, 1, False, indices.dtype, x.shape[axis], x.strides()[axis], x.dim(axis)), 0, steps)]
 
 
 class _GatherElements(_Gathers):
     def indexed(self, problem: NodeProblem) -> tuple[Sequence[int], list[Read]]:
         (x, indices), axis = problem.inputs, problem.attrs.axis
         data = _strides(x, [None if a == axis else a for a in range(len(x.shape))])
-        return data, [(Index(2, 1, False, indices.dtype, x.shape[axis], x.strides()[axis]), 0, indices.strides())]
+        index = Index(2, 1, False, indices.dtype, x.shape[axis], x.strides()[axis], x.dim(axis))
+        return data, [(index, 0, indices.strides())]
 
 
 class _GatherND(_Gathers):
@@ -236,10 +242,9 @@ class _GatherND(_Gathers):
 def _tuple_indices(x: Buf, indices: Buf, first: int, behind: int) -> list[Read]:
     """The entries of index tuples (the last axis of input 1) into the axes of `x` from `first` on."""
     steps = (*indices.strides()[:-1], *[0] * behind)
-    return [
-        (Index(2 + i, 1, False, indices.dtype, x.shape[first + i], x.strides()[first + i]), i * indices.strides()[-1], steps)
-        for i in range(indices.shape[-1])
-    ]
+    axes = range(first, first + indices.shape[-1])
+    found = [Index(2 + i, 1, False, indices.dtype, x.shape[axis], x.strides()[axis], x.dim(axis)) for i, axis in enumerate(axes)]
+    return [(index, i * indices.strides()[-1], steps) for i, index in enumerate(found)]
 
 
 class _Tabled(_Gathers):
@@ -313,7 +318,8 @@ class _Scatters(Definition):
         if problem.op == "ScatterElements":
             axis = problem.attrs.axis
             place = _strides(y, [None if a == axis else a for a in range(rank)])
-            found: list[Read] = [(Index(2, 1, False, indices.dtype, x.shape[axis], y.strides()[axis]), 0, indices.strides())]
+            index = Index(2, 1, False, indices.dtype, x.shape[axis], y.strides()[axis], y.dim(axis))
+            found: list[Read] = [(index, 0, indices.strides())]
         else:
             depth, lead = indices.shape[-1], len(indices.shape) - 1
             place = _strides(y, [*[None] * lead, *range(depth, len(x.shape))])

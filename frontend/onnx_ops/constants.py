@@ -1,7 +1,8 @@
 """What is known at import time: Constant nodes, Shape, and arithmetic on arrays whose elements may be symbolic dimensions.
 
 Exporters compute shapes with operators (Shape, Gather, Concat, ...). Such chains are evaluated here on numpy arrays; where a
-dimension is symbolic the array has dtype object and holds its `Dim`, which moves along but takes part in no arithmetic.
+dimension is symbolic the array has dtype object and holds its `Dim`, which moves along but takes part in no arithmetic. A tensor
+of symbolic shape is no such array: it is computed by the graph, from a constant that is cut or repeated.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import onnx_ir
 
 from bevel.frontend.builder import MAX_FOLDED, Array, Builder, OnnxNode, Operand, normalize_array
 from bevel.frontend.onnx_file import one_line
+from bevel.ir.ops.movement import ExpandAttrs, SliceAttrs
 from bevel.ir.types import Dim
 
 
@@ -172,6 +174,36 @@ FOLDERS: dict[str, Callable[..., Array]] = {
 }
 
 
+# Operands that may hold a symbolic extent of the result; then its converter makes a node of the graph.
+_EXTENT_OPERANDS = {"ConstantOfShape": (0,), "Expand": (1,), "Range": (0, 1, 2), "Slice": (1, 2)}
+
+
+def _symbolic(array: Array | None) -> bool:
+    return array is not None and array.dtype == object and any(isinstance(v, Dim) for v in array.reshape(-1))
+
+
+def convert_range(_builder: Builder, node: OnnxNode) -> Operand:
+    """Range up to a symbolic dimension: that many of the numbers up to its bound."""
+    start, limit, delta = (node.known(i, what) for i, what in enumerate(("start", "limit", "delta")))
+    last = None if limit is None or not limit.size else limit.reshape(-1)[0]
+    if not isinstance(last, Dim) or _symbolic(start) or _symbolic(delta) or start is None or int(start) != 0 or delta != 1:
+        node.refuse(f"from {start} to {limit} by {delta}", "known numbers, or 0 up to a dimension by 1")
+    if last.hi is None:
+        node.refuse(f"as many numbers as dimension {last}", f"a bounded dimension: give --dim {last.name}=LO:HI")
+    return node.emit("Slice", [np.arange(last.hi, dtype=start.dtype)], SliceAttrs((0,), (last,), (1,)))
+
+
+def convert_constant_of_shape(_builder: Builder, node: OnnxNode) -> Operand:
+    """A constant of symbolic shape: one element repeated."""
+    shape = node.known(0, "shape")
+    if shape is None:
+        node.refuse("no shape operand", "a known shape")
+    tensor = node.raw("value")
+    fill = np.zeros(1, np.float32) if tensor is None else normalize_array(tensor.numpy(), node.outputs[0])
+    target = tuple(shape.reshape(-1).tolist())
+    return node.emit("Expand", [fill.reshape((1,) * len(target))], ExpandAttrs(target))
+
+
 def fold(node: OnnxNode) -> Operand | None:
     """The result of a node whose operands are all known, None where its operator or an operand is not."""
     if node.op not in FOLDERS or not node.source.inputs:
@@ -182,6 +214,8 @@ def fold(node: OnnxNode) -> Operand | None:
         if operand is not None and not isinstance(operand, np.ndarray):
             return None
         arrays.append(operand)
+    if any(_symbolic(arrays[i]) for i in _EXTENT_OPERANDS.get(node.op, ()) if i < len(arrays)):
+        return None
     try:
         with np.errstate(all="ignore"):
             result = FOLDERS[node.op](node, *arrays)
@@ -192,4 +226,10 @@ def fold(node: OnnxNode) -> Operand | None:
     return normalize_array(result, node.outputs[0])
 
 
-TABLE = {"Constant": convert_constant, "Shape": convert_shape, "Size": convert_size}
+TABLE = {
+    "Constant": convert_constant,
+    "ConstantOfShape": convert_constant_of_shape,
+    "Range": convert_range,
+    "Shape": convert_shape,
+    "Size": convert_size,
+}

@@ -39,14 +39,19 @@ def _known_indices(node: OnnxNode, index: int, extent: int) -> Array | None:
     return wrapped(operand, extent)
 
 
+def _first_indices(node: OnnxNode, index: int, extent: Dim) -> Array | None:
+    """The index operand where it is known to lie inside every extent, None where only the run tells."""
+    operand = node.operand(index)
+    known = isinstance(operand, np.ndarray) and operand.dtype.kind in "iu" and operand.size
+    return operand if known and 0 <= operand.min() <= operand.max() < extent.lo else None
+
+
 def convert_gather(_builder: Builder, node: OnnxNode) -> Operand:
     """Gather; of one index, or of consecutive ones, a Slice."""
     shape = node.shape(0)
     axis = node.axis(node.integer("axis", 0), len(shape))
     extent = shape[axis]
-    if isinstance(extent, Dim):
-        node.refuse(f"indices into symbolic dimension {extent}", "a static axis; bind it with dims= at import")
-    indices = _known_indices(node, 1, extent)
+    indices = _first_indices(node, 1, extent) if isinstance(extent, Dim) else _known_indices(node, 1, extent)
     if indices is None or indices.ndim > 1 or not _consecutive(indices):
         picked = _indices(node, 1) if indices is None else indices.astype(np.int32)
         return node.emit("Gather", [node.operand(0), picked], GatherAttrs(axis))

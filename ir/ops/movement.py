@@ -46,8 +46,8 @@ class TransposeAttrs:
 class SliceAttrs:
     """Per axis of the operand: first index, end (exclusive) and positive step, clamped to the extent by the frontend.
 
-    Axes that are not sliced have start 0, end -1 (meaning: to the end) and step 1. The end may be a symbolic dimension, which then
-    is the result's extent.
+    Axes that are not sliced have start 0, end -1 (meaning: to the end) and step 1. The end may be a symbolic dimension, which is
+    then the result's extent.
     """
 
     starts: tuple[int, ...]
@@ -146,10 +146,13 @@ def _slice_infer(attrs: SliceAttrs, ins: tuple[TensorType, ...]) -> tuple[Tensor
             require(fits and start == 0 and step == 1, f"slice {start}:{end}:{step} of {extent}: expected 0:{end}:1 of as many")
             shape.append(end)
             continue
-        if isinstance(extent, Dim):
-            require((start, end, step) == (0, -1, 1), f"symbolic dimension {extent} cannot be sliced")
+        if isinstance(extent, Dim) and (start, end, step) == (0, -1, 1):
             shape.append(extent)
             continue
+        if isinstance(extent, Dim):
+            require(end >= start, f"symbolic dimension {extent} cannot be sliced to its end")
+            # What every extent has can be cut out.
+            extent = extent.lo
         stop = extent if end == -1 else end
         require(0 <= start <= stop <= extent, f"slice {start}:{stop} outside 0:{extent}")
         shape.append(-(-(stop - start) // step))
