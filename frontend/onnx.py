@@ -16,6 +16,7 @@ import onnx_ir
 
 from bevel.errors import BevelError, UnsupportedModel, UnsupportedOp, UsageError
 from bevel.frontend.builder import REAL_TYPES, Builder, Codes, OnnxNode, Operand, normalize_array
+from bevel.frontend.control import Control
 from bevel.frontend.onnx_file import MALFORMED, OnnxFile, one_line, read_onnx
 from bevel.frontend.onnx_ops import CONVERTERS, HINTS, constants, custom, quantize
 from bevel.ir.graph import Graph, Level, Value
@@ -66,6 +67,7 @@ class _Import:
         self.known_dims: set[str] = set()
         graph = Graph(self.source.name or file.path.stem, Level.ANNOTATED, file.sha256)
         self.builder = Builder(graph, file.opset)
+        self.control = Control(self._convert, self._bind_initializer)
 
     def run(self) -> Graph:
         """The imported graph."""
@@ -101,7 +103,10 @@ class _Import:
             array = np.asarray(tensor.numpy())
         except MALFORMED as error:
             raise UnsupportedModel(f"initializer {name!r}: data does not match its type: {one_line(error)}") from error
-        self.builder.bind(name, normalize_array(array, name))
+        try:
+            self.builder.bind(name, normalize_array(array, name))
+        except UnsupportedOp as error:
+            raise UnsupportedOp(f"{_reader(value)}{error}") from None
 
     def _dimension(self, value: onnx_ir.Value, axis: int, extent: int | onnx_ir.SymbolicDim) -> int | Dim:
         if isinstance(extent, int):
@@ -122,6 +127,8 @@ class _Import:
 
     def _bind_input(self, value: onnx_ir.Value) -> None:
         name = value.name or ""
+        if not isinstance(value.type, onnx_ir.TensorType | None):
+            raise UnsupportedOp(f"{_reader(value)}input {name!r} is {value.type}; supported are dense tensors")
         if value.shape is None or value.dtype is None:
             raise UnsupportedModel(f"input {name!r} has no tensor type with a rank; declare its shape in the model")
         shape = tuple(self._dimension(value, axis, extent) for axis, extent in enumerate(value.shape))
@@ -133,7 +140,8 @@ class _Import:
             try:
                 elem = elem_of_dtype(value.dtype.numpy())
             except (ValueError, TypeError):
-                raise UnsupportedModel(f"input {name!r} has element type {value.dtype}; supported are numbers and bool") from None
+                message = f"{_reader(value)}input {name!r} has element type {value.dtype}; supported are numbers and bool"
+                raise UnsupportedOp(message) from None
         type_ = TensorType(shape, elem)
         self.builder.check_size(type_, name)
         added = self.builder.graph.add_input(name, type_)
@@ -146,6 +154,8 @@ class _Import:
         result: Operand | tuple[Operand, ...] | None = None
         if source.domain not in ("", "ai.onnx"):
             result = custom.convert(node)
+        elif node.op in self.control:
+            result = self.control.convert(node)
         elif (result := constants.fold(node)) is None:
             converter = CONVERTERS.get(node.op)
             if converter is None:
@@ -174,6 +184,12 @@ class _Import:
             return graph.add_node("Reshape", [value], ReshapeAttrs(value.type.shape), names=[name], loc=name).output
         graph.rename(value, graph.unique_name(name))
         return value
+
+
+def _reader(value: onnx_ir.Value) -> str:
+    """The node that reads a value first, as messages begin."""
+    use = next(iter(value.uses()), None)
+    return f"node {use.node.name or use.node.outputs[0].name!r} ({use.node.op_type}): " if use is not None else ""
 
 
 def _dequantize_constants(graph: Graph) -> None:
