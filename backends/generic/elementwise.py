@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bevel.backends.generic import functions
+from bevel.backends.generic import circular, functions, quotients
 from bevel.backends.generic.definition import define
 from bevel.backends.generic.lanes import Lanes, code_bias
 from bevel.backends.generic.regions import Body, Region, Regional, whole
@@ -21,26 +21,98 @@ from bevel.backends.tvm import Expr
 Unary = Callable[[Lanes, Any, Expr], Expr]
 
 UNARY: Mapping[str, Unary] = {
-    "Relu": lambda v, _a, x: v.max(x, v.f32(0)),
-    "Clip": lambda v, a, x: v.clamp(x, a.lo, a.hi, "float32"),
+    "Relu": lambda v, _a, x: functions.limit(v, x, 0.0, np.inf),
+    "Clip": lambda v, a, x: functions.limit(v, x, a.lo, a.hi),
+    "LeakyRelu": lambda v, a, x: v.select(x < v.f32(0), v.f32(a.alpha) * x, x),
+    "Elu": lambda v, a, x: functions.elu(v, x, a.alpha),
+    "Selu": lambda v, a, x: v.f32(a.gamma) * functions.elu(v, x, a.alpha),
+    "Celu": lambda v, a, x: functions.elu(v, x, a.alpha, a.alpha),
+    "ThresholdedRelu": lambda v, a, x: v.select(x <= v.f32(a.alpha), v.f32(0), x),
+    "Shrink": lambda v, a, x: _shrink(v, a, x),
+    "HardSigmoid": lambda v, a, x: functions.limit(v, v.f32(a.alpha) * x + v.f32(a.beta), 0.0, 1.0),
+    "HardSwish": lambda v, _a, x: x * functions.limit(v, x / v.f32(6) + v.f32(0.5), 0.0, 1.0),
     "Sigmoid": lambda v, _a, x: functions.sigmoid(v, x),
-    "Tanh": lambda v, _a, x: functions.tanh(v, x),
-    "Exp": lambda v, _a, x: functions.exp(v, x),
-    "Erf": lambda v, _a, x: functions.erf(v, x),
+    "Silu": lambda v, _a, x: functions.silu(v, x),
+    "Swish": lambda v, a, x: functions.silu(v, x, a.alpha),
+    "Mish": lambda v, _a, x: functions.mish(v, x),
     "Gelu": lambda v, _a, x: functions.gelu(v, x),
-    "HardSwish": lambda v, _a, x: x * v.clamp(x / v.f32(6) + v.f32(0.5), 0, 1, "float32"),
-    "Silu": lambda v, _a, x: x * functions.sigmoid(v, x),
-    "Neg": lambda v, _a, x: v.bitcast(v.bitcast(x, "uint32") ^ v.const(0x80000000, "uint32"), "float32"),
-    "Abs": lambda v, _a, x: functions.absolute(v, x),
+    "GeluTanh": lambda v, _a, x: functions.gelu_tanh(v, x),
+    "Softplus": lambda v, _a, x: functions.softplus(v, x),
+    "Softsign": lambda v, _a, x: x / (v.f32(1) + functions.absolute(v, x)),
+    "Exp": lambda v, _a, x: functions.exp(v, x),
+    "Log": lambda v, _a, x: functions.log(v, x),
+    "Erf": lambda v, _a, x: functions.erf(v, x),
+    "Power": lambda v, a, x: _power(v, a.exponent, x),
+    "Reciprocal": lambda v, _a, x: v.f32(1) / x,
     "Sqrt": lambda v, _a, x: v.k.math("sqrt", x),
+    "Floor": lambda v, _a, x: functions.floor(v, x),
+    "Ceil": lambda v, _a, x: functions.ceil(v, x),
+    "Round": lambda v, _a, x: functions.round_even(v, x),
+    "Sin": lambda v, _a, x: circular.sin(v, x),
+    "Cos": lambda v, _a, x: circular.cos(v, x),
+    "Tan": lambda v, _a, x: circular.tan(v, x),
+    "Asin": lambda v, _a, x: circular.asin(v, x),
+    "Acos": lambda v, _a, x: circular.acos(v, x),
+    "Atan": lambda v, _a, x: circular.atan(v, x),
+    "Sinh": lambda v, _a, x: circular.sinh(v, x),
+    "Cosh": lambda v, _a, x: circular.cosh(v, x),
+    "Tanh": lambda v, _a, x: functions.tanh(v, x),
+    "Asinh": lambda v, _a, x: circular.asinh(v, x),
+    "Acosh": lambda v, _a, x: circular.acosh(v, x),
+    "Atanh": lambda v, _a, x: circular.atanh(v, x),
 }
 
-BINARY: Mapping[str, Callable[[Expr, Expr], Expr]] = {
-    "Add": lambda a, b: a + b,
-    "Sub": lambda a, b: a - b,
-    "Mul": lambda a, b: a * b,
-    "Div": lambda a, b: a / b,
+# Functions of reals and of integers; the last operand names the element type.
+SIGNED: Mapping[str, Callable[[Lanes, Expr, str], Expr]] = {
+    "Neg": lambda v, x, t: functions.negative(v, x) if t == "float32" else _opposite(v, x, t),
+    "Abs": lambda v, x, t: functions.absolute(v, x) if t == "float32" else v.select(x < v.const(0, t), v.const(0, t) - x, x),
+    "Sign": lambda v, x, t: functions.sign(v, x, t),
 }
+
+BINARY: Mapping[str, Callable[[Lanes, Any, Expr, Expr, str], Expr]] = {
+    "Add": lambda _v, _a, x, y, _t: x + y,
+    "Sub": lambda _v, _a, x, y, _t: x - y,
+    "Mul": lambda _v, _a, x, y, _t: x * y,
+    "Div": lambda v, _a, x, y, t: x / y if t == "float32" else quotients.divide(v, x, y, t),
+    "Min": lambda v, _a, x, y, t: v.select(x < y, x, _other(v, x, y)) if t == "float32" else v.min(x, y),
+    "Max": lambda v, _a, x, y, t: v.select(x > y, x, _other(v, x, y)) if t == "float32" else v.max(x, y),
+    "Mod": lambda v, a, x, y, t: quotients.remainder(v, x, y, t, fmod=a.fmod),
+    "Pow": lambda v, _a, x, y, t: quotients.power(v, x, y, t),
+}
+
+# Exponents of so many steps of repeated multiplication at most.
+_MOST_MULTIPLIED = 16
+
+
+def _other(v: Lanes, x: Expr, y: Expr) -> Expr:
+    """`y`, but `x` where that is NaN."""
+    return v.select(functions.is_nan(v, x) > v.i32(0), x, y)
+
+
+def _opposite(v: Lanes, x: Expr, dtype: str) -> Expr:
+    """-x of integers; unsigned ones as signed, where 0 - x does not promise to stay above zero."""
+    signed = dtype.removeprefix("u")
+    return v.bitcast(v.const(0, signed) - v.bitcast(x, signed), dtype)
+
+
+def _shrink(v: Lanes, a: Any, x: Expr) -> Expr:
+    inner = v.select(functions.is_nan(v, x) > v.i32(0), x, v.f32(0))
+    above = v.select(x > v.f32(a.lambd), x - v.f32(a.bias), inner)
+    return v.select(x < v.f32(-a.lambd), x + v.f32(a.bias), above)
+
+
+def _power(v: Lanes, exponent: float, x: Expr) -> Expr:
+    """Constant powers of x: small whole ones by multiplication, any other as Pow."""
+    times = abs(int(exponent)) if float(exponent).is_integer() else 0
+    if not 0 < times <= _MOST_MULTIPLIED:
+        return quotients.power(v, x, v.f32(exponent), "float32")
+    square = functions.hold(v, x, "float32")
+    total = square if times & 1 else None
+    while times := times >> 1:
+        square = functions.hold(v, square * square, "float32")
+        if times & 1:
+            total = square if total is None else functions.hold(v, total * square, "float32")
+    return v.f32(1) / total if exponent < 0 else total
 
 
 def finish(v: Lanes, problem: NodeProblem, value: Expr) -> Expr:
@@ -138,18 +210,27 @@ def _unary(problem: NodeProblem) -> Body:
     return lambda v, xs: finish(v, problem, function(v, problem.attrs, xs[0]))
 
 
+def _signed(problem: NodeProblem) -> Body:
+    function, dtype = SIGNED[problem.op], problem.inputs[0].dtype
+    return lambda v, xs: finish(v, problem, function(v, xs[0], dtype))
+
+
 def _binary(problem: NodeProblem) -> Body:
-    function = BINARY[problem.op]
+    function, dtype = BINARY[problem.op], problem.inputs[0].dtype
     # Integer sums that wrap do so as in the reference: LLVM knows neither the operands' ranges nor what becomes of the result.
-    return lambda v, xs: finish(v, problem, function(xs[0], xs[1]))
+    return lambda v, xs: finish(v, problem, function(v, problem.attrs, xs[0], xs[1], dtype))
 
 
-def _binary_refuse(problem: NodeProblem) -> str | None:
+def _numbers(problem: NodeProblem) -> str | None:
+    """Refuse truth values and operands of different types."""
     dtypes = {buf.dtype for buf in (*problem.inputs, *problem.outputs)}
-    known = {"float32"} if problem.op == "Div" else {"float32", "int32", "int64"}
-    if len(dtypes) == 1 and dtypes <= known:
+    if len(dtypes) == 1 and "bool" not in dtypes:
         return None
-    return f"{problem.op} over {', '.join(sorted(dtypes))}: expected one of {', '.join(sorted(known))} for all operands"
+    return f"{problem.op} over {', '.join(sorted(dtypes))}: expected one type of numbers for all operands"
+
+
+def _prelu(problem: NodeProblem) -> Body:
+    return lambda v, xs: finish(v, problem, v.select(xs[0] < v.f32(0), xs[1] * xs[0], xs[0]))
 
 
 def _batch_normalization(problem: NodeProblem) -> Body:
@@ -254,7 +335,10 @@ _CODES = _needs(*_CODE_TYPES)
 for _name in UNARY:
     define(_name, Elementwise(_unary, _FLOAT))
 for _name in BINARY:
-    define(_name, Elementwise(_binary, _binary_refuse))
+    define(_name, Elementwise(_binary, _numbers))
+for _name in SIGNED:
+    define(_name, Elementwise(_signed, _numbers))
+define("PRelu", Elementwise(_prelu, _FLOAT))
 define("BatchNormalization", Elementwise(_batch_normalization, _FLOAT, operands=1, axis=lambda _p: 1))
 define("Requantize", Elementwise(_requantize, _converts(("int32",), _CODE_TYPES), operands=1, axis=lambda p: int(p.attrs.axis)))
 define("IntAdd", Elementwise(_int_add, _CODES))

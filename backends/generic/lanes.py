@@ -96,8 +96,9 @@ class Lanes:
             value = self.k.opaque(value, dtype, self.n)
         else:
             # Any byte that does not change in a loop makes a memset: with the offset above it, it changes.
-            place = self.k.shift_left(self.cast(offset, "uint32"), self.const(8, "uint32"))
-            value = self.cast(self.k.opaque(self.cast(self.bitcast(value, "uint8"), "uint32") | place, "uint32"), dtype)
+            bits = 8 * np.dtype(dtype).itemsize
+            place = self.k.shift_left(self.cast(offset, "uint32"), self.const(bits, "uint32"))
+            value = self.cast(self.k.opaque(self.cast(self.bitcast(value, f"uint{bits}"), "uint32") | place, "uint32"), dtype)
         self.store(buffer, offset, value)
 
 

@@ -29,7 +29,7 @@ from bevel.ir.ops.pool import AveragePoolAttrs, PoolAttrs
 from bevel.ir.types import F32, I8, I32, I64, Elem, Int, Quant, TensorType, elem_of_dtype
 
 # Files beside this one, each with a function `cases() -> Iterator[Case]`.
-FAMILIES: tuple[str, ...] = ("cases_movement", "cases_normalize", "cases_recurrent", "cases_window")
+FAMILIES: tuple[str, ...] = ("cases_elementwise", "cases_movement", "cases_normalize", "cases_recurrent", "cases_window")
 
 Layout = tuple[int, ...] | None
 NHWC: Layout = (0, 2, 3, 1)
@@ -110,12 +110,12 @@ def to_storage(array: Array, buf: Buf) -> Array:
     return np.ascontiguousarray(array.transpose(buf.layout) if buf.layout else array)
 
 
-def from_storage(stored: Array, buf: Buf) -> Array:
-    """Inverse of `to_storage`: codes come back as int8."""
+def from_storage(stored: Array, buf: Buf, *, biased: bool = True) -> Array:
+    """Inverse of `to_storage`: codes come back as int8; bytes that are not `biased` codes stay what they are."""
     array = stored.reshape(buf.physical_shape)
     if buf.layout:
         array = array.transpose(np.argsort(buf.layout))
-    return (array.astype(np.int16) - 128).astype(np.int8) if buf.dtype == "uint8" else array
+    return (array.astype(np.int16) - 128).astype(np.int8) if buf.dtype == "uint8" and biased else array
 
 
 RNG = np.random.default_rng(7)

