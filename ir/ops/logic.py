@@ -27,12 +27,12 @@ from bevel.ir.ops.op import (
     require,
     require_real,
 )
-from bevel.ir.types import BOOL, F32, Bool, Codebook, Elem, Float, Int, Quant, TensorType
+from bevel.ir.types import BOOL, F16, F32, Bool, Codebook, Elem, Float, Int, Quant, TensorType
 
 Array = npt.NDArray[Any]
 
 # Types that values convert to, by the name the text form gives them.
-_PLAIN: tuple[Elem, ...] = (F32, BOOL, *(Int(bits, signed) for bits in (8, 16, 32, 64) for signed in (True, False)))
+_PLAIN: tuple[Elem, ...] = (F32, F16, BOOL, *(Int(bits, signed) for bits in (8, 16, 32, 64) for signed in (True, False)))
 CONVERTIBLE: dict[str, Elem] = {str(elem): elem for elem in _PLAIN}
 
 
