@@ -2,8 +2,8 @@
 
 What later passes may rely on afterwards, in the order the list establishes it: no constant subgraphs; no division by or
 subtraction of float constants; no BatchNormalization over constants; per-channel constants folded into Conv and Gemm; zero
-borders folded into windows where exact; one node for each activation; full-image means are GlobalAveragePool; no chains of
-Reshape, Transpose or Slice. Outputs keep their names and, up to float32 rounding, their values.
+borders folded into windows where exact; one node for each activation and normalization; full-image means are
+GlobalAveragePool; no chains of Reshape, Transpose or Slice. Outputs keep their names and, up to float32 rounding, their values.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import ClassVar
 from bevel.ir.graph import Graph
 from bevel.passes.canonicalize_activations import FuseActivations
 from bevel.passes.canonicalize_arithmetic import SimplifyArithmetic
+from bevel.passes.canonicalize_norms import FuseNorms
 from bevel.passes.canonicalize_pools import GlobalizePools
 from bevel.passes.canonicalize_reshapes import MergeReshapes
 from bevel.passes.canonicalize_slices import MergeSlices
@@ -31,6 +32,7 @@ CANONICAL: tuple[Pass, ...] = (
     FoldConstants(),
     LiftElementwise(),
     FuseActivations(),
+    FuseNorms(),
     SimplifyArithmetic(),
     FoldBn(),
     FoldAffine(),

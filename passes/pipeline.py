@@ -57,6 +57,7 @@ PASSES: dict[str, str] = {
     "fold-constants": "bevel.passes.fold_constants:FoldConstants",
     "fold-pad": "bevel.passes.fold_pad:FoldPad",
     "fuse-activations": "bevel.passes.canonicalize_activations:FuseActivations",
+    "fuse-norms": "bevel.passes.canonicalize_norms:FuseNorms",
     "globalize-pools": "bevel.passes.canonicalize_pools:GlobalizePools",
     "lift-elementwise": "bevel.passes.lift_elementwise:LiftElementwise",
     "merge-reshapes": "bevel.passes.canonicalize_reshapes:MergeReshapes",

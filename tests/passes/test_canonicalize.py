@@ -18,9 +18,12 @@ from bevel.passes.canonicalize import CANONICAL, canonicalize
 from bevel.passes.canonicalize_slices import MergeSlices
 from bevel.passes.canonicalize_transposes import MergeTransposes
 from bevel.passes.pipeline import lookup_pass, run_passes
-from tests.passes.graph_cases import LEFT_ALONE, REWRITES
+from tests.passes import graph_cases, norm_cases
 
 Build = Callable[[], Graph]
+
+REWRITES = graph_cases.REWRITES | norm_cases.REWRITES
+LEFT_ALONE = graph_cases.LEFT_ALONE | norm_cases.LEFT_ALONE
 
 
 def flat(table: dict[str, tuple[Build, ...]]) -> list[object]:
