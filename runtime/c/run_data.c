@@ -39,11 +39,11 @@ static size_t dim_called(const char *name, size_t n)
     return i;
 }
 
-static void set_dim(bevel_model *model, size_t index, int64_t extent, const char *where)
+static void set_dim(bevel_model *model, size_t index, int64_t extent, int code, const char *where)
 {
     const bevel_dim *d = bevel_dim_at(index);
     if (extent < d->lo || extent > d->hi || bevel_set_dim(model, index, (int32_t)extent) != BEVEL_OK)
-        fail(EXIT_USAGE, "%s: dimension '%s' is %lld, expected %d..%d", where, d->name, (long long)extent, (int)d->lo, (int)d->hi);
+        fail(code, "%s: dimension '%s' is %lld, expected %d..%d", where, d->name, (long long)extent, (int)d->lo, (int)d->hi);
 }
 
 void set_dims(bevel_model *model, const options *o)
@@ -57,13 +57,13 @@ void set_dims(bevel_model *model, const options *o)
         long long extent = strtoll(equal + 1, &end, 10);
         if (*end || end == equal + 1)
             fail(EXIT_USAGE, "--dim %s: expected a number", o->dim[i]);
-        set_dim(model, index, extent, "--dim");
+        set_dim(model, index, extent, EXIT_USAGE, "--dim");
     }
 }
 
 /* Let the dimensions of input `index` take the extents of array `a`, whose axes begin with `leading` further ones. `known` marks
- * the dimensions that have an extent. With `rows`, axis 0 counts the runs instead. */
-static void fit_dims(bevel_model *model, size_t index, const npy_array *a, int leading, int rows, char *known, const char *where)
+ * the dimensions that have an extent. With `rows`, axis 0 counts the runs instead. `code` is the exit code of files that do not fit. */
+static void fit_dims(bevel_model *model, size_t index, const npy_array *a, int leading, int rows, char *known, int code, const char *where)
 {
     const bevel_tensor *t = bevel_input(model, index);
     for (int32_t axis = rows; t->dims && axis < t->rank; axis++) {
@@ -72,9 +72,9 @@ static void fit_dims(bevel_model *model, size_t index, const npy_array *a, int l
         size_t dim = (size_t)t->dims[axis];
         int64_t extent = a->shape[axis + leading];
         if (known[dim] && extent != bevel_get_dim(model, dim))
-            fail(EXIT_USAGE, "%s: dimension '%s' is %lld, --dim or another input makes it %d", where, bevel_dim_at(dim)->name,
+            fail(code, "%s: dimension '%s' is %lld, --dim or another input makes it %d", where, bevel_dim_at(dim)->name,
                  (long long)extent, (int)bevel_get_dim(model, dim));
-        set_dim(model, dim, extent, where);
+        set_dim(model, dim, extent, code, where);
         known[dim] = 1;
     }
 }
@@ -218,7 +218,7 @@ npy_array *open_inputs(bevel_model *model, const options *o, int64_t *rows)
         given[index] = path;
         int leading = o->batch && a->rank == t->rank + 1;
         if (a->dtype >= 0 && (a->rank == t->rank || leading))
-            fit_dims(model, index, a, leading, o->batch && !leading, known, path);
+            fit_dims(model, index, a, leading, o->batch && !leading, known, EXIT_USAGE, path);
     }
     *rows = 1;
     for (size_t i = 0, seen = 0; i < count; i++) {
@@ -259,7 +259,7 @@ int feed_golden(bevel_model *model, const options *o, long test)
         if (!open_golden(o, test, "in", i, path, &a))
             fail(EXIT_ARTIFACT, "%s: missing", path);
         if (a.rank == bevel_input(model, i)->rank)
-            fit_dims(model, i, &a, 0, 0, known, path);
+            fit_dims(model, i, &a, 0, 0, known, EXIT_ARTIFACT, path);
         npy_close(&a);
     }
     free(known);
