@@ -1,4 +1,4 @@
-"""Add, Sub, Mul, unary functions and softmax to their integer forms."""
+"""Add, Sub, Mul, Min, Max, unary functions and softmax to their integer forms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevel.errors import UnsupportedModel
-from bevel.ir.graph import Node
+from bevel.ir.graph import Node, Value
 from bevel.ir.ops import Call, Trait, lookup, table
 from bevel.ir.ops.integer import SOFTMAX_MAX_EXTENT, SOFTMAX_OUT, IntAddAttrs, IntMulAttrs, OutAttrs, softmax_table
 from bevel.ir.types import I8
@@ -47,6 +47,27 @@ def lower_product(ctx: Lowering, node: Node, end: Epilogue) -> None:
     a, b = node.inputs
     m, n = dyadic(exact(quant(a).scale[0]) * exact(quant(b).scale[0]) / exact(end.out.scale[0]))
     ctx.finish(end.value, "IntMul", [ctx.operand(a), ctx.operand(b)], IntMulAttrs(end.out, m, n, end.lo, end.hi), node.loc)
+
+
+@lowers("Min", "Max")
+def lower_extremum(ctx: Lowering, node: Node, end: Epilogue) -> None:
+    """Min(a, b) -> Min over codes of the result's type; operands of another type go through a Lut first.
+
+    Rounding and clamping are monotone, so this is what quantizing the real extremum gives.
+    """
+    operands = [_as_result(ctx, value, end, node.loc) for value in node.inputs]
+    ctx.finish(end.value, node.op, operands, node.attrs, node.loc)
+
+
+def _as_result(ctx: Lowering, value: Value, end: Epilogue, loc: str) -> Value:
+    """Codes of `value` in the result's type, within the epilogue's clamp."""
+    source, hint = quant(value), f"{end.value.name}.{value.name}"
+    if value.is_constant:
+        codes = np.clip(end.out.quantize(source.dequantize(value.array)), end.lo, end.hi).astype(end.out.dtype)
+        return ctx.constant(hint, codes, value.type.with_elem(end.out))
+    if source == end.out and (end.lo, end.hi) == (end.out.storage.min, end.out.storage.max):
+        return ctx.operand(value)
+    return ctx.emit("Lut", [ctx.operand(value), ctx.table(lambda r: r, source, end)], OutAttrs(end.out), hint, loc)
 
 
 @lowers(*UNARY_OPS)
