@@ -23,6 +23,7 @@ from bevel.backends.memory import Request, align, plan_arena
 from bevel.backends.packing import LEAST_BYTES, Stored, find_weights
 from bevel.backends.physical import (
     NHWC,
+    PRODUCTS,
     WINDOWED,
     Layout,
     bounded,
@@ -319,7 +320,7 @@ class _Lowering:
         rank = node.outputs[0].type.rank
         if node.op in WINDOWED:
             return NHWC
-        if needs_row_major(node.op):
+        if needs_row_major(node.op) or node.op in PRODUCTS:
             return row_major(rank)
         for value in node.inputs:
             if not value.is_constant and value.type.rank == rank:

@@ -36,7 +36,10 @@ WINDOWED = frozenset(
     }
 )
 # Operators whose kernels need row-major operands.
-ROW_MAJOR = frozenset({"Gemm", "IntGemm", "LayerNormalization", "MatMul", "RMSNormalization", "Reshape"})
+ROW_MAJOR = frozenset({"Gemm", "IntGemm", "LayerNormalization", "RMSNormalization", "Reshape"})
+
+# Operators whose kernels take any layout and give row-major memory.
+PRODUCTS = frozenset({"MatMul", "IntMatMul"})
 
 
 def needs_row_major(op: str) -> bool:

@@ -19,6 +19,7 @@ from bevel.backends.arm.depthwise import (
     DEPTHWISE_INT8_NEON_WIDE,
     DEPTHWISE_INT8_SDOT,
 )
+from bevel.backends.arm.matmul import ARMV7_MATMUL_F32, MATMUL_F32
 from bevel.backends.kernel import Generator
 
 GENERATORS: Mapping[str, tuple[Generator, ...]] = {
@@ -34,6 +35,7 @@ GENERATORS: Mapping[str, tuple[Generator, ...]] = {
         DEPTHWISE_INT8_NEON_WIDE,
         DEPTHWISE_F16,
         DEPTHWISE_F32,
+        MATMUL_F32,
     ),
     "armv7": (
         ARMV7_CONV_INT8_SHORT,
@@ -43,5 +45,6 @@ GENERATORS: Mapping[str, tuple[Generator, ...]] = {
         ARMV7_DEPTHWISE_INT8,
         ARMV7_DEPTHWISE_INT8_WIDE,
         ARMV7_DEPTHWISE_F32,
+        ARMV7_MATMUL_F32,
     ),
 }

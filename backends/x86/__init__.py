@@ -13,6 +13,7 @@ from bevel.backends.x86.depthwise import (
     DEPTHWISE_INT8_SSE2,
     DEPTHWISE_INT8_VNNI,
 )
+from bevel.backends.x86.matmul import MATMUL_F32_AVX2, MATMUL_F32_AVX512, MATMUL_F32_SSE2
 
 # The best for a problem come first where several are legal.
 GENERATORS: tuple[Generator, ...] = (
@@ -27,4 +28,7 @@ GENERATORS: tuple[Generator, ...] = (
     DEPTHWISE_INT8_VNNI,
     DEPTHWISE_INT8_AVX2,
     DEPTHWISE_INT8_SSE2,
+    MATMUL_F32_AVX512,
+    MATMUL_F32_AVX2,
+    MATMUL_F32_SSE2,
 )

@@ -167,13 +167,23 @@ def test_annotated_graphs_are_refused() -> None:
         lower(graph, AVX2)
 
 
-def test_computed_weights_are_refused_by_layer() -> None:
+def test_computed_weights_of_a_product_are_refused_by_layer() -> None:
+    graph = Graph("net")
+    x = graph.add_input("x", TensorType((4, 8), F32))
+    w = graph.add_input("w", TensorType((3, 8), F32))
+    graph.set_outputs([graph.add_node("Gemm", [x, w], loc="dynamic").output])
+    with pytest.raises(UsageError, match=r"'dynamic'.*constant weights"):
+        lower(graph, AVX2)
+
+
+def test_a_convolution_with_computed_weights_is_a_node_of_its_own() -> None:
     graph = Graph("net")
     x = graph.add_input("x", TensorType((1, 4, 8, 8), F32))
     w = graph.add_input("w", TensorType((8, 4, 3, 3), F32))
     graph.set_outputs([graph.add_node("Conv", [x, w], ConvAttrs((3, 3)), loc="dynamic").output])
-    with pytest.raises(UsageError, match=r"'dynamic'.*constant weights"):
-        lower(graph, AVX2)
+    assert [k.generator for k in lower(graph, AVX2).kernels if isinstance(k.problem, NodeProblem) and k.problem.op == "Conv"] == [
+        "generic"
+    ]
 
 
 def test_an_operator_without_kernel_lists_every_reason() -> None:
