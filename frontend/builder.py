@@ -309,7 +309,8 @@ class OnnxNode:
             builder.check_size(result.type, result.name)
             if coded and isinstance(result.type.elem, Float):
                 self.refuse("codes of different scales joined as integers", "DequantizeLinear before the operator")
-        if not all(v.is_constant for v in values):
+        # What has a symbolic shape is known at run time only, whatever it is computed from.
+        if not all(v.is_constant for v in values) or not all(r.type.is_static for r in results):
             return tuple(r if isinstance(r.type.elem, Float | Quant) and not coded else Codes(r) for r in results)
         kept = tuple(r.type for r in results)
         if (

@@ -27,7 +27,7 @@ def compile(
     output: str | Path | None = None,
     samples: int = 256,
     method: str | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, int | tuple[int, int]] | None = None,
     custom_ops: Sequence[str] = (),
 ) -> Artifact:
     """Compile a model into an artifact for one device; the same as `bevel compile`.
@@ -42,7 +42,8 @@ def compile(
         output: artifact directory; default MODEL.bevel in the current directory.
         samples: calibration samples to use at most.
         method: calibration method; default "minmax".
-        dims: extents of symbolic dimensions; a leading batch dimension is 1 unless given.
+        dims: of symbolic dimensions: an extent, or bounds (lo, hi) within which it is chosen at run time; a leading batch
+            dimension is 1 unless given.
         custom_ops: "DOMAIN.OP=FILE.c" of each custom operator (docs/custom.md).
 
     Returns:

@@ -25,7 +25,7 @@ from bevel.errors import ArtifactError, CalibrationError, InvalidPlan, UsageErro
 from bevel.ir.graph import Graph, Level
 from bevel.ir.ops.custom import load_custom_op
 from bevel.ir.plan import FP32, W8A8, Bits, CompressionPlan, parse_bits
-from bevel.ir.types import Dim, Float, Int, Quant
+from bevel.ir.types import Dim, Float, Int, Quant, TensorType
 from bevel.passes.bind_dims import bind_dims
 from bevel.passes.canonicalize import CANONICAL
 from bevel.passes.pipeline import Pass, print_pipeline, run_passes
@@ -59,7 +59,8 @@ class Options:
         calibration: data set path; needed to quantize a float model.
         samples: how many calibration samples to use at most.
         method: calibration method; the plan's, where there is one.
-        dims: extents of symbolic dimensions; a leading batch dimension is 1 unless given.
+        dims: of symbolic dimensions: an extent, or bounds (lo, hi) within which it is chosen at run time; a leading batch
+            dimension is 1 unless given.
         plan: what to do layer by layer.
         custom_ops: "DOMAIN.OP=FILE.c" of each custom operator (`bevel.ir.ops.custom`).
         bias_correction: correct the biases of quantized layers on the calibration data.
@@ -70,7 +71,7 @@ class Options:
     calibration: Path | None = None
     samples: int = 256
     method: str = "minmax"
-    dims: Mapping[str, int] = field(default_factory=dict)
+    dims: Mapping[str, int | tuple[int, int]] = field(default_factory=dict)
     plan: CompressionPlan | None = None
     custom_ops: tuple[str, ...] = ()
     bias_correction: bool = True
@@ -99,8 +100,8 @@ class Options:
         return method
 
 
-def load_graph(model: Path, dims: Mapping[str, int] | None = None) -> Graph:
-    """The graph of an ONNX file, a saved graph or an artifact, as stored, with the extents `dims` for symbolic dimensions.
+def load_graph(model: Path, dims: Mapping[str, int | tuple[int, int]] | None = None) -> Graph:
+    """The graph of an ONNX file, a saved graph or an artifact, as stored, with extents or bounds `dims` for symbolic dimensions.
 
     Raises:
         UsageError: there is no such file, or no such dimension.
@@ -222,25 +223,29 @@ def _kept_float(graph: Graph, plan: CompressionPlan | None) -> frozenset[str]:
 
 
 def extents(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
-    """An extent for every symbolic dimension of the inputs: those of `dims`, and 1 for a leading batch axis.
+    """An extent for every symbolic dimension of the inputs without upper bound: those of `dims`, and 1 for a leading batch axis.
 
     Raises:
         UsageError: a dimension stays unbound, or `dims` names one that the model does not have.
     """
-    known = {d.name for v in graph.inputs for d in v.type.shape if isinstance(d, Dim)}
+    found = {d.name: d for v in graph.inputs for d in v.type.shape if isinstance(d, Dim)}
+    known = set(found)
     if unknown := sorted(set(dims) - known):
         raise UsageError(f"--dim {unknown[0]}: the model's symbolic dimensions are {', '.join(sorted(known)) or 'none'}")
     bound = dict(dims)
     for value in graph.inputs:
-        if value.type.shape and isinstance(batch := value.type.shape[0], Dim):
+        if value.type.shape and isinstance(batch := value.type.shape[0], Dim) and batch.hi is None:
             bound.setdefault(batch.name, 1)
-    if left := sorted(known - set(bound)):
-        raise UsageError(f"dimension {left[0]!r} of {graph.name!r} is symbolic: give it with --dim {left[0]}=N")
+    if left := sorted(name for name in known - set(bound) if found[name].hi is None):
+        raise UsageError(
+            f"dimension {left[0]!r} of {graph.name!r} is symbolic: give it with --dim {left[0]}=N, or bounds within which it is "
+            f"chosen at run time with --dim {left[0]}=LO:HI"
+        )
     return bound
 
 
 def bind(graph: Graph, dims: Mapping[str, int]) -> Graph:
-    """`graph` without symbolic dimensions; see `extents`."""
+    """`graph` with every symbolic dimension bound or bounded; see `extents`."""
     return bind_dims(graph, extents(graph, dims))
 
 
@@ -339,10 +344,10 @@ def build(
     provenance: Mapping[str, Any] | None = None,
     say: Say = _silent,
 ) -> Artifact:
-    """Turn a static FLOAT or INTEGER graph into an artifact for one device.
+    """Turn a FLOAT or INTEGER graph into an artifact for one device.
 
     Args:
-        graph: no symbolic dimensions.
+        graph: its symbolic dimensions are bounded.
         profile: the device.
         output: artifact directory.
         options: says where the self-test's inputs come from.
@@ -380,8 +385,10 @@ def build(
 def golden_inputs(graph: Graph, options: Options) -> list[dict[str, Array]]:
     """Inputs of the self-test in the stored dtypes: the first calibration samples, else noise from a fixed seed.
 
+    Noise has the smallest, an inner and the largest extent of every symbolic dimension.
+
     Args:
-        graph: no symbolic dimensions.
+        graph: its symbolic dimensions are bounded.
         options: where the data is.
 
     Raises:
@@ -389,10 +396,11 @@ def golden_inputs(graph: Graph, options: Options) -> list[dict[str, Array]]:
         CalibrationError: it holds NaN or infinity.
     """
     if options.calibration is None:
-        rngs = [np.random.default_rng(index) for index in range(GOLDEN_CASES)]
+        static = all(v.type.is_static for v in graph.inputs)
+        shares = (0.0,) * GOLDEN_CASES if static else (0.0, 0.4, 1.0)
         return [
-            {v.name: _random_input(v.type.elem, v.type.static_shape, rng).astype(v.type.dtype) for v in graph.inputs}
-            for rng in rngs
+            {v.name: _random_input(v.type.elem, _shape_at(v.type, share), rng).astype(v.type.dtype) for v in graph.inputs}
+            for share, rng in ((share, np.random.default_rng(index)) for index, share in enumerate(shares))
         ]
     from bevel.ir.interp import boundary_codes
 
@@ -408,6 +416,11 @@ def golden_inputs(graph: Graph, options: Options) -> list[dict[str, Array]]:
             case[value.name] = array.astype(value.type.dtype)
         cases.append(case)
     return cases
+
+
+def _shape_at(type_: TensorType, share: float) -> tuple[int, ...]:
+    """The shape whose symbolic extents lie that share of the way from their lower to their upper bound."""
+    return tuple(d.lo + int(share * ((d.hi or d.lo) - d.lo)) if isinstance(d, Dim) else d for d in type_.shape)
 
 
 def _random_input(elem: object, shape: tuple[int, ...], rng: np.random.Generator) -> Array:

@@ -25,7 +25,13 @@ from bevel.runtime.artifact import Artifact
 @click.option("--calib", type=click.Path(path_type=Path), help="Calibration data: .npz or directory of .npy (docs/data.md).")
 @click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Calibration samples to use at most.")
 @click.option("--method", help="Calibration method.  [default: minmax, or the plan's]")
-@click.option("--dim", "dims", multiple=True, metavar="NAME=N", help="Extent of a symbolic dimension; repeatable.")
+@click.option(
+    "--dim",
+    "dims",
+    multiple=True,
+    metavar="NAME=N|LO:HI",
+    help="Extent of a symbolic dimension, or bounds to choose it within at run time; repeatable.",
+)
 @click.option(
     "--custom-op", "custom", multiple=True, metavar="DOMAIN.OP=FILE.c", help="C function of a custom operator; repeatable."
 )
