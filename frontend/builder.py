@@ -47,8 +47,11 @@ Operand = Value | Codes | Array
 def normalize_array(array: Array, name: str) -> Array:
     """`array` as importers keep it: float32 for every float type, integers and truth values as they are.
 
+    Infinities and NaN stay: masks are made of them. Layers refuse them in their weights.
+
     Raises:
-        UnsupportedModel: NaN or infinity, or an element type without meaning here; names the tensor.
+        UnsupportedModel: a number beyond float32; names the tensor.
+        UnsupportedOp: an element type without meaning here.
     """
     array = np.asarray(array)
     if array.dtype.kind in "iub" or array.dtype.name in ("int4", "uint4", "int2", "uint2"):
@@ -56,10 +59,10 @@ def normalize_array(array: Array, name: str) -> Array:
     if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
         with np.errstate(over="ignore"):
             real = array.astype(np.float32)
-        if not np.isfinite(real).all():
-            raise UnsupportedModel(f"tensor {name!r} holds NaN, infinity or values beyond float32; weights must be finite")
+        if array.dtype.itemsize > 4 and not np.array_equal(np.isinf(real), np.isinf(array)):
+            raise UnsupportedModel(f"tensor {name!r} holds values beyond float32; scale them down or export it in float32")
         return real
-    raise UnsupportedModel(f"tensor {name!r} has element type {array.dtype}; expected floats, integers or bool")
+    raise UnsupportedOp(f"tensor {name!r} has element type {array.dtype}; expected floats, integers or bool")
 
 
 class Builder:
@@ -300,6 +303,8 @@ class OnnxNode:
         builder = self.builder
         known = self._constant_names()
         values = [builder.value(o, known.get(_address(o), f"{names[0]}.{i}")) for i, o in enumerate(operands)]
+        if lookup(op).traits & {Trait.WEIGHTED, Trait.CHANNELWISE}:
+            _require_finite(values[1:])
         try:
             node = builder.graph.add_node(op, values, attrs, names=names, loc=self.loc, types=types)
         except VerifyError as error:
@@ -337,6 +342,13 @@ class OnnxNode:
             if isinstance(operand, np.ndarray):
                 found.setdefault(_address(operand), self.input_name(i))
         return found
+
+
+def _require_finite(values: Sequence[Value]) -> None:
+    """Refuse NaN and infinity in the weights of a layer."""
+    for value in values:
+        if value.data is not None and value.data.dtype.kind == "f" and not np.isfinite(value.data).all():
+            raise UnsupportedModel(f"tensor {value.name!r} holds NaN or infinity; weights must be finite")
 
 
 def _address(operand: Operand) -> int:

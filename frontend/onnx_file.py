@@ -17,10 +17,10 @@ from onnx import ModelProto, TensorProto
 from onnx_ir import external_data
 from onnx_ir.passes.common import InlinePass
 
-from bevel.errors import UnsupportedModel, UsageError
+from bevel.errors import UnsupportedModel, UnsupportedOp, UsageError
 
 # Converters accept every form these operator set versions give an operator.
-OPSETS = range(11, 29)
+OPSETS = range(7, 29)
 # protobuf cannot hold more in one message; larger models keep their weights in external data.
 MAX_FILE_BYTES = 2**31
 # More nodes than any model for an edge device has; stops functions that call functions that call functions.
@@ -96,8 +96,9 @@ def _check_proto(path: Path, proto: ModelProto) -> int:
         raise UnsupportedModel(f"{path}: holds no graph with outputs, so it is not a complete ONNX model")
     opset = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset not in OPSETS:
-        raise UnsupportedModel(
-            f"{path}: operator set version {opset}, supported are {OPSETS.start} to {OPSETS.stop - 1}; "
+        first = proto.graph.node[0].op_type if proto.graph.node else "none"
+        raise UnsupportedOp(
+            f"{path}: operator set version {opset} (first operator: {first}), supported are {OPSETS.start} to {OPSETS.stop - 1}; "
             "convert it with onnx.version_converter or export it again"
         )
     defined = [t.name for t in proto.graph.initializer]

@@ -193,11 +193,22 @@ class Graph:
         self._values[value.name] = value
         return value
 
-    def add_input(self, name: str, type_: TensorType) -> Value:
-        """Append a graph input."""
+    def add_input(self, name: str, type_: TensorType, *, at: int | None = None) -> Value:
+        """Append a graph input, or insert it at position `at`."""
         value = self._register(Value(name, type_))
-        self.inputs.append(value)
+        self.inputs.insert(len(self.inputs) if at is None else at, value)
         return value
+
+    def drop_input(self, value: Value) -> None:
+        """Remove a graph input that nobody reads.
+
+        Raises:
+            VerifyError: it is read, or leaves the graph.
+        """
+        if value._uses or self.is_output(value):
+            raise VerifyError(f"cannot remove input {value.name!r}: it is still used")
+        self.inputs.remove(value)
+        del self._values[value.name]
 
     def add_constant(self, hint: str, data: Array, type_: TensorType | None = None) -> Value:
         """Add a constant named `hint` (made unique); the type is the array's own unless given (quantized codes)."""

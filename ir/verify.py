@@ -199,6 +199,11 @@ def _check_type(value: Value, level: Level, symbols: dict[str, Dim]) -> None:
             raise VerifyError(f"value {value.name!r}: {len(elem.scale)} scales, expected {expected} along axis {elem.axis}")
 
 
+def _weighs(node: Node, value: Value) -> bool:
+    """True where `value` is a weight or parameter of `node`; masks may hold infinities, weights may not."""
+    return bool(lookup(node.op).traits & {Trait.WEIGHTED, Trait.CHANNELWISE}) and value in node.inputs[1:]
+
+
 def _check_data(value: Value) -> None:
     data, type_ = value.array, value.type
     if data.shape != type_.shape or data.dtype != type_.dtype:
@@ -206,7 +211,7 @@ def _check_data(value: Value) -> None:
     if not data.size:
         return
     elem = type_.elem
-    if isinstance(elem, Float) and not np.isfinite(data).all():
+    if isinstance(elem, Float) and not np.isfinite(data).all() and any(_weighs(user, value) for user in value.users):
         raise VerifyError(f"constant {value.name!r} holds NaN or infinity")
     codes = elem.storage if isinstance(elem, Quant) else elem.codes if isinstance(elem, Codebook) else elem
     if isinstance(codes, Int):

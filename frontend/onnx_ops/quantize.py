@@ -159,6 +159,8 @@ def input_quant(builder: Builder, value: onnx_ir.Value) -> Quant | None:
         for use in pending.pop().uses():
             if use.node.op_type == "DequantizeLinear" and use.idx == 0:
                 node = OnnxNode(builder, use.node)
+                if any(name and name not in builder.env for name in (node.input_name(1), node.input_name(2))):
+                    node.refuse("a scale or zero point that is computed or given at run time", "constant ones")
                 assert value.dtype is not None
                 quant = read_quant(node, value.dtype.numpy().name, 0)
                 if found not in (None, quant):

@@ -24,6 +24,7 @@ from bevel.ir.ops.op import (
     QuantRule,
     Trait,
     elements,
+    no_macs,
     one_per_result,
     register,
     require,
@@ -258,6 +259,14 @@ def _lut_reference(call: Call, x: Array, table: Array) -> Array:
     return np.asarray(table[x.astype(np.int64) - _quant(call.inputs[0]).storage.min])
 
 
+def _recode_infer(attrs: OutAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    x = _quant(ins[0])
+    require(x.per_tensor and x.storage == Int(8, signed=False), f"operand is {x}, expected a per-tensor u8 type")
+    expected = Quant(Int(8), x.scale, (x.zero_point[0] - 128,))
+    require(attrs.out == expected, f"result is {attrs.out}, expected {expected}")
+    return (ins[0].with_elem(attrs.out),)
+
+
 @dataclass(frozen=True)
 class ChannelLutAttrs:
     """Result type, and the axis that each row of the table belongs to."""
@@ -397,6 +406,15 @@ _integer(
     infer=_int_pool_infer,
     reference=_int_pool_reference,
     macs=_pool_work,
+)
+_integer(
+    "Recode",
+    "Unsigned codes as signed ones, q - 128: zero point and code move alike, so every real stays what it is.",
+    attrs=OutAttrs,
+    arity=(1, 1),
+    infer=_recode_infer,
+    reference=lambda _call, x: (x.astype(np.int16) - 128).astype(np.int8),
+    macs=no_macs,
 )
 _integer(
     "ChannelLut",

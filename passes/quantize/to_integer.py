@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bevel.errors import UsageError
-from bevel.ir.graph import Graph, Level, Node
+from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.integer import OutAttrs
-from bevel.ir.types import F32, Int, Quant
+from bevel.ir.types import F32, I8, U8, Int, Quant
 from bevel.passes.quantize import lower_channelwise, lower_elementwise, lower_movement, lower_pool, lower_reduce, lower_weighted
-from bevel.passes.quantize.lowering import Lowering, is_code, rule_for, whole_rule_for
+from bevel.passes.quantize.lowering import Lowering, is_code, quant, rule_for, whole_rule_for
 
 # Importing them registers their rules.
 RULE_FILES = (lower_channelwise, lower_elementwise, lower_movement, lower_pool, lower_reduce, lower_weighted)
@@ -72,6 +72,9 @@ def spread_types(graph: Graph) -> None:
 
 def _lower(ctx: Lowering, node: Node) -> tuple[Node, ...]:
     """Lower one node; returns the activations fused into it."""
+    if _is_conversion(node) and _moves_sign(node.inputs[0], node.output):
+        ctx.finish(node.output, "Recode", [ctx.operand(node.inputs[0])], OutAttrs(quant(node.output)), node.loc)
+        return ()
     if (whole := whole_rule_for(node)) is not None:
         whole(ctx, node)
         return ()
@@ -89,6 +92,13 @@ def _lower(ctx: Lowering, node: Node) -> tuple[Node, ...]:
 def _is_conversion(node: Node) -> bool:
     """True for an unbounded Clip: it computes nothing and only gives its result another type."""
     return node.op == "Clip" and (node.attrs.lo, node.attrs.hi) == (-math.inf, math.inf)
+
+
+def _moves_sign(x: Value, y: Value) -> bool:
+    """True where unsigned codes `x` and signed codes `y` stand for the same reals."""
+    if not (isinstance(x.type.elem, Quant) and is_code(y) and x.type.elem.storage == U8):
+        return False
+    return quant(y) == Quant(I8, x.type.elem.scale, (x.type.elem.zero_point[0] - 128,))
 
 
 def _leaves(ctx: Lowering, node: Node) -> bool:

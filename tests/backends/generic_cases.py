@@ -100,6 +100,8 @@ class Case:
 def _buf(shape: Sequence[int], elem: Elem, layout: Layout, activation: str) -> Buf:
     if not isinstance(elem, Quant):
         return Buf(tuple(shape), elem.dtype.name, layout)
+    if not elem.storage.signed:
+        return Buf(tuple(shape), "uint8", layout, elem.zero_point[0])
     return Buf(tuple(shape), activation, layout, elem.zero_point[0] + (128 if activation == "uint8" else 0))
 
 
@@ -195,6 +197,8 @@ def _integer_elementwise() -> Iterator[Case]:
     for x, layout in ((codes(2, 3, 5, 7, layout=NHWC), NHWC), (codes(1, 6, 4, 3), None), (codes(4, 1, zero_point=3), None)):
         rows = RNG.integers(-128, 128, (x.array.shape[1], 256)).astype(np.int8)
         yield Case("ChannelLut", ChannelLutAttrs(quant(-3), 1), (x, plain(rows)), layout)
+    pixels = Operand(RNG.integers(0, 256, (1, 3, 7, 9)).astype(np.uint8), Quant(Int(8, signed=False), (1.0,), (0,)), NHWC)
+    yield Case("Recode", OutAttrs(quant(-128, 1.0)), (pixels,), NHWC)
     yield from _requantize()
     scale = float(np.float32(0.037))
     ties = (np.arange(-400, 400) / 2 * np.float32(scale)).astype(np.float32)

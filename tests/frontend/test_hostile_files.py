@@ -62,8 +62,8 @@ def cycle(model: onnx.ModelProto) -> None:
 
 HOSTILE: dict[str, tuple[Edit, str]] = {
     "no graph": (lambda m: m.ClearField("graph"), "holds no graph"),
-    "no opset": (lambda m: m.ClearField("opset_import"), "operator set version 0, supported are"),
-    "old opset": (lambda m: setattr(m.opset_import[0], "version", 6), "operator set version 6, supported are"),
+    "no opset": (lambda m: m.ClearField("opset_import"), r"operator set version 0 .*supported are"),
+    "old opset": (lambda m: setattr(m.opset_import[0], "version", 6), r"operator set version 6 .*supported are"),
     "future opset": (lambda m: setattr(m.opset_import[0], "version", 10**6), "operator set version 1000000"),
     "cycle": (cycle, "cycle"),
     "result twice": (
@@ -89,8 +89,8 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
         "elements, expected at most",
     ),
     "NaN weights": (weights(np.full((3, 2, 3, 3), np.nan, np.float32)), "'w' holds NaN"),
-    "infinite weights": (weights(np.full((3, 2, 3, 3), np.inf, np.float32)), "'w' holds NaN, infinity"),
-    "float64 beyond float32": (weights(np.full((3, 2, 3, 3), 1e300)), "'w' holds NaN, infinity"),
+    "infinite weights": (weights(np.full((3, 2, 3, 3), np.inf, np.float32)), "'w' holds NaN or infinity"),
+    "float64 beyond float32": (weights(np.full((3, 2, 3, 3), 1e300)), "'w' holds values beyond float32"),
     "string weights": (weights(np.full((3, 2, 3, 3), "a", object)), "element type"),
     "less data than declared": (lambda m: setattr(m.graph.initializer[0], "raw_data", b"\0" * 8), "does not match its type"),
     "absurd weights": (lambda m: m.graph.initializer[0].dims.__setitem__(0, 2**50), "does not match its type"),

@@ -25,6 +25,7 @@ from bevel.ir.ops.integer import (
 from bevel.ir.ops.movement import ConcatAttrs, ReshapeAttrs
 from bevel.ir.ops.normalize import AxisAttrs
 from bevel.ir.ops.reduce import IntReduceAttrs
+from bevel.ir.ops.resize import IntResizeAttrs
 from bevel.ir.types import F32, I32, Codebook, Dim, Int, Quant, TensorType
 from bevel.ir.verify import accumulator_bound, float_islands, is_integer_only, verify
 from tests.ir.graphs import graphs
@@ -238,7 +239,9 @@ def test_wrong_attributes() -> None:
 def integer_graph() -> Graph:
     """int8 conv with 2 channels, requantized, added to itself, through a float island and a table."""
     graph = Graph("integer", Level.INTEGER)
-    x = graph.add_input("x", TensorType((1, 1, 4, 4), Q))
+    frame = Quant(Int(8, signed=False), Q.scale, (Q.zero_point[0] + 128,))
+    u = graph.add_input("u", TensorType((1, 1, 4, 4), frame))
+    x = graph.add_node("Recode", [u], OutAttrs(Q), names=["x"], loc="recode").output
     w = graph.add_constant(
         "w", np.array([[1, -2], [127, 127]], np.int8).reshape(2, 1, 1, 2), TensorType((2, 1, 1, 2), Quant(Int(8), (1.0,)))
     )
@@ -255,6 +258,8 @@ def integer_graph() -> Graph:
     rows = graph.add_constant("rows", np.stack([t.array, -1 - t.array]))
     lut = graph.add_node("ChannelLut", [lut, rows], ChannelLutAttrs(Q, 1), names=["channels"], loc="channels").output
     avg = graph.add_node("IntAveragePool", [lut], pool, names=["avg"], loc="avg").output
+    twice = IntResizeAttrs((2,), (6,), ((2, -1, 4),))
+    avg = graph.add_node("IntResize", [avg], twice, names=["resized"], loc="resize").output
     sums = IntReduceAttrs((3,), True, Q, 2**30, 30, -128, 127)
     red = graph.add_node("IntReduce", [avg], sums, names=["red"], loc="reduce").output
     e = graph.add_constant("e", softmax_table(0.5))
