@@ -10,6 +10,7 @@ import numpy as np
 from bevel.ir.graph import Graph, Level, Value
 from bevel.ir.ops.convolution import ConvAttrs, ConvTransposeAttrs
 from bevel.ir.ops.elementwise import ClipAttrs
+from bevel.ir.ops.functions import HardSigmoidAttrs, PowerAttrs
 from bevel.ir.ops.movement import PadAttrs, ReshapeAttrs, SliceAttrs, TransposeAttrs
 from bevel.ir.ops.normalize import BatchNormAttrs, ReduceAttrs
 from bevel.ir.ops.pool import AveragePoolAttrs, PoolAttrs
@@ -244,6 +245,76 @@ def gelu() -> Graph:
     return s.done(s.op("y", "Mul", product, s.number("half", 0.5)))
 
 
+def swish_of_a_product() -> Graph:
+    """The gated value is itself a product, which the gate must not look through."""
+    s = Sketch()
+    x = s.op("d", "Mul", s.input(N, 9), s.number("two", 2.0))
+    gate = s.op("g", "Sigmoid", s.op("k", "Mul", x, s.number("slope", 1.702)))
+    return s.done(s.op("y", "Mul", gate, x))
+
+
+def mish_by_log() -> Graph:
+    s = Sketch()
+    x = s.input(N, 9)
+    soft = s.op("l", "Log", s.op("a", "Add", s.number("one", 1.0), s.op("e", "Exp", x)))
+    return s.done(s.op("y", "Mul", x, s.op("t", "Tanh", soft)))
+
+
+def gelu_by_tanh_of_power() -> Graph:
+    s = Sketch()
+    x = s.input(N, 9)
+    cube = s.op("c", "Mul", s.op("p", "Power", x, attrs=PowerAttrs(3.0)), s.number("share", 0.044715))
+    scaled = s.op("s", "Mul", s.op("a", "Add", x, cube), s.number("root", float(np.sqrt(2 / np.pi))))
+    raised = s.op("r", "Add", s.op("t", "Tanh", scaled), s.number("one", 1.0))
+    return s.done(s.op("y", "Mul", s.op("h", "Mul", x, s.number("half", 0.5)), raised))
+
+
+def gelu_by_tanh_of_products() -> Graph:
+    s = Sketch()
+    x = s.input(N, 9)
+    square = s.op("q", "Mul", s.op("k", "Mul", x, s.number("share", 0.044715)), x)
+    line = s.op("s", "Mul", x, s.number("root", float(np.sqrt(2 / np.pi))))
+    inner = s.op("i", "Mul", line, s.op("a", "Add", square, s.number("one", 1.0)))
+    raised = s.op("r", "Add", s.number("unit", 1.0), s.op("t", "Tanh", inner))
+    return s.done(s.op("y", "Mul", s.op("p", "Mul", x, raised), s.number("half", 0.5)))
+
+
+def hard_swish_by_hard_sigmoid() -> Graph:
+    s = Sketch()
+    x = s.input(N, 9)
+    gate = s.op("g", "HardSigmoid", x, attrs=HardSigmoidAttrs(float(np.float32(1 / 6)), 0.5))
+    return s.done(s.op("y", "Mul", gate, x))
+
+
+def hard_sigmoid_of_relu6() -> Graph:
+    s = Sketch()
+    clipped = s.op("c", "Clip", s.op("k", "Add", s.input(N, 9), s.number("three", 3.0)), attrs=ClipAttrs(0.0, 6.0))
+    return s.done(s.op("y", "Mul", clipped, s.number("sixth", 1 / 6)))
+
+
+def leaky_relu_by_max() -> Graph:
+    s = Sketch()
+    x = s.input(N, 9)
+    return s.done(s.op("y", "Max", s.op("m", "Mul", x, s.number("slope", 0.1)), x))
+
+
+def steep_max() -> Graph:
+    """A slope above 1 keeps the other half: stays."""
+    s = Sketch()
+    x = s.input(N, 9)
+    return s.done(s.op("y", "Max", s.op("m", "Mul", x, s.number("slope", 1.5)), x))
+
+
+def cubic_of_other_share() -> Graph:
+    """GELU's form with another coefficient: stays."""
+    s = Sketch()
+    x = s.input(N, 9)
+    cube = s.op("c", "Mul", s.op("p", "Power", x, attrs=PowerAttrs(3.0)), s.number("share", 0.05))
+    scaled = s.op("s", "Mul", s.op("a", "Add", x, cube), s.number("root", float(np.sqrt(2 / np.pi))))
+    raised = s.op("r", "Add", s.op("t", "Tanh", scaled), s.number("one", 1.0))
+    return s.done(s.op("y", "Mul", s.op("h", "Mul", x, s.number("half", 0.5)), raised))
+
+
 def not_quite_gelu() -> Graph:
     """The gate of another value: stays."""
     s = Sketch()
@@ -329,7 +400,21 @@ REWRITES: dict[str, tuple[Callable[[], Graph], ...]] = {
     "merge-transposes": (transposes_around_residual, transpose_of_one_channel),
     "merge-slices": (slice_chain,),
     "globalize-pools": (average_of_everything, mean_of_images, mean_of_nhwc_images),
-    "fuse-activations": (relu_then_min, clip_that_is_relu, silu, hard_swish, hard_swish_of_relu6, gelu),
+    "fuse-activations": (
+        relu_then_min,
+        clip_that_is_relu,
+        silu,
+        swish_of_a_product,
+        mish_by_log,
+        hard_swish,
+        hard_swish_of_relu6,
+        hard_swish_by_hard_sigmoid,
+        hard_sigmoid_of_relu6,
+        gelu,
+        gelu_by_tanh_of_power,
+        gelu_by_tanh_of_products,
+        leaky_relu_by_max,
+    ),
     "simplify-arithmetic": (constant_arithmetic,),
 }
 
@@ -340,6 +425,6 @@ LEFT_ALONE: dict[str, tuple[Callable[[], Graph], ...]] = {
     "subpixel": (computed_upsampling,),
     "fold-pad": (pad_before_max, nonzero_pad_before_conv),
     "globalize-pools": (mean_of_rows,),
-    "fuse-activations": (quantized_relu_then_clip, not_quite_gelu),
+    "fuse-activations": (quantized_relu_then_clip, not_quite_gelu, steep_max, cubic_of_other_share),
     "simplify-arithmetic": (broadcasting_add_of_zero,),
 }
