@@ -11,6 +11,7 @@ from bevel.frontend.builder import Builder, OnnxNode, Operand
 from bevel.frontend.onnx_ops import (
     constants,
     convolution,
+    einsum,
     elementwise,
     index,
     logic,
@@ -28,6 +29,7 @@ Converter = Callable[[Builder, OnnxNode], Operand | tuple[Operand, ...]]
 CONVERTERS: dict[str, Converter] = {
     **constants.TABLE,
     **convolution.TABLE,
+    **einsum.TABLE,
     **elementwise.TABLE,
     **index.TABLE,
     **logic.TABLE,
