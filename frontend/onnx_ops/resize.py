@@ -1,4 +1,4 @@
-"""Resize and Upsample: every coordinate transformation becomes one affine map per axis, in exact integers.
+"""Resize, Upsample and GridSample: every coordinate transformation becomes one affine map per axis, in exact integers.
 
 Crops beyond the ends (tf_crop_and_resize) become a Pad around what lies inside. Antialiasing widens the filter.
 """
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevel.frontend.builder import Builder, OnnxNode, Operand
+from bevel.ir.ops.grid_sample import GridSampleAttrs
 from bevel.ir.ops.movement import PadAttrs
 from bevel.ir.ops.resize import ROUNDINGS, ResizeAttrs, ResizeNearestAttrs
 
@@ -210,4 +211,12 @@ def _inside(node: OnnxNode, at: Axis, step: Fraction, first: Fraction) -> range:
     return found
 
 
-TABLE = {"Resize": convert_resize, "Upsample": convert_resize}
+def convert_grid_sample(_builder: Builder, node: OnnxNode) -> Operand:
+    """GridSample."""
+    mode = node.text("mode", "linear")
+    mode = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
+    attrs = GridSampleAttrs(mode, node.text("padding_mode", "zeros"), bool(node.integer("align_corners", 0)))
+    return node.emit("GridSample", node.operands(), attrs)
+
+
+TABLE = {"GridSample": convert_grid_sample, "Resize": convert_resize, "Upsample": convert_resize}

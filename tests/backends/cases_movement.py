@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from bevel.ir.ops.grid_sample import GridSampleAttrs
 from bevel.ir.ops.index import GatherAttrs, GatherNDAttrs, ScatterElementsAttrs, ScatterNDAttrs
 from bevel.ir.ops.movement import BlockAttrs, ExpandAttrs, PadAttrs, ReverseAttrs, TileAttrs
 from bevel.ir.ops.resize import IntResizeAttrs, ResizeAttrs, ResizeNearestAttrs
@@ -35,6 +36,7 @@ def cases() -> Iterator[Case]:
     yield from _rearranging()
     yield from _gathering()
     yield from _scattering()
+    yield from _grids()
 
 
 def _resampling() -> Iterator[Case]:
@@ -98,6 +100,22 @@ def _indices(*shape: int, extent: int, dtype: type = np.int64) -> Operand:
     if flat.size > 8:
         flat[-4:] = beyond
     return plain(array)
+
+
+def _grids() -> Iterator[Case]:
+    far = np.array([-1e30, -7.3, -1, 1, 5.1, 1e9], np.float32)
+    for x in (real(2, 21, 5, 6, layout=NHWC), real(2, 3, 5, 6)):
+        grid = RNG.uniform(-1.4, 1.4, (2, 4, 7, 2)).astype(np.float32)
+        grid[0, 0, :6, 0], grid[0, 1, :6, 1] = far, far
+        for mode in ("nearest", "linear", "cubic"):
+            for padding in ("zeros", "border"):
+                yield Case("GridSample", GridSampleAttrs(mode, padding, mode == "linear"), (x, plain(grid)), x.layout)
+            # Mirrored a million times, float32 has no digits left.
+            near = plain(np.clip(grid, -9, 9))
+            yield Case("GridSample", GridSampleAttrs(mode, "reflection", mode != "cubic"), (x, near), x.layout)
+    for mode in ("nearest", "linear"):
+        cube = plain(RNG.uniform(-1.2, 1.2, (1, 2, 3, 5, 3)).astype(np.float32))
+        yield Case("GridSample", GridSampleAttrs(mode), (real(1, 9, 3, 4, 5, layout=(0, 2, 3, 4, 1)), cube))
 
 
 def _gathering() -> Iterator[Case]:

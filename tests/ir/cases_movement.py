@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bevel.ir.ops.grid_sample import GridSampleAttrs
 from bevel.ir.ops.index import GatherAttrs, GatherNDAttrs, ScatterElementsAttrs, ScatterNDAttrs
 from bevel.ir.ops.movement import BlockAttrs, ExpandAttrs, PadAttrs, ReverseAttrs, TileAttrs
 from bevel.ir.ops.resize import ResizeAttrs, ResizeNearestAttrs
@@ -21,7 +22,7 @@ def i64(*values: int) -> Array:
 
 
 def cases() -> list[Case]:
-    return [*_resizes(), *_rearranged(), *_gathers(), *_scatters()]
+    return [*_resizes(), *_grids(), *_rearranged(), *_gathers(), *_scatters()]
 
 
 def _resizes() -> list[Case]:
@@ -45,6 +46,21 @@ def _resizes() -> list[Case]:
         attrs = ResizeAttrs((2, 3), (2, 3), ((10, 3, 4), (4, 1, 2)), mode, -0.75, (2.5, 2.0), True)
         made.append(Case("Resize", [IMAGE], attrs, {"mode": mode, **half}, [None, None, i64(2, 3, 2, 3)]))
     return made
+
+
+def _grids() -> list[Case]:
+    grid = np.random.default_rng(4).uniform(-1.3, 1.3, (2, 4, 7, 2)).astype(np.float32)
+    return [
+        Case(
+            "GridSample",
+            [IMAGE, grid],
+            GridSampleAttrs(mode, padding, corners),
+            {"mode": mode, "padding_mode": padding, "align_corners": int(corners)},
+        )
+        for mode in ("nearest", "linear", "cubic")
+        for padding in ("zeros", "border", "reflection")
+        for corners in (False, True)
+    ]
 
 
 def _rearranged() -> list[Case]:
