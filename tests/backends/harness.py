@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bevel.backends.half import HALF
 from bevel.backends.kernel import Array, Buf, ConvConstants, ConvProblem, Generator, Tile
 from bevel.backends.tvm import PrimFunc, compile_object
 from bevel.devices.resolve import QEMU
@@ -27,6 +28,7 @@ from bevel.errors import ToolchainError
 from bevel.ir.protocols import Target
 from bevel.runtime.toolchain import find_toolchain
 
+FLOATS = ("float32", HALF)
 GUARD = 192
 GUARD_BYTE = 0xA5
 # Behind an input: what a kernel may read but must not depend on. As float32 it is a NaN.
@@ -51,8 +53,14 @@ X86_VNNI = Target(
     ("-prefer-256-bit",),
 )
 A72 = Target("test-a72", "aarch64", frozenset({"neon"}), "cortex-a72", "aarch64-linux-gnu")
-A53 = Target("test-a53", "aarch64", frozenset({"neon"}), "cortex-a53", "aarch64-linux-gnu")
-A76 = Target("test-a76", "aarch64", frozenset({"neon", "dotprod"}), "cortex-a76", "aarch64-linux-gnu", ("+dotprod",))
+A76 = Target(
+    "test-a76",
+    "aarch64",
+    frozenset({"neon", "dotprod", "fp16"}),
+    "cortex-a76",
+    "aarch64-linux-gnu",
+    ("+dotprod", "+fullfp16"),
+)
 
 A7 = Target(
     "test-a7", "armv7", frozenset({"neon", "vfpv4"}), "cortex-a7", "armv7-linux-gnueabihf", ("+neon", "+vfp4", "+use-misched")
@@ -366,7 +374,7 @@ def _windows(p: ConvProblem, x: Array, fill: float) -> Array:
 
 def reference_sums(p: ConvProblem, x: Array, constants: ConvConstants) -> Array:
     """Exact sums (integers: every partial sum is below 2^53; floats: float64) with bias, [batch, oh, ow, oc]."""
-    zero = constants.x_zero_point if p.dtype != "float32" else 0
+    zero = 0 if p.dtype in FLOATS else constants.x_zero_point
     windows = _windows(p, x, zero) - zero
     weights = constants.weights.astype(np.float64)
     if p.groups == 1:
@@ -384,7 +392,7 @@ def reference_sums(p: ConvProblem, x: Array, constants: ConvConstants) -> Array:
 def reference_conv(p: ConvProblem, x: Array, constants: ConvConstants) -> Array:
     """What a kernel must compute: exact for integers (Python integers for the requantization), float64 for floats."""
     sums: Array = reference_sums(p, x, constants)
-    if p.dtype == "float32":
+    if p.dtype in FLOATS:
         if p.relu:
             sums = np.maximum(sums, 0)
         return np.clip(sums, constants.lo, constants.hi) if p.clamp else sums
@@ -403,4 +411,4 @@ def reference_conv(p: ConvProblem, x: Array, constants: ConvConstants) -> Array:
 
 def activation(p: ConvProblem, target: Target) -> Buf:
     """The input of `p` as lowering would describe it."""
-    return Buf((p.batch, p.h, p.w, p.c), "float32" if p.dtype == "float32" else target.activation_dtype)
+    return Buf((p.batch, p.h, p.w, p.c), p.dtype if p.dtype in FLOATS else target.activation_dtype)

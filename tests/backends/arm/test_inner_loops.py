@@ -27,10 +27,12 @@ EXPECTED = {
     "arm_conv_int8_neon_wide": {"smull", "smull2", "sadalp"},
     "arm_conv_int8_short": {"smull", "sadalp", "ld1r"},
     "arm_conv_f32": {"fmla"},
+    "arm_conv_f16": {"fmla"},
     "arm_depthwise_int8_sdot": {"sdot", "zip1"},
     "arm_depthwise_int8_neon": {"smull", "smlal", "saddw"},
     "arm_depthwise_int8_neon_wide": {"smull", "saddw"},
     "arm_depthwise_f32": {"fmla"},
+    "arm_depthwise_f16": {"fmla", "fcvtl"},
     "armv7_conv_int8": {"vmull.s8", "vmlal.s8", "vpadal.s16"},
     "armv7_conv_int8_wide": {"vmull.s8", "vpadal.s16"},
     "armv7_conv_int8_short": {"vmull.s8", "vpadal.s16", "vld1.32"},
@@ -108,8 +110,9 @@ def test_no_register_tile_spills(target: Target, tmp_path: Path) -> None:
             name, tile = owners[loop.symbol]
             assert loop.mnemonics >= EXPECTED[name], f"{name} {tile}: {loop.body}"
             stack = loop.vector_stack_references
-            if "depthwise" in name:
-                # The loop holds a whole tile with its epilogue: invariants may be reloaded, sums hardly ever stored.
+            if "depthwise" in name or name == "arm_conv_f16":
+                # The loop holds a whole tile with its epilogue, or a block with its widening: invariants may be reloaded, sums
+                # hardly ever stored.
                 stores = [line for line in loop.body if re.match(r"v?st.*\b[qd]\d+.*\[sp", line)]
                 assert len(stores) <= len(loop.body) * 0.03, f"{name} {tile}: {stores}"
             else:
@@ -121,5 +124,5 @@ def test_no_register_tile_spills(target: Target, tmp_path: Path) -> None:
 def problems(generator: Generator, target: Target) -> list[ConvProblem]:
     """Problems whose reductions `generator` was made for, in each element type it computes."""
     shapes = (STEM,) if generator.name.endswith("_short") else (POINTWISE, SQUARE, DEPTHWISE)
-    every = [replace(p, dtype=t, out_dtype=t) for p in shapes for t in ("int8", "float32")]
+    every = [replace(p, dtype=t, out_dtype=t) for p in shapes for t in ("int8", "float32", "float16")]
     return [problem for problem in every if generator.legal(problem, target) is None]
