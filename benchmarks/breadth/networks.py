@@ -229,8 +229,8 @@ def smooth_images(count: int, size: int, seed: int) -> Tensor:
 def well_scaled(build: Callable[[], nn.Module], size: int, seed: int) -> nn.Module:
     """A network with random weights whose activations are of the order of one on `smooth_images`.
 
-    Affine parameters of batch norms are random too, so that no folded layer is trivial. Their offsets are mostly positive: with none,
-    depth amplifies rounding errors by a fifth per layer (Yang et al. 2019), which trained networks do not do.
+    Affine parameters of batch norms are random too, so that no folded layer is trivial. Their offsets are mostly positive: with
+    none, depth amplifies rounding errors by a fifth per layer (Yang et al. 2019), which trained networks do not do.
     """
     torch.manual_seed(seed)
     network = build()
