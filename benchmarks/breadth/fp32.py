@@ -2,10 +2,10 @@
 
     python -m benchmarks.breadth.fp32 --models DIR --data DIR [--only NAME ...] [--device NAME ...] [--samples 10] [--write]
 
---models holds what benchmarks.breadth.models wrote there; --data holds imagenet_1000_256px_jpeg.npz (`jpeg` bytes, `offset`: image
-i is bytes offset[i]..offset[i+1]). Speech is synthesized by espeak-ng. Emulated devices get a fifth of the samples. Every model ends
-as `pass`, `wrong` (a difference above 1e-4, or a text that is not read) or `refused`, with the message. --write replaces fp32.md
-beside this file.
+--models holds what benchmarks.breadth.models wrote there; --data holds imagenet_1000_256px_jpeg.npz (`jpeg` bytes, `offset`:
+image i is bytes offset[i]..offset[i+1]). Speech is synthesized by espeak-ng. Emulated devices get a fifth of the samples.
+Every model ends as `pass`, `wrong` (a difference above 1e-4, or a text that is not read) or `refused`, with the message.
+--write replaces fp32.md beside this file.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _compare(subject: Subject, model: Path, runner: DeviceRunner, samples: Seque
     ok, note = worst <= TOLERANCE, f"worst at {where}"
     characters = session.get_modelmeta().custom_metadata_map.get("character")
     if characters is not None:
-        read = [inputs.read_ctc(scores, characters.splitlines()) for scores in found[names[0]]
+        read = [inputs.read_ctc(scores, characters.splitlines()) for scores in found[names[0]]]
         right = sum(text.strip() == wanted for text, wanted in zip(read, inputs.TEXTS, strict=True))
         ok, note = ok and right == len(inputs.TEXTS), f"{right} of {len(inputs.TEXTS)} texts read"
     elif subject.states:
@@ -173,10 +173,12 @@ def _markdown(rows: Sequence[Row], command: str) -> str:
         "",
         f"`{command}`, {date.today().isoformat()}: {platform.machine()}, {os.cpu_count()} cores, {platform.system()}, "
         f"Python {platform.python_version()}, bevel {bevel.__version__}, onnxruntime {version('onnxruntime')}, "
-        f"numpy {version('numpy')}, TVM {version('apache-tvm')}. Error: greatest max|d| / max|onnxruntime| of any output and sample "
-        f"(the calls of one sound count as one sample); allowed {TOLERANCE:g}. Inputs are photographs, tokenized sentences of 4 to 256 tokens through one artifact, rendered "
-        "lines of text, and speech frame by frame. Results on other architectures are emulated. Models whose name ends in "
-        "`random` have random weights, all others trained ones.",
+        f"numpy {version('numpy')}, TVM {version('apache-tvm')}.",
+        "",
+        f"Error: greatest max|d| / max|onnxruntime| of any output and sample; allowed {TOLERANCE:g}; the calls of one "
+        "sound count as one sample. Inputs are photographs, tokenized sentences of 4 to 256 tokens through one artifact, "
+        "rendered lines of text, and speech frame by frame. Results on other architectures are emulated. Models whose "
+        "name ends in `random` have random weights, all others trained ones.",
         "",
         "| model | device | samples | outcome | error | library | compiled in | note |",
         "|---|---|---|---|---|---|---|---|",
