@@ -102,6 +102,32 @@ class Artifact:
         """The serialised graph, compressed, where the artifact holds it."""
         return self.path / GRAPH_FILE if GRAPH_FILE in self.manifest["files"] else None
 
+    def extents(self, dims: Mapping[str, int]) -> dict[str, int]:
+        """The extent of every dimension: those of `dims`, the largest for the others.
+
+        Raises:
+            UsageError: the artifact has no such dimension, or the extent is outside its bounds.
+        """
+        bounds = {str(dim["name"]): (int(dim["lo"]), int(dim["hi"])) for dim in self.manifest["dims"]}
+        for name, extent in dims.items():
+            if name not in bounds:
+                known = ", ".join(bounds) or "none: compile it with --dim NAME=LO:HI"
+                raise UsageError(f"--dim {name}={extent}: the dimensions of {self.name} are {known}")
+            lo, hi = bounds[name]
+            if not lo <= extent <= hi:
+                raise UsageError(f"--dim {name}={extent}: {self.name} was compiled for {lo}..{hi}")
+        return {name: dims.get(name, hi) for name, (_, hi) in bounds.items()}
+
+    def input_shapes(self, dims: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs at the extents `dims`; see `extents`."""
+        values = self.extents(dims)
+        return {
+            str(tensor["name"]): tuple(
+                values[name] if name else int(extent) for extent, name in zip(tensor["shape"], tensor["dims"], strict=True)
+            )
+            for tensor in self.manifest["inputs"]
+        }
+
     def graph_bytes(self) -> bytes:
         """The serialised graph (`bevel.ir.serialize.loads`).
 

@@ -195,7 +195,7 @@ class HostModel:
         if self.dims != before:
             self._describe()
 
-    def _follow_shapes(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
+    def follow_shapes(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
         """Take the extents that the shapes of all inputs agree on.
 
         Raises:
@@ -235,7 +235,7 @@ class HostModel:
             UsageError: missing or unknown names, another shape or dtype.
         """
         self._check_names(arrays)
-        self._follow_shapes(arrays)
+        self.follow_shapes(arrays)
         for tensor in self.inputs:
             array = np.asarray(arrays[tensor.name])
             if array.shape != tensor.array.shape or array.dtype != tensor.array.dtype:
@@ -256,7 +256,7 @@ class HostModel:
             UsageError: missing or unknown names, another shape, or an input that is neither quantized nor float32.
         """
         self._check_names(arrays)
-        self._follow_shapes(arrays)
+        self.follow_shapes(arrays)
         for name, array in arrays.items():
             self.set_input_float(name, array)
 

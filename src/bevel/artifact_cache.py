@@ -64,7 +64,10 @@ def cache_key(model: Path, target: Target, toolchain: str, choices: Mapping[str,
 
         _feed([model, *external_files(model)], digest)
     if calibration is not None:
-        _feed(sorted(calibration.glob("*.npy")) if calibration.is_dir() else [calibration], digest)
+        files = [calibration]
+        if calibration.is_dir():
+            files = sorted(p for p in calibration.iterdir() if p.suffix in (".npy", ".npz"))
+        _feed(files, digest)
     return digest.hexdigest()[:32]
 
 

@@ -3,6 +3,9 @@
 A data set is an .npz, or a directory of .npy files (memory-mapped, so it may be larger than memory), of *preprocessed* arrays
 named like the model's inputs, sample axis first; `label` is optional. An array of its input's rank runs along the input's batch
 axis: a sample is as many rows as that axis has (1 when it is symbolic). An array of one more rank holds whole inputs.
+
+Samples of different sizes, such as sentences, are a directory of .npz files, one sample each in the shape of the model's inputs
+(`SampleFolder`); their order is that of the file names.
 """
 
 from __future__ import annotations
@@ -93,6 +96,64 @@ class DataSet:
         symbolic = all(spec.shape[:1] == (None,) for spec in self.inputs)
         return Batches(self, size if symbolic else 1, len(self) if limit is None else min(limit, len(self)), symbolic)
 
+    @property
+    def most(self) -> int:
+        """Samples that may be taken at once."""
+        return len(self)
+
+
+@dataclass(frozen=True)
+class SampleFolder:
+    """One file for each sample, because their extents differ.
+
+    Attributes:
+        path: the directory, for messages.
+        files: one .npz for each sample.
+        inputs: what each must hold.
+        labels: int [samples], or None.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    inputs: tuple[Inputs, ...]
+    labels: Array | None
+    rows: int = 1
+    most: int = 1
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def sample(self, index: int) -> dict[str, Array]:
+        """One sample in the shape the model takes.
+
+        Raises:
+            UsageError: the file is damaged, or its arrays do not fit the model.
+        """
+        file = self.files[index]
+        arrays = load_arrays(file)
+        arrays.pop(LABEL, None)
+        _check_names(file, arrays, self.inputs)
+        for spec in self.inputs:
+            array = arrays[spec.name]
+            if array.ndim != len(spec.shape) or not _fits(spec.shape, array.shape) or array.dtype.kind not in "fiub":
+                wanted = ", ".join("n" if e is None else str(e) for e in spec.shape)
+                raise UsageError(f"{file}: {spec.name!r} is {array.dtype}{list(array.shape)}, expected numbers [{wanted}]")
+        return arrays
+
+    def take(self, start: int, stop: int) -> dict[str, Array]:
+        """The one sample between `start` and `stop`.
+
+        Raises:
+            ValueError: more are asked for, which have no common shape.
+        """
+        if stop - start != 1:
+            raise ValueError(f"{stop - start} samples of different shapes at once")
+        return self.sample(start)
+
+    def batches(self, size: int, limit: int | None = None) -> Batches:
+        """The first `limit` samples one by one, whatever `size`."""
+        return Batches(self, min(size, 1), len(self) if limit is None else min(limit, len(self)), symbolic=False)
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -105,7 +166,7 @@ class Batches:
         symbolic: the model takes any number at once; else a batch is one sample in the model's shape.
     """
 
-    data: DataSet
+    data: DataSet | SampleFolder
     size: int
     samples: int
     symbolic: bool
@@ -115,7 +176,29 @@ class Batches:
             yield self.data.take(start, min(start + self.size, self.samples)) if self.symbolic else self.data.sample(start)
 
 
-def open_data(path: str | Path, inputs: Sequence[Inputs]) -> DataSet:
+def _check_names(where: Path, arrays: Mapping[str, Array], inputs: Sequence[Inputs]) -> None:
+    names = {spec.name for spec in inputs}
+    if set(arrays) != names:
+        missing, extra = sorted(names - set(arrays)), sorted(set(arrays) - names)
+        raise UsageError(
+            f"{where}: arrays {sorted(arrays)} found, the model's inputs are {sorted(names)}"
+            + (f"; missing {missing}" if missing else "")
+            + (f"; not an input: {extra}" if extra else "")
+        )
+
+
+def _open_folder(root: Path, files: tuple[Path, ...], inputs: Sequence[Inputs]) -> SampleFolder:
+    """The samples in `files`, all of them labelled or none."""
+    found = [load_arrays(file).get(LABEL) for file in files]
+    labels = [label.reshape(-1) for label in found if label is not None]
+    if labels and (len(labels) != len(files) or any(label.size != 1 or label.dtype.kind not in "iu" for label in labels)):
+        raise UsageError(
+            f"{root}: {len(labels)} of {len(files)} samples have a {LABEL!r}; expected one integer in each, or in none"
+        )
+    return SampleFolder(root, files, tuple(inputs), np.concatenate(labels) if labels else None)
+
+
+def open_data(path: str | Path, inputs: Sequence[Inputs]) -> DataSet | SampleFolder:
     """Open a data set for a model with `inputs`.
 
     Raises:
@@ -123,16 +206,11 @@ def open_data(path: str | Path, inputs: Sequence[Inputs]) -> DataSet:
             lengths, no samples, non-numeric dtypes, labels that are not integers.
     """
     root = Path(path)
+    if files := tuple(sorted(root.glob("*.npz"))):
+        return _open_folder(root, files, inputs)
     arrays = load_arrays(root)
     labels = arrays.pop(LABEL, None)
-    names = {spec.name for spec in inputs}
-    if set(arrays) != names:
-        missing, extra = sorted(names - set(arrays)), sorted(set(arrays) - names)
-        raise UsageError(
-            f"{root}: arrays {sorted(arrays)} found, the model's inputs are {sorted(names)}"
-            + (f"; missing {missing}" if missing else "")
-            + (f"; not an input: {extra}" if extra else "")
-        )
+    _check_names(root, arrays, inputs)
     lengths, rows = {}, set()
     for spec in inputs:
         array = arrays[spec.name]

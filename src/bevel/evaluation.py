@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevel.compiler import Say, load_graph
-from bevel.data import DataSet, Inputs, inputs_of, open_data
+from bevel.data import DataSet, Inputs, SampleFolder, inputs_of, open_data
 from bevel.devices.runner import DeviceRunner
 from bevel.devices.transport import Transport
 from bevel.errors import UsageError
@@ -50,7 +50,10 @@ class Evaluation:
 
 def artifact_inputs(artifact: Artifact) -> tuple[Inputs, ...]:
     """What a data set must provide for an artifact, whose batch axes have extent 1."""
-    return tuple(Inputs(str(t["name"]), tuple(t["shape"])) for t in artifact.manifest["inputs"])
+    return tuple(
+        Inputs(str(t["name"]), tuple(None if name else n for n, name in zip(t["shape"], t["dims"], strict=True)))
+        for t in artifact.manifest["inputs"]
+    )
 
 
 def choices(outputs: Array, samples: int) -> Array:
@@ -94,12 +97,17 @@ def evaluate(
 
 
 def _collect(
-    dataset: DataSet, count: int, choose: Callable[[dict[str, Array], int], Array], stage: str, say: Say | None
+    dataset: DataSet | SampleFolder,
+    count: int,
+    choose: Callable[[dict[str, Array], int], Array],
+    stage: str,
+    say: Say | None,
 ) -> Array:
     """Choices of every sample, batch by batch."""
     parts = []
-    for start in range(0, count, BATCH):
-        stop = min(start + BATCH, count)
+    size = min(BATCH, dataset.most)
+    for start in range(0, count, size):
+        stop = min(start + size, count)
         batch = dataset.take(start, stop)
         for name, array in batch.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -113,13 +121,20 @@ def _collect(
 
 def _run_batch(runner: DeviceRunner, batch: dict[str, Array]) -> dict[str, Array]:
     """Each sample in the shape the artifact takes; `bevel-run` walks the leading axis."""
-    shapes = {str(t["name"]): tuple(t["shape"]) for t in runner.artifact.manifest["inputs"]}
-    return runner.run({n: a.reshape(-1, *shapes[n]) for n, a in batch.items()}, batch=True)
+    shaped = {}
+    for spec in artifact_inputs(runner.artifact):
+        array = batch[spec.name]
+        # A batch has one size along every run-time extent: that of its arrays' last axes.
+        own = array.shape[array.ndim - len(spec.shape) :]
+        shaped[spec.name] = array.reshape(-1, *(o if n is None else n for n, o in zip(spec.shape, own, strict=True)))
+    return runner.run(shaped, batch=True)
 
 
 def _baseline(path: Path, artifact: Artifact) -> Callable[[dict[str, Array], int], Array]:
     """A function from a batch to the baseline's choices."""
-    graph = load_graph(path)
+    # Tables of a model may be as long as its bounds, so it needs those that the artifact has.
+    bounds = {str(d["name"]): (int(d["lo"]), int(d["hi"])) for d in artifact.manifest["dims"]}
+    graph = load_graph(path, bounds if path.suffix == ".onnx" else None)
     specs = {spec.name for spec in inputs_of(graph)}
     ours = {str(t["name"]) for t in artifact.manifest["inputs"]}
     if specs != ours:

@@ -53,6 +53,7 @@ def bevel_call(artifact: str, threads: int, inputs: str) -> Call:
 
     model = HostModel(Path(artifact), threads)
     with np.load(inputs, allow_pickle=False) as arrays:
+        model.follow_shapes(arrays)
         for tensor in model.inputs:
             array = arrays[tensor.name]
             if array.dtype.kind == "f":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ _EMULATED = (1, 1, 3)
 @click.option("--calib", type=click.Path(path_type=Path), help="Calibration data for onnxruntime-int8.")
 @click.option("--processes", type=click.IntRange(1), default=PROCESSES, show_default=True, help="Measuring processes.")
 @click.option("--runs", type=click.IntRange(1), default=200, show_default=True, help="Timed runs per process on a device.")
+@options.dims
 @options.universal
 def command(
     artifact: Path,
@@ -51,6 +52,7 @@ def command(
     calib: Path | None,
     processes: int,
     runs: int,
+    dims: tuple[str, ...],
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -63,22 +65,25 @@ def command(
     bevel bench model.bevel
     bevel bench model.bevel --against onnxruntime --model model.onnx
     bevel bench model.bevel --device raspberry-pi-4
+    bevel bench text.bevel --dim seq=32   # a size of an artifact compiled with --dim seq=1:256; without it the largest
     """
     opened = Artifact.open(artifact)
+    extents = opened.extents(options.parse_extents(dims))
     names = list(dict.fromkeys(name.strip() for name in against.split(",") if name.strip()))
     with options.open_transport(opened, device) as transport, progress() as say:
         label, emulated = transport.label, transport.emulated
         if isinstance(transport, LocalTransport) and not emulated:
-            contest = _on_host(opened, names, model, calib, threads, seed, processes, say)
+            contest = _on_host(opened, names, model, calib, threads, seed, processes, extents, say)
         elif names:
             raise UsageError(f"--against: peers are measured on this machine only, and the artifact runs on {label}")
         else:
-            contest = Contest(_on_device(opened, transport, threads, processes, runs, say), {}, {})
+            contest = Contest(_on_device(opened, transport, threads, processes, runs, extents, say), {}, {})
     latency = contest.ours
     document: dict[str, Any] = {
         "artifact": str(opened.path),
         "device": label,
         "latency_ms": latency.document(),
+        "dims": extents,
         "threads": threads,
         "provenance": "emulated" if emulated else "measured",
         "unstable": latency.unstable,
@@ -89,7 +94,13 @@ def command(
     rows += [(name, p.median, p.p10, p.cpu, _interval(p), contest.ratios[name]) for name, p in contest.peers.items()]
     text: list[object] = [
         table(
-            f"{opened.name} on {label}, {threads} thread{'s' * (threads > 1)}",
+            ", ".join(
+                [
+                    f"{opened.name} on {label}",
+                    f"{threads} thread{'s' * (threads > 1)}",
+                    *(f"{d} = {n}" for d, n in extents.items()),
+                ]
+            ),
             ("", "median ms", "p10 ms", "CPU ms", "95 % interval", "peer / bevel"),
             rows,
         )
@@ -111,13 +122,17 @@ def _interval(latency: Latency) -> str:
     return f"{latency.ci95[0]:.4g} to {latency.ci95[1]:.4g}"
 
 
-def bench_inputs(artifact: Artifact, model: Path | None, calibration: Path | None, seed: int) -> dict[str, np.ndarray]:
+def bench_inputs(
+    artifact: Artifact, model: Path | None, calibration: Path | None, seed: int, dims: Mapping[str, int]
+) -> dict[str, np.ndarray]:
     """Inputs every contestant takes: the first calibration sample, else noise in the type of the model's inputs.
+
+    `dims` are the extents of the noise.
 
     Raises:
         UsageError: model or data do not fit the artifact.
     """
-    shapes = {str(tensor["name"]): tuple(tensor["shape"]) for tensor in artifact.manifest["inputs"]}
+    shapes = artifact.input_shapes(dims)
     dtypes = {str(tensor["name"]): np.dtype(tensor["dtype"]) for tensor in artifact.manifest["inputs"]}
     if model is not None:
         dtypes |= _model_dtypes(model, shapes.keys())
@@ -128,7 +143,8 @@ def bench_inputs(artifact: Artifact, model: Path | None, calibration: Path | Non
                 raise UsageError(f"{calibration}: {name!r} is {array.dtype}, {model} takes {dtypes[name]}")
         return sample
     rng = np.random.default_rng(seed)
-    noise = {n: rng.uniform(-1, 1, s) if dtypes[n].kind == "f" else rng.integers(0, 100, s) for n, s in shapes.items()}
+    # 0 and 1 are valid in any index, mask or table of a model.
+    noise = {n: rng.uniform(-1, 1, s) if dtypes[n].kind == "f" else rng.integers(0, 2, s) for n, s in shapes.items()}
     return {name: array.astype(dtypes[name]) for name, array in noise.items()}
 
 
@@ -148,15 +164,18 @@ def _on_host(
     threads: int,
     seed: int,
     processes: int,
+    dims: Mapping[str, int],
     say: Say,
 ) -> Contest:
-    inputs = bench_inputs(artifact, model, calib, seed)
+    inputs = bench_inputs(artifact, model, calib, seed, dims)
     with tempfile.TemporaryDirectory(prefix="bevel-peers-") as folder:
         peers = find_peers(names, model, artifact, inputs, calib, Path(folder))
         return measure_host(artifact, inputs, peers, threads=threads, processes=processes, say=say)
 
 
-def _on_device(artifact: Artifact, transport: Transport, threads: int, processes: int, runs: int, say: Say) -> Latency:
+def _on_device(
+    artifact: Artifact, transport: Transport, threads: int, processes: int, runs: int, dims: Mapping[str, int], say: Say
+) -> Latency:
     runner = DeviceRunner(artifact, transport, threads)
     if transport.emulated:
         processes, warmup, runs = _EMULATED
@@ -164,7 +183,7 @@ def _on_device(artifact: Artifact, transport: Transport, threads: int, processes
         warmup = max(10, runs // 10)
     samples = []
     for done in range(processes):
-        answer = runner.bench(warmup=warmup, runs=runs)
+        answer = runner.bench(warmup=warmup, runs=runs, dims=dims)
         samples.append([ns / 1e6 for ns in answer["samples_ns"]])
         say("measure", done + 1, processes)
     return summarize(samples)

@@ -18,8 +18,11 @@ from bevel.runtime.artifact import Artifact
 @options.device()
 @options.threads
 @click.option("--runs", type=click.IntRange(1), default=200, show_default=True, help="Timed runs.")
+@options.dims
 @options.universal
-def command(artifact: Path, device: str | None, threads: int, runs: int, as_json: bool, verbose: bool) -> None:
+def command(
+    artifact: Path, device: str | None, threads: int, runs: int, dims: tuple[str, ...], as_json: bool, verbose: bool
+) -> None:
     """Time every layer of ARTIFACT on its device.
 
     \b
@@ -27,8 +30,9 @@ def command(artifact: Path, device: str | None, threads: int, runs: int, as_json
     bevel profile model.bevel --device raspberry-pi-4 --json
     """
     opened = Artifact.open(artifact)
+    extents = opened.extents(options.parse_extents(dims))
     with options.open_transport(opened, device) as transport:
-        answer = DeviceRunner(opened, transport, threads).profile(runs=10 if transport.emulated else runs)
+        answer = DeviceRunner(opened, transport, threads).profile(runs=10 if transport.emulated else runs, dims=extents)
         label, emulated = transport.label, transport.emulated
     total = sum(layer["ns"]["median"] for layer in answer["layers"]) or 1
     layers = [
@@ -46,6 +50,7 @@ def command(artifact: Path, device: str | None, threads: int, runs: int, as_json
     document = {
         "device": label,
         "provenance": "emulated" if emulated else "measured",
+        "dims": extents,
         "threads": threads,
         "total_ms": total / 1e6,
         "layers": layers,
@@ -60,7 +65,11 @@ def command(artifact: Path, device: str | None, threads: int, runs: int, as_json
         as_json,
         document,
         [
-            table(f"{opened.name} on {label}", ("layer", "op", "kernel", "bits", "us", "%", "GMAC/s"), rows),
+            table(
+                ", ".join([f"{opened.name} on {label}", *(f"{d} = {n}" for d, n in extents.items())]),
+                ("layer", "op", "kernel", "bits", "us", "%", "GMAC/s"),
+                rows,
+            ),
             f"total {total / 1e3:.1f} us; {note}",
         ],
     )
