@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -215,7 +216,13 @@ class _Lowering:
         """The tensor of a graph output: row-major, in the graph's own codes, and not shared with an input."""
         buf = self._boundary_buf(value.type)
         if value.is_constant:
-            raise UsageError(f"output {value.name!r} is a constant: remove it from the model's outputs")
+            copy = _Tensor(f"{value.name}.out{len(self.outputs)}", buf)
+            if buf.size:
+                problem = NodeProblem("Copy", NoAttrs(), (buf,), (buf,), (1.0, 1.0))
+                self.calls.append(
+                    _Call(value.name, "Copy", problem, [np.ascontiguousarray(value.array)], [copy], bytes=buf.nbytes)
+                )
+            return copy
         tensor = self.tensors[value]
         shared = any(tensor.base is t.base for _, t in (*self.inputs, *self.outputs))
         same = tensor.buf.dtype == buf.dtype and equivalent(buf.shape, tensor.layout, row_major(len(buf.shape)))
@@ -233,6 +240,11 @@ class _Lowering:
     # Nodes to problems -----------------------------------------------------------------------------------------------
 
     def _lower_node(self, node: Node) -> None:
+        if not any(_elements(v.type) for v in node.outputs):
+            # Nothing to compute; readers find an empty tensor.
+            for value in node.outputs:
+                self._define(value, row_major(value.type.rank))
+            return
         computed = node.op == "Conv" and not all(v.is_constant for v in node.inputs[1:])
         if node.op in ("Conv", "IntConv", "Gemm", "IntGemm") and not computed:
             self._lower_weighted(node)
@@ -290,7 +302,9 @@ class _Lowering:
         layout = self._layout_for(node)
         operands: list[_Tensor | Array] = []
         bufs: list[Buf] = []
-        for value in node.inputs:
+        # Joining nothing is leaving it out.
+        inputs = [v for v in node.inputs if node.op != "Concat" or _elements(v.type)]
+        for value in inputs:
             same_rank = value.type.rank == len(layout)
             wanted = layout if node.op in WINDOWED and same_rank and not value.is_constant else None
             if needs_row_major(node.op):
@@ -307,7 +321,7 @@ class _Lowering:
         outputs = [
             self._define(value, layout if value.type.rank == len(layout) else row_major(value.type.rank)) for value in results
         ]
-        scales = tuple(_scale(v.type) for v in (*node.inputs, *results))
+        scales = tuple(_scale(v.type) for v in (*inputs, *results))
         problem = NodeProblem(node.op, node.attrs, tuple(bufs), tuple(t.buf for t in outputs), scales, epilogue)
         op = "+".join((node.op, *(name for name, _ in epilogue)))
         cost = lookup(node.op).cost(node)
@@ -591,6 +605,11 @@ class _Weights:
     def blob(self) -> bytes:
         """All bytes, with the readable tail."""
         return bytes(self._data) + bytes(align(len(self._data)) - len(self._data) + 64)
+
+
+def _elements(type_: TensorType) -> int:
+    """Elements at the bounds of symbolic dimensions."""
+    return prod(d if isinstance(d, int) else d.hi or 1 for d in type_.shape)
 
 
 def _scale(type_: TensorType) -> float:
