@@ -61,11 +61,13 @@ def _shift(problem: NodeProblem) -> Body:
     bits = 8 * np.dtype(dtype).itemsize
 
     def body(v: Lanes, xs: Sequence[Expr]) -> Expr:
-        a, b = xs
-        amount = v.min(b, v.const(bits - 1, dtype))
-        # Signed operands move as their bits are: a shift by a negative number is one by a large one.
-        moved = v.k.shift_left(a, amount) if left else v.k.shift_right(a, amount)
-        return v.select(b < v.const(bits, dtype), moved, v.const(0, dtype))
+        a, b, zero, last = xs[0], hold(v, xs[1], dtype), v.const(0, dtype), v.const(bits - 1, dtype)
+        # A shift by a negative number is one by a large one.
+        amount = hold(v, v.select(b < zero, last, v.min(b, last)), dtype)
+        if left:
+            return v.select(b < zero, zero, v.select(b > last, zero, v.k.shift_left(a, amount)))
+        moved = v.k.shift_right(a, amount)
+        return moved if dtype.startswith("int") else v.select(b > last, zero, moved)
 
     return body
 
@@ -120,7 +122,7 @@ for _name in BITS:
     define(_name, Elementwise(_bits, _alike(0)))
 define("Not", Elementwise(_not, _of("bool")))
 define("BitwiseNot", Elementwise(_bitwise_not))
-define("BitShift", Elementwise(_shift, _of("uint8", "uint16", "uint32", "uint64")))
+define("BitShift", Elementwise(_shift, _alike(0)))
 define("IsNaN", Elementwise(_is_nan, _of("float32")))
 define("IsInf", Elementwise(_is_inf, _of("float32")))
 define("Where", Elementwise(_where, _alike(1), operands=3))

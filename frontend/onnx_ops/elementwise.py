@@ -237,7 +237,9 @@ def convert_dropout(_builder: Builder, node: OnnxNode) -> tuple[Operand, ...] | 
     x = node.operand(0)
     if not any(node.outputs[1:]):
         return x
-    return x, np.ones(node.static(shape_of(x), "operand of a mask"), np.bool_)
+    # An output must be computed from an input: whatever IsNaN says, it says it twice.
+    unknown = node.emit("IsNaN", [x], suffix=".nan")
+    return x, node.emit("Equal", [unknown, unknown], result=1)
 
 
 _FUNCTIONS = (

@@ -184,7 +184,7 @@ _row("BitwiseNot", "Every bit turned.", 1, _INTEGERS, lambda _c, x: np.invert(x)
 _row("BitwiseAnd", "Bits set in both.", 2, _INTEGERS, lambda _c, a, b: np.bitwise_and(a, b))
 _row("BitwiseOr", "Bits set in either.", 2, _INTEGERS, lambda _c, a, b: np.bitwise_or(a, b))
 _row("BitwiseXor", "Bits that differ.", 2, _INTEGERS, lambda _c, a, b: np.bitwise_xor(a, b))
-_row("BitShift", "a shifted by b bits; zeros move in.", 2, _same_infer(Int, "one unsigned type"), _shift, ShiftAttrs)
+_row("BitShift", "a shifted by b bits: zeros move in, or copies of the sign from above.", 2, _INTEGERS, _shift, ShiftAttrs)
 
 _row("IsNaN", "Whether x is no number.", 1, _real_to_bool, lambda _c, x: np.isnan(x))
 _row("IsInf", "Whether x is infinite.", 1, _real_to_bool, _is_inf, IsInfAttrs)

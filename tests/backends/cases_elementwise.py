@@ -165,10 +165,10 @@ def _integers() -> Iterator[Case]:
         yield Case("BitwiseNot", NoAttrs(), (plain(a),))
         for op in ("Neg", "Abs", "Sign"):
             yield Case(op, NoAttrs(), (plain(a),))
-        if dtype.kind == "u":
-            amounts = np.resize(np.arange(2 * 8 * dtype.itemsize), a.shape).astype(dtype)
-            for left in (True, False):
-                yield Case("BitShift", ShiftAttrs(left), (plain(a), plain(amounts)))
+        width = 8 * dtype.itemsize
+        amounts = np.resize(np.arange(-3 if dtype.kind == "i" else 0, min(2 * width, 127)), a.shape).astype(dtype)
+        for left in (True, False):
+            yield Case("BitShift", ShiftAttrs(left), (plain(a), plain(amounts)))
         yield Case("Where", NoAttrs(), (plain(RNG.random((5, 1)) < 0.5), plain(a), plain(a[::-1].copy())))
     yield Case("Add", NoAttrs(), (plain(integers(np.dtype(np.int16)).reshape(3, 37)), plain(integers(np.dtype(np.int16))[:37])))
 
