@@ -44,6 +44,10 @@ def _statistics(r: Row, x: Buffer, epsilon: float) -> tuple[Buffer, Buffer]:
 class _RowNorm(Reduction):
     """Normalization over the last axes of row-major memory, where scale and bias lie along the row."""
 
+    def takes_dims(self, problem: NodeProblem) -> bool:
+        """Kept and reduced axes may have run-time extents."""
+        return True
+
     def split(self, problem: NodeProblem) -> Split:
         axes = range(problem.attrs.axis, len(problem.inputs[0].shape))
         return split(problem, tuple(axes), keepdims=True, elementwise=True)
@@ -124,6 +128,10 @@ def _grouped(buf: Buf, groups: int) -> Buf:
 
 class _GroupNorm(Reduction):
     """Per group of channels: (x - mean) * inverse; per channel: * scale + bias."""
+
+    def takes_dims(self, problem: NodeProblem) -> bool:
+        """Kept and reduced axes may have run-time extents."""
+        return True
 
     def refuse(self, problem: NodeProblem) -> str | None:
         found = {buf.dtype for buf in (*problem.inputs, *problem.outputs)} - {"float32"}
@@ -224,6 +232,10 @@ class _Lrn(Reduction):
 
 class _LogSoftmax(Reduction):
     """x - max - log(sum of exp(x - max))."""
+
+    def takes_dims(self, problem: NodeProblem) -> bool:
+        """Kept and reduced axes may have run-time extents."""
+        return True
 
     def split(self, problem: NodeProblem) -> Split:
         return split(problem, (problem.attrs.axis,), keepdims=True, elementwise=True)

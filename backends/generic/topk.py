@@ -77,6 +77,10 @@ def best_index(r: Row, x: Buffer, dtype: str, *, greatest: bool, last: bool) -> 
 class _Arg(Reduction):
     """Index of the extreme element."""
 
+    def takes_dims(self, problem: NodeProblem) -> bool:
+        """Kept and reduced axes may have run-time extents."""
+        return True
+
     def split(self, problem: NodeProblem) -> Split:
         return split(problem, (problem.attrs.axis,), keepdims=problem.attrs.keepdims, elementwise=False)
 
@@ -96,6 +100,10 @@ class _Arg(Reduction):
 
 class _Hardmax(Reduction):
     """Zeros, and 1 at the greatest element."""
+
+    def takes_dims(self, problem: NodeProblem) -> bool:
+        """Kept and reduced axes may have run-time extents."""
+        return True
 
     def split(self, problem: NodeProblem) -> Split:
         return split(problem, (problem.attrs.axis,), keepdims=True, elementwise=True)
@@ -126,6 +134,10 @@ class _TopK(Reduction):
     """A heap of the k best elements so far, the worst at its root, in scratch: keys, then indices."""
 
     scratch_dtype = "int64"
+
+    def takes_dims(self, problem: NodeProblem) -> bool:
+        """Kept and reduced axes may have run-time extents."""
+        return True
 
     def split(self, problem: NodeProblem) -> Split:
         axes = split(problem, (problem.attrs.axis,), keepdims=True, elementwise=True)

@@ -34,8 +34,10 @@ from bevel.ir.ops import NoAttrs, lookup
 from bevel.ir.ops.elementwise import ClipAttrs
 from bevel.ir.ops.integer import IntAddAttrs, OutAttrs, RequantizeAttrs, softmax_table
 from bevel.ir.ops.movement import ConcatAttrs, SliceAttrs, TransposeAttrs
-from bevel.ir.ops.normalize import AxisAttrs, ReduceAttrs
+from bevel.ir.ops.normalize import AxisAttrs, GroupNormAttrs, LayerNormAttrs, LrnAttrs, ReduceAttrs, RmsNormAttrs
 from bevel.ir.ops.pool import PoolAttrs
+from bevel.ir.ops.reduce import IntReduceAttrs, ScanAttrs
+from bevel.ir.ops.select_axis import ArgAttrs, TopKAttrs
 from bevel.ir.protocols import Target
 from bevel.ir.types import F32, I8, I32, Quant
 from tests.backends.generic_cases import NHWC, Case, Operand, from_storage, to_storage
@@ -120,6 +122,21 @@ CASES: dict[str, Make] = {
     "mean along": lambda n: Case("ReduceMean", ReduceAttrs((2,), True), (_floats(2, 3, n),)),
     "mean of kept": lambda n: Case("ReduceMean", ReduceAttrs((0,), True), (_floats(5, n),)),
     "mean of a square": lambda n: Case("ReduceMean", ReduceAttrs((1, 2), True), (_floats(3, n, n),)),
+    "maximum of codes": lambda n: Case("ReduceMax", ReduceAttrs((1,), False), (_codes(1, n, 21),)),
+    "root of squares": lambda n: Case("ReduceL2", ReduceAttrs((1, 2), True), (_floats(2, n, 3),)),
+    "log of exponentials": lambda n: Case("ReduceLogSumExp", ReduceAttrs((1,), False), (_floats(3, n),)),
+    "sum of codes": lambda n: Case("IntReduce", IntReduceAttrs((2,), False, _OUT, 1 << 30, 33), (_codes(1, n, 20),)),
+    "running sum": lambda n: Case("CumSum", ScanAttrs(1, True, True), (_floats(2, n, 5),)),
+    "layer norm": lambda n: Case("LayerNormalization", LayerNormAttrs(2), (_floats(1, n, 40), _floats(40), _floats(40))),
+    "layer norm along": lambda n: Case("LayerNormalization", LayerNormAttrs(1), (_floats(3, n),)),
+    "rms norm": lambda n: Case("RMSNormalization", RmsNormAttrs(2), (_floats(1, n, 40), _floats(40))),
+    "group norm": lambda n: Case("GroupNormalization", GroupNormAttrs(2), (_floats(2, 6, n), _floats(6), _floats(6))),
+    "neighbouring channels": lambda n: Case("LRN", LrnAttrs(3, 0.1), (_floats(2, 6, n),)),
+    "log softmax": lambda n: Case("LogSoftmax", AxisAttrs(1), (_floats(3, n),)),
+    "hard maximum": lambda n: Case("Hardmax", AxisAttrs(1), (_floats(3, n),)),
+    "place of the maximum": lambda n: Case("ArgMax", ArgAttrs(1, False, True), (_codes(2, n),)),
+    "places of rows": lambda n: Case("ArgMin", ArgAttrs(1, False), (_floats(2, n, 40),)),
+    "greatest": lambda n: Case("TopK", TopKAttrs(1, 1), (_floats(2, n, 5),)),
     "scores": lambda n: Case("MatMul", NoAttrs(), (_floats(1, 2, n, 8), _floats(1, 2, 8, n))),
     "scores, transposed keys": lambda n: Case(
         "MatMul", NoAttrs(), (_floats(1, 2, n, 8), _permuted(_floats(1, 2, 8, n), (0, 1, 3, 2)))
@@ -187,16 +204,14 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             units = length.at({"seq": extent}) if isinstance(length, Extent) else length
             cut = units // 3
             ranges = [(cut, units), (0, cut)] if cut else [(0, units)]
-            (out,) = problem.outputs
+            out, outputs = problem.outputs[0], [(o.physical_shape, o.dtype) for o in problem.outputs]
             dims = np.array([extent], np.int32)
-            calls.append(
-                Call(symbol, [*stored, dims], [(out.physical_shape, out.dtype)], ranges, generator.scratch_bytes(problem, {}))
-            )
+            calls.append(Call(symbol, [*stored, dims], outputs, ranges, generator.scratch_bytes(problem, {})))
             cases.append((case, out, small.outputs[0]))
     compiled = Compiled(functions, target, tmp_path_factory.mktemp("dynamic"))
     found: dict[str, list[Run]] = {name: [] for name in CASES}
     names = [name for name in CASES for _ in EXTENTS]
-    for name, (case, out, small), (result,) in zip(names, cases, compiled.run(calls), strict=True):
+    for name, (case, out, small), (result, *_) in zip(names, cases, compiled.run(calls), strict=True):
         found[name].append(Run(case, from_storage(result[_corner(out, small.shape)], small)))
     return found
 
@@ -205,7 +220,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_equals_the_interpreter_at_every_extent(runs: dict[str, list[Run]], name: str) -> None:
     for run, extent in zip(runs[name], EXTENTS, strict=True):
         tolerance = 0.0 if run.case.op == "Copy" else lookup(run.case.op).tolerance
-        (expected,) = run.case.expected()
+        expected = run.case.expected()[0]
         if tolerance == 0 or expected.dtype.kind != "f":
             assert np.array_equal(run.got, expected), f"{name} at {extent}"
         else:
