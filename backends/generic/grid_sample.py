@@ -64,7 +64,7 @@ class _GridSample(Definition):
                     value: Expr = v.f32(0)
                     for tap in range(prod([TAPS[problem.attrs.mode]] * len(spatial))):
                         element = v.load(frame.inputs[0], image * xs[0] + k.load(taps.offsets, tap) + channel * xs[1])
-                        value = k.fma(element, k.splat(k.load(taps.weights, tap), v.n), value, v.n)
+                        value = value + element * k.splat(k.load(taps.weights, tap), v.n)
                     v.put(frame.output, out + channel * ys[1], value, frame.dtype)
 
     @staticmethod
@@ -93,7 +93,7 @@ class _GridSample(Definition):
             return k.load(held, slot)
 
         whole = coordinate + v.f32(1)
-        position = whole * v.f32((extent - 1) / 2) if attrs.align_corners else k.fma(whole, v.f32(extent / 2), v.f32(-0.5))
+        position = whole * v.f32((extent - 1) / 2) if attrs.align_corners else whole * v.f32(extent / 2) - v.f32(0.5)
         # The bound first, so that NaN becomes a number.
         position = keep(0, v.max(v.min(position, v.f32(FAR)), v.f32(-FAR)))
         if attrs.mode == "nearest":
@@ -126,7 +126,7 @@ class _GridSample(Definition):
         k.store(held, 0, position - v.f32(low))
         moved = k.load(held, 0)
         turns = functions.floor(v, moved / v.f32(2 * span))
-        k.store(held, 1, k.fma(turns, v.f32(-2 * span), moved))
+        k.store(held, 1, moved - turns * v.f32(2 * span))
         rest = k.load(held, 1)
         return v.f32(low) + v.min(rest, v.f32(2 * span) - rest)
 

@@ -42,8 +42,9 @@ def _known_indices(node: OnnxNode, index: int, extent: int) -> Array | None:
 def _first_indices(node: OnnxNode, index: int, extent: Dim) -> Array | None:
     """The index operand where it is known to lie inside every extent, None where only the run tells."""
     operand = node.operand(index)
-    known = isinstance(operand, np.ndarray) and operand.dtype.kind in "iu" and operand.size
-    return operand if known and 0 <= operand.min() <= operand.max() < extent.lo else None
+    if not isinstance(operand, np.ndarray) or operand.dtype.kind not in "iu" or not operand.size:
+        return None
+    return operand if 0 <= operand.min() <= operand.max() < extent.lo else None
 
 
 def convert_gather(_builder: Builder, node: OnnxNode) -> Operand:

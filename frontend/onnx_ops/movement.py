@@ -155,7 +155,8 @@ def convert_slice(_builder: Builder, node: OnnxNode) -> Operand:
         strides = node.known_ints(4, "steps") or (1,) * len(begin)
     if not len(axes) == len(strides) == len(begin) == len(stop):
         node.refuse(f"{len(begin)} starts, {len(stop)} ends, {len(axes)} axes, {len(strides)} steps", "as many of each")
-    starts, ends, steps = [0] * len(shape), [-1] * len(shape), [1] * len(shape)
+    starts, steps = [0] * len(shape), [1] * len(shape)
+    ends: list[int | Dim] = [-1] * len(shape)
     reversed_axes = []
     first: Any
     last: Any
@@ -174,7 +175,7 @@ def convert_slice(_builder: Builder, node: OnnxNode) -> Operand:
             node.refuse(
                 f"{first}:{last}:{step} of axis {axis}", "constant bounds and a step other than 0; bind dimensions with dims="
             )
-        picked = range(extent)[slice(first, last, step)]
+        picked = range(extent)[slice(first, last, step)] or range(0)
         if step < 0:
             picked = picked[::-1]
             reversed_axes.append(axis)
