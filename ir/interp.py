@@ -20,7 +20,7 @@ from bevel.ir.ops import Call, Trait, lookup
 from bevel.ir.types import F16, Dim, Int, Quant
 
 Array = npt.NDArray[Any]
-Observer = Callable[[Value, Array], Array | None]
+Observer = Callable[[Value, Array], None]
 
 
 def _fits(dim: int | Dim, extent: int) -> bool:
@@ -90,8 +90,7 @@ def run(
         graph: verified graph of any level.
         inputs: one array for each graph input. Where the input's type is quantized, float arrays are quantized at the boundary
             with IEEE float32 division and half-even rounding; integer arrays are taken as codes.
-        observe: called with every node result as it is computed (calibration, debugging), before fake quantization; an array that
-            it returns takes the result's place.
+        observe: called with every node result as it is computed (calibration, debugging), before fake quantization.
         extra_outputs: names of further values to return.
         finite: refuse NaN and infinity in inputs, which are mistakes in every data set.
 
@@ -144,8 +143,8 @@ def _execute(
     node: Node, env: dict[Value, Array], symbols: Mapping[str, int], *, integer: bool, observe: Observer | None
 ) -> None:
     for value, array in zip(node.outputs, _call(node, tuple(env[v] for v in node.inputs), symbols), strict=True):
-        if observe is not None and (changed := observe(value, array)) is not None:
-            array = changed
+        if observe is not None:
+            observe(value, array)
         env[value] = array if integer else _as_real(value, array)
 
 

@@ -49,11 +49,16 @@ class Bits:
 
 
 FP32 = Bits(_FLOAT_BITS, _FLOAT_BITS)
+FP16 = Bits(16, 16)
 W8A8 = Bits(8, 8)
+
+# Calibration methods, by name; "NAME:PARAMETER" for those that take one (docs/calibration.md).
+CALIBRATIONS = ("minmax", "moving-average", "percentile", "mse", "entropy")
+DEFAULT_CALIBRATION = "mse"
 
 # What the passes of this version carry out. Everything else a plan can say is read, written and refused by `validate`.
 _IMPLEMENTED_BITS = (FP32, W8A8)
-_IMPLEMENTED = {"calibration": ("minmax",), "granularity": ("channel",), "rounding": ("nearest",)}
+_IMPLEMENTED = {"calibration": CALIBRATIONS, "granularity": ("channel",), "rounding": ("nearest",)}
 
 
 def parse_bits(spec: str) -> Bits:
@@ -108,7 +113,7 @@ class CompressionPlan:
 
     model: str = ""
     bits: Bits = W8A8
-    calibration: str = "minmax"
+    calibration: str = DEFAULT_CALIBRATION
     granularity: str = "channel"
     rounding: str = "nearest"
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
@@ -274,7 +279,7 @@ def _require_implemented(where: str, plan: CompressionPlan | LayerPlan) -> None:
         refuse("bits", plan.bits, _IMPLEMENTED_BITS)
     for name, supported in _IMPLEMENTED.items():
         found = getattr(plan, name, None)
-        if found is not None and found not in supported:
+        if found is not None and (found.partition(":")[0] if name == "calibration" else found) not in supported:
             refuse(name, repr(found), supported)
     if isinstance(plan, LayerPlan):
         if plan.dropped:

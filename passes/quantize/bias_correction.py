@@ -1,104 +1,79 @@
-"""Empirical bias correction: quantization moves the mean of a layer's outputs; its bias moves them back.
+"""Bias correction: rounding weights moves the mean of a layer's outputs; its bias moves them back.
 
-In: per-channel means of the float graph's layers, batch by batch, and the annotated graph with the same data. Out: biases such
-that each layer's mean over the calibration data is the float one, with all layers before it quantized and corrected.
+A layer is linear in its input, so rounding its weights W to Q moves the mean of output channel o by (Q - W)[o] E[x], E[x] the
+mean of what each weight meets on the calibration data, borders included. In: inputs of the float graph's layers, batch by batch.
+Out: (W - Q) E[x], to add to the biases.
 
-Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", appendix D (the empirical form);
-Finkelstein et al. 2019, "Fighting Quantization Bias With Bias". Theirs walks the data once for each layer. Here all layers are
-corrected in one walk: behind batch k a layer's correction is the mean of the k differences seen so far, and a batch runs with
-the corrections that hold when it reaches a layer. With one batch that is the layer by layer procedure itself; with more, what is
-left is the effect of the first, coarser corrections, which their weight 1/k takes out.
+Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, with the means measured
+rather than derived; Finkelstein et al. 2019, "Fighting Quantization Bias With Bias". Correcting layer by layer whatever moves the
+mean, clipping included (their empirical form), was measured to be worse: docs/calibration.md.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Collection, Iterable, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bevel.ir.graph import Graph, Node, Value
-from bevel.passes.quantize.observe import Batch, Progress, walk
+from bevel.ir.graph import Node
+from bevel.ir.ops.window import windows
 
 Array = npt.NDArray[Any]
 
-# Channel means of about 400 samples of a network of 20,000 channels; what is beyond goes to a file.
-_IN_MEMORY = 32 << 20
 
+class InputMean:
+    """Mean of what each weight of a layer meets: over samples and positions, zeros of the border included.
 
-def channel_axis(node: Node) -> int:
-    """Axis of a weighted node's result that its bias runs along."""
-    return -1 if node.op == "Gemm" else 1
-
-
-def channel_means(node: Node, array: Array) -> Array:
-    """float64 [channels]: means of a weighted node's result over all other axes."""
-    axis = channel_axis(node) % array.ndim
-    return np.asarray(array.mean(axis=tuple(i for i in range(array.ndim) if i != axis), dtype=np.float64))
-
-
-class MeanLog:
-    """Channel means in the order they were computed, to be read back in that order; bounded memory.
-
-    The file behind it has no name, so nothing stays however the program ends.
-    """
-
-    def __init__(self) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
-
-    def append(self, means: Array) -> None:
-        """Add float64 [channels]."""
-        self._file.write(np.ascontiguousarray(means, np.float64).tobytes())
-
-    def rewind(self) -> None:
-        """Read from the start."""
-        self._file.seek(0)
-
-    def next(self, channels: int) -> Array:
-        """The next entry."""
-        return np.frombuffer(self._file.read(8 * channels), np.float64)
-
-
-def bias_corrections(
-    graph: Graph, layers: Collection[Node], means: MeanLog, data: Iterable[Batch], progress: Progress | None = None
-) -> Mapping[Node, Array]:
-    """What to add to the bias of each layer.
+    Inputs of one shape are summed first and looked at through the windows once, so memory is that of one sample.
 
     Args:
-        graph: ANNOTATED graph.
-        layers: its weighted nodes to correct.
-        means: for each batch and, in execution order, each layer: `channel_means` of the float graph.
-        data: the batches that `means` comes from, in the same order.
-        progress: see `walk`.
-
-    Returns:
-        float64 [channels] in real units, by layer.
+        node: Conv or Gemm.
     """
-    means.rewind()
-    seen = dict.fromkeys(layers, 0)
-    found = {node: np.zeros(node.inputs[2].type.size) for node in layers}
 
-    def correct(value: Value, array: Array) -> Array | None:
-        node = value.producer
-        if node is None or node not in found:
-            return None
-        correction = found[node]
-        weight = array.size // len(correction)
-        seen[node] += weight
-        difference = means.next(len(correction)) - channel_means(node, array)
-        correction += (difference - correction) * (weight / seen[node])
-        shape = [1] * array.ndim
-        shape[channel_axis(node)] = -1
-        return np.asarray(array + correction.reshape(shape).astype(array.dtype))
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._sum: Array = np.zeros(0)
+        self._samples = 0
+        self._taps: Array = np.zeros(1)
+        self._count = 0
 
-    walk(graph, data, correct, "bias correction", progress)
-    return found
+    def update(self, x: Array) -> None:
+        """Take in an input of the layer: [N, C, H, W] of Conv, [..., K] of Gemm."""
+        rows = x if self._node.op == "Conv" else x.reshape(-1, x.shape[-1])
+        if self._sum.shape != rows.shape[1:]:
+            self._flush()
+            self._sum = np.zeros(rows.shape[1:])
+        self._sum += rows.sum(axis=0, dtype=np.float64) if len(rows) > 1 else rows[0]
+        self._samples += len(rows)
+
+    def _flush(self) -> None:
+        if not self._samples:
+            return
+        mean, positions = self._sum / self._samples, 1
+        if self._node.op == "Conv":
+            view = windows(mean[None], self._node.attrs, 0.0)[0]
+            positions = view.shape[1] * view.shape[2]
+            mean = view.mean(axis=(1, 2))
+        self._count += self._samples * positions
+        self._taps = self._taps + (mean - self._taps) * (self._samples * positions / self._count)
+        self._samples = 0
+
+    def taps(self) -> Array:
+        """float64 [C, KH, KW] of Conv, [K] of Gemm."""
+        self._flush()
+        return self._taps
+
+
+def bias_correction(node: Node, weights: Array, rounded: Array, mean: InputMean) -> Array:
+    """What to add to the bias of a layer: float64 [O], real units.
+
+    Args:
+        node: Conv or Gemm.
+        weights: reals [O, I / groups, KH, KW], or [O, K].
+        rounded: what their codes stand for.
+        mean: of the layer's inputs.
+    """
+    groups = node.attrs.groups if node.op == "Conv" else 1
+    error = (weights.astype(np.float64) - rounded).reshape(groups, weights.shape[0] // groups, -1)
+    return np.asarray(np.einsum("goi,gi->go", error, mean.taps().reshape(groups, -1)).reshape(-1))

@@ -10,7 +10,7 @@ moves into its producer, so one rounding is left. Layers without an integer form
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -22,10 +22,11 @@ from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import QuantRule, Trait, lookup
 from bevel.ir.ops.integer import SOFTMAX_OUT
 from bevel.ir.types import F32, Int, Quant
-from bevel.passes.quantize.bias_correction import MeanLog, bias_corrections, channel_means
+from bevel.passes.quantize.bias_correction import InputMean, bias_correction
 from bevel.passes.quantize.methods import RangeObserver, parse_method
 from bevel.passes.quantize.observation import Observation
 from bevel.passes.quantize.observe import Batch, Progress, require_finite, samples_of, walk
+from bevel.passes.quantize.pixels import Reals, take_pixels
 from bevel.passes.quantize.scales import (
     MAX_ADD_RATIO,
     activation_type,
@@ -46,10 +47,10 @@ class Calibrate:
 
     Attributes:
         method: how ranges are chosen, as `parse_method` reads it.
-        bias_correction: correct biases (`bias_correction.py`); the data is then read twice.
-        data: batches, each a dict of float32 arrays named like the inputs.
+        bias_correction: correct biases for what rounding the weights does to means (`bias_correction.py`).
+        data: batches, each a dict of float32 arrays named like the inputs; read once.
         keep_float: names of node results whose layers stay float.
-        progress: called with "calibrate" or "bias correction", and the number of batches done.
+        progress: called with "calibrate" and the number of batches done.
         report: called with what was seen and chosen, in execution order.
     """
 
@@ -65,37 +66,32 @@ class Calibrate:
         """The ANNOTATED graph of `graph`.
 
         Raises:
-            UsageError: `graph` is not at FLOAT level; the method is unknown; the data is an iterator but needed twice.
+            UsageError: `graph` is not at FLOAT level; the method is unknown.
             InvalidPlan: `keep_float` names no layer.
             CalibrationError: see `walk`; also where a layer computes NaN or infinity.
             UnsupportedModel: weights hold NaN or infinity.
         """
         if graph.level is not Level.FLOAT:
             raise UsageError(f"calibrate: graph {graph.name!r} is at {graph.level.value} level already, expected float")
-        if self.bias_correction and iter(self.data) is self.data:
-            raise UsageError("calibrate: bias correction reads the data twice, but an iterator ends after once; pass a list")
         observer = parse_method(self.method)
         unknown = self.keep_float - {v.name for node in graph.nodes for v in node.outputs}
         if unknown:
             raise InvalidPlan(f"layers {sorted(unknown)} do not exist in {graph.name!r}; use the names `bevel profile` prints")
         result = graph.clone()
+        fixed = take_pixels(result)
+        data = Reals(self.data, frozenset(v.name for v in result.inputs if v in fixed)) if fixed else self.data
         if self.bias_correction:
             _add_biases(result)
         islands = _islands(result, self.keep_float)
         layers = [n for n in result.nodes if Trait.WEIGHTED in lookup(n.op).traits and n not in islands]
-        observers = {v: observer() for v in _typed_values(result, islands) if _has_own_range(v)}
-        with MeanLog() as means:
-            _observe(result, observers, layers if self.bias_correction else (), means, self.data, self.progress)
-            result.level = Level.ANNOTATED
-            _type_values(result, islands, {value: watcher.range() for value, watcher in observers.items()})
-            for node in result.nodes:
-                if node not in islands:
-                    _type_constants(result, node)
-            if self.bias_correction:
-                for node, correction in bias_corrections(result, layers, means, self.data, self.progress).items():
-                    bias = node.inputs[2]
-                    codes = corrected_bias_codes(bias.array, correction, _quant(bias))
-                    _retype(result, node, 2, codes, _quant(bias))
+        observers = {v: observer() for v in _typed_values(result, islands) if _has_own_range(v) and v not in fixed}
+        means = {node: InputMean(node) for node in layers} if self.bias_correction else {}
+        _observe(result, observers, means, data, self.progress)
+        result.level = Level.ANNOTATED
+        _type_values(result, islands, {value: watcher.range() for value, watcher in observers.items()}, fixed)
+        for node in result.nodes:
+            if node not in islands:
+                _type_constants(result, node, means.get(node))
         if self.report is not None:
             self.report([_observation(value, watcher) for value, watcher in observers.items()])
         return result
@@ -128,13 +124,14 @@ def _add_biases(graph: Graph) -> None:
 def _observe(
     graph: Graph,
     observers: Mapping[Value, RangeObserver],
-    layers: Collection[Node],
-    means: MeanLog,
+    means: Mapping[Node, InputMean],
     data: Iterable[Batch],
     progress: Progress | None,
 ) -> None:
-    """Show all batches to `observers`, and log the channel means of `layers`."""
-    wanted = set(layers)
+    """Show all batches to `observers`, and what layers read to `means`."""
+    readers: dict[Value, list[InputMean]] = {}
+    for node, mean in means.items():
+        readers.setdefault(node.inputs[0], []).append(mean)
     done = -1
 
     def watch(value: Value, array: Array) -> None:
@@ -143,8 +140,8 @@ def _observe(
         if value in observers:
             require_finite(value, array, done)
             observers[value].update(samples_of(value, array))
-        if value.producer in wanted:
-            means.append(channel_means(value.producer, array))
+        for mean in readers.get(value, ()):
+            mean.update(array)
 
     walk(graph, data, watch, "calibrate", progress)
 
@@ -160,8 +157,9 @@ def _islands(graph: Graph, keep_float: frozenset[str]) -> set[Node]:
         moves = Trait.MOVEMENT in spec.traits
         moved = [v for v in (*node.inputs, *node.outputs) if not (moves and isinstance(v.type.elem, Int))]
         plain = not moved or any(v.type.elem != F32 for v in moved)
+        unbounded = any(v.data is not None and v.type.elem == F32 and not np.isfinite(v.data).all() for v in node.inputs)
         follows = Trait.ACTIVATION in spec.traits and node.inputs[0].producer in islands
-        if computed or weights or plain or (follows and graph.sole_user(node.inputs[0]) is node):
+        if computed or weights or plain or unbounded or (follows and graph.sole_user(node.inputs[0]) is node):
             islands.add(node)
     return islands
 
@@ -192,10 +190,12 @@ def _has_own_range(value: Value) -> bool:
     return lookup(node.op).quant not in (QuantRule.SAME, QuantRule.FIXED)
 
 
-def _type_values(graph: Graph, islands: set[Node], ranges: dict[Value, tuple[float, float]]) -> None:
-    """Assign types in execution order."""
+def _type_values(
+    graph: Graph, islands: set[Node], ranges: dict[Value, tuple[float, float]], fixed: Mapping[Value, Quant]
+) -> None:
+    """Assign types in execution order; those of `fixed` are known."""
     for value in _typed_values(graph, islands):
-        value.type = value.type.with_elem(_type_of(graph, value, ranges))
+        value.type = value.type.with_elem(fixed[value] if value in fixed else _type_of(graph, value, ranges))
 
 
 def _type_of(graph: Graph, value: Value, ranges: dict[Value, tuple[float, float]]) -> Quant:
@@ -222,7 +222,7 @@ def _add_floor(node: Node | None) -> float:
     return max(elem.scale[0] for elem in elems if isinstance(elem, Quant)) / MAX_ADD_RATIO
 
 
-def _type_constants(graph: Graph, node: Node) -> None:
+def _type_constants(graph: Graph, node: Node, mean: InputMean | None) -> None:
     """Quantize the weights and bias of a layer, or the constant operands of another operator."""
     if Trait.WEIGHTED in lookup(node.op).traits:
         x = node.inputs[0].type.elem
@@ -234,7 +234,11 @@ def _type_constants(graph: Graph, node: Node) -> None:
         _retype(graph, node, 1, weight_codes(weights, w), w)
         if len(node.inputs) == 3:
             b = bias_type(x.scale[0], w)
-            _retype(graph, node, 2, bias_codes(bias, b), b)
+            codes = bias_codes(bias, b)
+            if mean is not None:
+                correction = bias_correction(node, weights, w.dequantize(node.inputs[1].array), mean)
+                codes = corrected_bias_codes(codes, correction, b)
+            _retype(graph, node, 2, codes, b)
         return
     if Trait.CHANNELWISE in lookup(node.op).traits:
         return

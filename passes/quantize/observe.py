@@ -16,14 +16,13 @@ from bevel.errors import CalibrationError, UsageError
 from bevel.ir.graph import Graph, Value
 from bevel.ir.interp import check_input, run
 from bevel.ir.ops import lookup
-from bevel.ir.ops.op import real_type
 from bevel.ir.types import Dim
 
 Array = npt.NDArray[Any]
 Batch = Mapping[str, Array]
 Progress = Callable[[str, int], None]
-# Called with each value and its reals; may return an array to go on with.
-Watch = Callable[[Value, Array], Array | None]
+# Called with each value and its reals.
+Watch = Callable[[Value, Array], None]
 
 # Larger batches save calls, not work, and leave the caches.
 BATCH_BYTES = 32 << 20
@@ -67,6 +66,11 @@ def batches(graph: Graph, arrays: Batch, size: int = 32) -> Iterator[dict[str, A
 
 
 def _checked(graph: Graph, batch: Batch, index: int) -> dict[str, Array]:
+    """The arrays of batch number `index`, by input.
+
+    Raises:
+        CalibrationError: wrong names, shapes or dtypes; NaN or infinity.
+    """
     expected = {v.name for v in graph.inputs}
     if set(batch) != expected:
         raise CalibrationError(
@@ -75,10 +79,9 @@ def _checked(graph: Graph, batch: Batch, index: int) -> dict[str, Array]:
     arrays = {}
     for value in graph.inputs:
         array = np.asarray(batch[value.name])
-        expected_dtype = real_type(value.type).dtype
-        if array.dtype != expected_dtype:
+        if array.dtype != value.type.dtype:
             raise CalibrationError(
-                f"calibration batch {index}, input {value.name!r}: dtype {array.dtype} found, {expected_dtype} expected; "
+                f"calibration batch {index}, input {value.name!r}: dtype {array.dtype} found, {value.type.dtype} expected; "
                 "store it preprocessed, as the model takes it"
             )
         if not array.size:
@@ -94,7 +97,7 @@ def walk(graph: Graph, data: Iterable[Batch], watch: Watch, stage: str, progress
     """Run `graph` over all batches in the interpreter.
 
     Args:
-        graph: FLOAT graph, or ANNOTATED graph with real inputs.
+        graph: FLOAT graph.
         data: batches, read once.
         watch: called with the graph's inputs and every node result before fake quantization, batch by batch in execution order.
         stage: what `progress` calls it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bevel.compiler import Options, compile_model, default_output
+from bevel.compiler import Options, boundary_sides, compile_model, default_output
 from bevel.data import save_arrays
 from bevel.errors import UsageError
 from bevel.exporting.torch_export import OPSET, TOLERANCE, Exported, ExportOptions, export_model
-from bevel.ir.plan import CompressionPlan, load_plan
+from bevel.ir.plan import DEFAULT_CALIBRATION, CompressionPlan, load_plan
+from bevel.passes.preprocess import Preprocess
+from bevel.preprocessing import load_preprocess
 from bevel.runtime.artifact import Artifact
 
 
@@ -27,8 +30,13 @@ def compile(
     output: str | Path | None = None,
     samples: int = 256,
     method: str | None = None,
+    bias_correction: bool = True,
     dims: Mapping[str, int | tuple[int, int]] | None = None,
     custom_ops: Sequence[str] = (),
+    preprocess: str | Path | Preprocess | None = None,
+    channels_last: str | None = None,
+    float_outputs: bool = False,
+    keep_float: Sequence[str] = (),
 ) -> Artifact:
     """Compile a model into an artifact for one device; the same as `bevel compile`.
 
@@ -41,10 +49,15 @@ def compile(
             a directory of .npy files. A float model needs it for 8 bits.
         output: artifact directory; default MODEL.bevel in the current directory.
         samples: calibration samples to use at most.
-        method: calibration method; default "minmax".
+        method: calibration method, for example "minmax" or "percentile:99.9" (docs/calibration.md); default "mse", or the plan's.
+        bias_correction: correct the biases of quantized layers on the calibration data.
         dims: of symbolic dimensions: an extent, or bounds (lo, hi) within which it is chosen at run time; a leading batch
             dimension is 1 unless given.
         custom_ops: "DOMAIN.OP=FILE.c" of each custom operator (docs/custom.md).
+        preprocess: take camera frames: a preset's name, a .toml file or the pass itself (docs/preprocess.md).
+        channels_last: "inputs", "outputs" or "both": images at the artifact's boundary are [N, H, W, C].
+        float_outputs: outputs are float32, not codes.
+        keep_float: patterns of layers to keep in float when the model is quantized.
 
     Returns:
         The artifact on disk; `bevel.runtime.host.HostModel` runs it in this process when it is for this machine.
@@ -69,7 +82,16 @@ def compile(
             data: Path | None = save_arrays(Path(folder) / "calibration.npz", calibration)
         else:
             data = Path(calibration) if calibration is not None else None
-        options = Options(device, bits or "8", data, samples, method or "minmax", dict(dims or {}), chosen, tuple(custom_ops))
+        calibrate = method or DEFAULT_CALIBRATION
+        options = Options(device, bits or "8", data, samples, calibrate, dict(dims or {}), chosen, tuple(custom_ops))
+        options = dataclasses.replace(
+            options,
+            preprocess=load_preprocess(str(preprocess)) if isinstance(preprocess, str | Path) else preprocess,
+            channels_last=boundary_sides(channels_last),
+            float_outputs=float_outputs,
+            keep_float=tuple(keep_float),
+            bias_correction=bias_correction,
+        )
         artifact, _ = compile_model(model, target, options)
     return artifact
 

@@ -11,7 +11,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,18 @@ import numpy.typing as npt
 
 from bevel import __version__, artifact_cache
 from bevel.data import inputs_of, open_data
-from bevel.devices.profile import Profile, load_profile
+from bevel.devices.profile import Profile, list_profiles, load_profile
 from bevel.errors import ArtifactError, CalibrationError, InvalidPlan, UsageError
 from bevel.ir.graph import Graph, Level
 from bevel.ir.ops.custom import load_custom_op
-from bevel.ir.plan import FP32, W8A8, Bits, CompressionPlan, parse_bits
-from bevel.ir.types import Dim, Float, Int, Quant, TensorType
+from bevel.ir.plan import DEFAULT_CALIBRATION, FP16, FP32, W8A8, Bits, CompressionPlan, parse_bits
+from bevel.ir.types import F16, Dim, Float, Int, Quant, TensorType
 from bevel.passes.bind_dims import bind_dims
+from bevel.passes.boundary import ChannelsLast, FloatOutputs
 from bevel.passes.canonicalize import CANONICAL
 from bevel.passes.pipeline import Pass, print_pipeline, run_passes
+from bevel.passes.preprocess import Preprocess
+from bevel.passes.to_half import ToHalf
 from bevel.report import write_report
 from bevel.runtime.artifact import Artifact
 from bevel.runtime.manifest import read_manifest
@@ -55,7 +59,7 @@ class Options:
 
     Attributes:
         device: profile name or TOML path.
-        bits: "fp32" or "8" (= "w8a8"); the plan's, where there is one.
+        bits: "fp32", "fp16" or "8" (= "w8a8"); the plan's, where there is one.
         calibration: data set path; needed to quantize a float model.
         samples: how many calibration samples to use at most.
         method: calibration method; the plan's, where there is one.
@@ -63,6 +67,10 @@ class Options:
             dimension is 1 unless given.
         plan: what to do layer by layer.
         custom_ops: "DOMAIN.OP=FILE.c" of each custom operator (`bevel.ir.ops.custom`).
+        preprocess: what the model does to camera frames first; None takes tensors as the model does.
+        channels_last: "inputs" and/or "outputs" whose images are [N, H, W, C] at the artifact's boundary.
+        float_outputs: outputs are float32, not codes.
+        keep_float: patterns (`fnmatch`) of layers that stay in float when the model is quantized.
         bias_correction: correct the biases of quantized layers on the calibration data.
     """
 
@@ -70,11 +78,15 @@ class Options:
     bits: str = "8"
     calibration: Path | None = None
     samples: int = 256
-    method: str = "minmax"
+    method: str = DEFAULT_CALIBRATION
     dims: Mapping[str, int | tuple[int, int]] = field(default_factory=dict)
     plan: CompressionPlan | None = None
     custom_ops: tuple[str, ...] = ()
     bias_correction: bool = True
+    preprocess: Preprocess | None = None
+    channels_last: tuple[str, ...] = ()
+    float_outputs: bool = False
+    keep_float: tuple[str, ...] = ()
 
     def precision(self) -> Bits:
         """Precision of layers that the plan does not name.
@@ -83,8 +95,8 @@ class Options:
             UsageError: this version does not compile it.
         """
         bits = self.plan.bits if self.plan is not None else parse_bits(self.bits)
-        if bits not in (FP32, W8A8):
-            raise UsageError(f"bits {bits}: this version compiles fp32 and 8 (w8a8)")
+        if bits not in (FP32, FP16, W8A8):
+            raise UsageError(f"bits {bits}: this version compiles fp32, fp16 and 8 (w8a8)")
         return bits
 
     def calibration_method(self) -> str:
@@ -136,11 +148,13 @@ class Trace:
         dump: called with the name and result of every pass.
         applied: gets the passes that ran, for provenance.
         observed: gets what calibration saw and chose.
+        kept: gets the names of the layers that stay float as asked.
     """
 
     dump: Callable[[str, Graph], None] | None = None
     applied: list[Pass] = field(default_factory=list)
     observed: list[Observation] = field(default_factory=list)
+    kept: set[str] = field(default_factory=set)
 
     def run(self, graph: Graph, *passes: Pass) -> Graph:
         """`graph` after `passes`, each verified before and after."""
@@ -163,16 +177,45 @@ def prepare(graph: Graph, options: Options, say: Say = _silent, trace: Trace | N
         UsageError: bits that the model's level does not allow.
     """
     trace = trace or Trace()
-    precision, method = options.precision(), options.calibration_method()
+    options.precision()
     if options.plan is not None:
         options.plan.validate(graph)
+    graph = trace.run(graph, *_boundary(options))
     if graph.level is not Level.INTEGER:
         graph = trace.run(graph, *CANONICAL)
-    kept = _kept_float(graph, options.plan)
-    if precision == FP32 and not _any_at(W8A8, options.plan):
+    graph = _quantized(graph, options, say, trace)
+    return trace.run(graph, FloatOutputs()) if options.float_outputs else graph
+
+
+def boundary_sides(choice: str | None) -> tuple[str, ...]:
+    """The sides that "inputs", "outputs", "both" or None name.
+
+    Raises:
+        UsageError: another word.
+    """
+    sides = {None: (), "inputs": ("inputs",), "outputs": ("outputs",), "both": ("inputs", "outputs")}
+    if choice not in sides:
+        raise UsageError(f"channels_last {choice!r}: expected inputs, outputs or both")
+    return sides[choice]
+
+
+def _boundary(options: Options) -> list[Pass]:
+    """Passes that change what the model takes and gives."""
+    passes: list[Pass] = [options.preprocess] if options.preprocess is not None else []
+    if options.channels_last:
+        passes.append(ChannelsLast("inputs" in options.channels_last, "outputs" in options.channels_last))
+    return passes
+
+
+def _quantized(graph: Graph, options: Options, say: Say, trace: Trace) -> Graph:
+    """The canonical `graph` at the precision that is asked for; see `prepare`."""
+    precision, method = options.precision(), options.calibration_method()
+    kept = _kept_float(graph, options.plan) | _matching(graph, options.keep_float)
+    trace.kept.update(kept)
+    if precision in (FP32, FP16) and not _any_at(W8A8, options.plan):
         if graph.level is not Level.FLOAT:
             raise UsageError(f"{graph.name!r} is already quantized: compile it with --bits 8")
-        return graph
+        return graph if precision == FP32 else trace.run(graph, ToHalf())
     if graph.level is Level.INTEGER:
         return graph
     from bevel.passes.quantize.calibrate import Calibrate
@@ -197,6 +240,22 @@ def prepare(graph: Graph, options: Options, say: Say = _silent, trace: Trace | N
         )
         return trace.run(graph, calibrate, ToInteger())
     return trace.run(graph, ToInteger())
+
+
+def _matching(graph: Graph, patterns: tuple[str, ...]) -> frozenset[str]:
+    """Results of `graph` whose name, or whose layer's name, matches one of `patterns`.
+
+    Raises:
+        UsageError: a pattern matches nothing.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        names = {v.name for n in graph.nodes for v in n.outputs if fnmatchcase(v.name, pattern) or fnmatchcase(n.loc, pattern)}
+        if not names:
+            layers = ", ".join(sorted({n.loc or n.outputs[0].name for n in graph.nodes})[:20])
+            raise UsageError(f"--keep-float {pattern!r} matches no layer of {graph.name!r}; its layers are {layers}, ...")
+        found |= names
+    return frozenset(found)
 
 
 def _any_at(bits: Bits, plan: CompressionPlan | None) -> bool:
@@ -278,6 +337,7 @@ def compile_model(
         "dims": dict(options.dims),
         "custom_ops": [load_custom_op(spec).digest for spec in options.custom_ops],
         "plan": options.plan.dumps() if options.plan is not None else None,
+        "boundary": [print_pipeline(_boundary(options)), options.float_outputs, options.keep_float],
     }
     profile = load_profile(options.device)
     if not model.exists():
@@ -301,6 +361,7 @@ def compile_model(
             Path(folder) / output.name,
             options,
             provenance=_provenance(model, options, key, trace),
+            fields=_findings(graph, model, trace),
             say=say,
         )
         artifact_cache.store(write_report(artifact), key)
@@ -335,6 +396,21 @@ def check_output(output: Path) -> None:
         )
 
 
+def _check_half(graph: Graph, profile: Profile) -> None:
+    """Refuse half precision on a device without it.
+
+    Raises:
+        UsageError: says which devices have it.
+    """
+    if "fp16" in profile.features or all(value.type.elem != F16 for value in graph.values()):
+        return
+    having = [name for name in list_profiles() if name != "host" and "fp16" in load_profile(name).features]
+    raise UsageError(
+        f"{graph.name!r} is in half precision, for which {profile.name} ({profile.cpu}) has no instructions; compile it with "
+        f"--bits fp32 or 8, or for one of {', '.join(having)}"
+    )
+
+
 def build(
     graph: Graph,
     profile: Profile,
@@ -342,6 +418,7 @@ def build(
     options: Options,
     *,
     provenance: Mapping[str, Any] | None = None,
+    fields: Mapping[str, Any] | None = None,
     say: Say = _silent,
 ) -> Artifact:
     """Turn a FLOAT or INTEGER graph into an artifact for one device.
@@ -352,6 +429,7 @@ def build(
         output: artifact directory.
         options: says where the self-test's inputs come from.
         provenance: for the manifest.
+        fields: more for the manifest.
         say: progress.
     """
     from bevel.backends.lower import lower
@@ -363,6 +441,7 @@ def build(
     from bevel.runtime.custom import is_custom
 
     verify(graph)
+    _check_half(graph, profile)
     say("lower", 0, 1)
     schedule = lower(graph, profile.target())
     kernels = [kernel for kernel in schedule.kernels if not is_custom(kernel)]
@@ -378,7 +457,7 @@ def build(
         graph_bytes=dumps(graph),
         integer_only=is_integer_only(graph),
         float_islands=islands if graph.level is Level.INTEGER else [],
-        fields={"memory": [vars(lifetime) for lifetime in schedule.lifetimes]},
+        fields={"memory": [vars(lifetime) for lifetime in schedule.lifetimes], **(fields or {})},
     )
 
 
@@ -433,6 +512,23 @@ def _random_input(elem: object, shape: tuple[int, ...], rng: np.random.Generator
     return rng.integers(0, 2, shape).astype(bool)
 
 
+def _calibration(options: Options) -> dict[str, Any] | None:
+    if options.calibration is None:
+        return None
+    return {"method": options.calibration_method(), "samples": options.samples, "bias_correction": options.bias_correction}
+
+
+def _findings(graph: Graph, model: Path, trace: Trace) -> dict[str, Any]:
+    """Manifest fields `ranges` (`Observation`) and `islands` (`IslandLayer`); those of an artifact compiled again stay."""
+    if model.is_dir():
+        source = read_manifest(model)
+        return {name: source.get(name, []) for name in ("ranges", "islands")}
+    from bevel.passes.quantize.islands import explain_islands
+
+    islands = explain_islands(graph, trace.kept) if graph.level is Level.INTEGER else []
+    return {"ranges": [asdict(row) for row in trace.observed], "islands": [asdict(row) for row in islands]}
+
+
 def _provenance(model: Path, options: Options, key: str, trace: Trace) -> dict[str, Any]:
     from importlib import metadata
 
@@ -443,6 +539,6 @@ def _provenance(model: Path, options: Options, key: str, trace: Trace) -> dict[s
         "key": key,
         "bits": str(options.precision()),
         "pipeline": print_pipeline(trace.applied),
-        "calibration": {"method": options.calibration_method(), "samples": options.samples} if options.calibration else None,
+        "calibration": _calibration(options),
         "plan": json.loads(options.plan.dumps()) if options.plan is not None else None,
     }

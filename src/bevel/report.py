@@ -9,8 +9,10 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from bevel.errors import UsageError
 from bevel.runtime.artifact import Artifact
 
 NAME = "report.html"
@@ -86,6 +88,19 @@ def write_report(artifact: Artifact, findings: Findings | None = None) -> Artifa
     return artifact.update({NAME: render(artifact.manifest, findings or Findings()).encode()})
 
 
+def write_ranges(artifact: Artifact, path: Path) -> None:
+    """Write the manifest's `ranges` as JSON: a list of {name, observed, chosen, scale, zero_point, clipped}; docs/calibration.md.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    rows = artifact.manifest.get("ranges", [])
+    try:
+        path.write_text(json.dumps({"model": artifact.name, "ranges": rows}, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+
+
 def render(manifest: Mapping[str, Any], findings: Findings) -> str:
     """The report as HTML text."""
     title = f"{manifest['name']} for {manifest['target']['name']}"
@@ -98,6 +113,8 @@ def render(manifest: Mapping[str, Any], findings: Findings) -> str:
         _layers(manifest, findings),
         "<h2>Arena over the steps</h2>",
         _memory(manifest),
+        _islands(manifest),
+        _ranges(manifest),
         "<h2>Provenance</h2>",
         f"<pre>{_text(json.dumps(manifest['provenance'], indent=1))}</pre>",
         f"<p class=note>graph <code>{_text(manifest['graph_hash'])}</code><br>linked with {_text(manifest['toolchain'])}, "
@@ -199,7 +216,43 @@ def _layers(manifest: Mapping[str, Any], findings: Findings) -> str:
         rows.append("<tr>" + "".join(cells))
     text = {"layer", "op", "kernel", "bits", "share"}
     heads = "".join(f"<th{'' if name in text else ' class=n'}>{_text(name)}" for name in head)
-    return f"<div class=scroll><table><thead><tr>{heads}</thead><tbody>{''.join(rows)}</tbody></table></div>"
+    return _table(heads, rows)
+
+
+def _islands(manifest: Mapping[str, Any]) -> str:
+    """Float layers of an integer graph with their reasons and shares of the work; nothing where there are none."""
+    rows = []
+    for layer in manifest.get("islands", ()):
+        cells = [f"<td class=name title='{_text(layer['layer'])}'>{_text(short_name(layer['layer']))}"]
+        cells += [f"<td>{_text(layer[key])}" for key in ("op", "reason")]
+        cells += [_number(layer[key], f"{100 * layer[key]:.1f} %") for key in ("macs_share", "bytes_share")]
+        rows.append("<tr>" + "".join(cells))
+    if not rows:
+        return ""
+    head = "<th>layer<th>op<th>reason<th class=n>of the operations<th class=n>of the bytes moved"
+    note = "<p class=note>Byte identity between devices ends behind a float layer.</p>"
+    return f"<h2>Float islands</h2>{note}{_table(head, rows)}"
+
+
+def _ranges(manifest: Mapping[str, Any]) -> str:
+    """What calibration saw of each value and chose for it; nothing for models that were not calibrated here."""
+    rows = []
+    for value in manifest.get("ranges", ()):
+        cells = [f"<td class=name title='{_text(value['name'])}'>{_text(short_name(value['name']))}"]
+        cells += [_number(end, f"{end:.5g}") for key in ("observed", "chosen") for end in value[key]]
+        cells += [_number(value["scale"], f"{value['scale']:.5g}"), _number(value["zero_point"])]
+        cells.append(_number(value["clipped"], f"{100 * value['clipped']:.3g} %"))
+        rows.append("<tr>" + "".join(cells))
+    if not rows:
+        return ""
+    heads = ("seen from", "to", "type from", "to", "scale", "zero point", "clipped")
+    head = "<th>value" + "".join(f"<th class=n>{name}" for name in heads)
+    note = "<p class=note>Values that take over the type of another are left out. Clipped: share of the calibration data.</p>"
+    return f"<h2>Calibrated ranges</h2>{note}{_table(head, rows)}"
+
+
+def _table(head: str, rows: Sequence[str]) -> str:
+    return f"<div class=scroll><table><thead><tr>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
 def _number(value: float, shown: str | None = None) -> str:

@@ -33,6 +33,9 @@ SCHEMAS: dict[str, Any] = {
         "arena_bytes": int,
         "integer_only": bool,
         "float_islands": [str],
+        "islands": [
+            {"layer": str, "op": str, "reason": str, "macs": int, "bytes": int, "macs_share": NUMBER, "bytes_share": NUMBER}
+        ],
         "layers": [{"name": str, "op": str, "kernel": str, "bits": str}],
         "seconds": NUMBER,
     },

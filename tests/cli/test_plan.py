@@ -73,7 +73,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "sparsity to come": ({"layers": {"c": {"sparsity": "2:4"}}}, "2:4"),
     "dropping to come": ({"layers": {"r": {"dropped": True}}}, "drop"),
     "another model": ({"model": "0" * 64}, "sha256"),
-    "calibration to come": ({"calibration": "percentile"}, "percentile"),
+    "calibration to come": ({"calibration": "guess"}, "guess"),
     "version": ({"bevel_plan": 2}, "bevel_plan"),
 }
 

@@ -135,7 +135,7 @@ def test_valid_plans_and_what_they_say() -> None:
         (CompressionPlan(layers={"w": LayerPlan()}), "layer 'w' does not exist"),
         (CompressionPlan(model="cd" * 32), "was made for the model"),
         (CompressionPlan(bits=Bits(4, 8)), "the plan asks for bits w4a8"),
-        (CompressionPlan(calibration="mse"), "the plan asks for calibration 'mse'"),
+        (CompressionPlan(calibration="guess"), "the plan asks for calibration 'guess'"),
         (CompressionPlan(granularity="tensor"), "granularity 'tensor'"),
         (CompressionPlan(rounding="adaround"), "rounding 'adaround'"),
         (CompressionPlan(layers={"dense1": LayerPlan(Bits(2, 2))}), "layer 'dense1' asks for bits w2a2"),

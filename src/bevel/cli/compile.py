@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from bevel.cli import options
 from bevel.cli.output import emit, kib, progress, table
-from bevel.compiler import Options, Trace, compile_model, default_output
+from bevel.compiler import Options, Trace, boundary_sides, compile_model, default_output
 from bevel.errors import UsageError
 from bevel.ir.graph import Graph
-from bevel.ir.plan import load_plan
+from bevel.ir.plan import DEFAULT_CALIBRATION, load_plan
 from bevel.ir.text import print_graph
 from bevel.passes.pipeline import lookup_pass
-from bevel.report import short_name
+from bevel.preprocessing import load_preprocess
+from bevel.report import short_name, write_ranges
 from bevel.runtime.artifact import Artifact
 
 
@@ -24,7 +26,16 @@ from bevel.runtime.artifact import Artifact
 @click.option("--bits", help="Precision: fp32, or 8 (= w8a8, integer-only).  [default: 8, or the plan's]")
 @click.option("--calib", type=click.Path(path_type=Path), help="Calibration data: .npz or directory of .npy (docs/data.md).")
 @click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Calibration samples to use at most.")
-@click.option("--method", help="Calibration method.  [default: minmax, or the plan's]")
+@click.option(
+    "--calib-method",
+    "--method",
+    "method",
+    metavar="NAME[:P]",
+    help="Calibration method: minmax, moving-average, percentile, mse, entropy (docs/calibration.md).  "
+    f"[default: {DEFAULT_CALIBRATION}, or the plan's]",
+)
+@click.option("--no-bias-correction", is_flag=True, help="Leave biases as they are (docs/calibration.md).")
+@click.option("--ranges", type=click.Path(path_type=Path), help="Write what calibration saw and chose of every value, as JSON.")
 @click.option(
     "--dim",
     "dims",
@@ -35,6 +46,14 @@ from bevel.runtime.artifact import Artifact
 @click.option(
     "--custom-op", "custom", multiple=True, metavar="DOMAIN.OP=FILE.c", help="C function of a custom operator; repeatable."
 )
+@click.option("--preprocess", metavar="NAME|FILE.toml", help="Take camera frames: imagenet, ... or a file (docs/preprocess.md).")
+@click.option(
+    "--channels-last",
+    type=click.Choice(["inputs", "outputs", "both"]),
+    help="Images at the artifact's boundary are [N, H, W, C].",
+)
+@click.option("--float-outputs", is_flag=True, help="Outputs are float32, not codes.")
+@click.option("--keep-float", multiple=True, metavar="LAYER", help="Layers to keep in float (patterns like 'head*'); repeatable.")
 @click.option("--plan", type=click.Path(path_type=Path), help="Compression plan (JSON): precision layer by layer.")
 @click.option("--dump-ir-after", "dump", metavar="PASS|all", help="Print the graph after a pass, or after every one, on stderr.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: MODEL.bevel]")
@@ -46,8 +65,14 @@ def command(
     calib: Path | None,
     samples: int,
     method: str | None,
+    no_bias_correction: bool,
+    ranges: Path | None,
     dims: tuple[str, ...],
     custom: tuple[str, ...],
+    preprocess: str | None,
+    channels_last: str | None,
+    float_outputs: bool,
+    keep_float: tuple[str, ...],
     plan: Path | None,
     dump: str | None,
     output: Path | None,
@@ -60,15 +85,26 @@ def command(
     bevel compile model.onnx --device host --bits fp32
     bevel compile model.onnx --device raspberry-pi-4 --bits 8 --calib images.npz -o model.bevel
     bevel compile model.bevel --device raspberry-pi-5 -o model-pi5.bevel   # the same integer graph, same bits
+    bevel compile model.onnx --device raspberry-pi-4 --calib frames.npz --preprocess imagenet   # takes uint8 camera frames
     bevel compile model.onnx --device host --bits fp32 --custom-op mydomain.Swirl=swirl.c   # docs/custom.md
     """
     if plan is not None and (bits is not None or method is not None):
         raise UsageError("--plan decides bits and calibration method: leave out --bits and --method")
     loaded = load_plan(plan) if plan is not None else None
-    chosen = Options(device, bits or "8", calib, samples, method or "minmax", options.parse_dims(dims), loaded, custom)
+    chosen = Options(device, bits or "8", calib, samples, method or DEFAULT_CALIBRATION, options.parse_dims(dims), loaded, custom)
+    chosen = replace(
+        chosen,
+        preprocess=load_preprocess(preprocess) if preprocess is not None else None,
+        channels_last=boundary_sides(channels_last),
+        float_outputs=float_outputs,
+        keep_float=keep_float,
+        bias_correction=not no_bias_correction,
+    )
     with progress() as say:
         trace = _dumping(dump) if dump is not None else None
         artifact, seconds = compile_model(model, output or default_output(model, device), chosen, say, trace)
+    if ranges is not None:
+        write_ranges(artifact, ranges)
     emit(as_json, _document(artifact, seconds), _text(artifact, seconds))
 
 
@@ -97,6 +133,7 @@ def _document(artifact: Artifact, seconds: float) -> dict[str, object]:
         "arena_bytes": m["arena_bytes"],
         "integer_only": m["integer_only"],
         "float_islands": m["float_islands"],
+        "islands": m.get("islands", []),
         "layers": [{key: layer[key] for key in ("name", "op", "kernel", "bits")} for layer in m["layers"]],
         "seconds": round(seconds, 3),
     }
@@ -114,7 +151,11 @@ def _text(artifact: Artifact, seconds: float) -> list[object]:
         f"library {kib(m['bytes']['library'])}, weights {kib(m['bytes']['weights'])}, arena {kib(m['arena_bytes'])}, "
         f"{'integer only' if m['integer_only'] else 'not integer only'}",
     ]
-    if m["float_islands"]:
-        lines.append(f"float islands: {', '.join(m['float_islands'])}")
+    if islands := m.get("islands"):
+        cells = [
+            (short_name(i["layer"]), i["op"], i["reason"], f"{100 * i['macs_share']:.1f} %", f"{100 * i['bytes_share']:.1f} %")
+            for i in islands
+        ]
+        lines.append(table("float islands", ("layer", "op", "reason", "of the MACs", "of the bytes"), cells))
     lines.append(f"wrote {artifact.path} in {seconds:.1f} s; report: {artifact.path / 'report.html'}")
     return lines

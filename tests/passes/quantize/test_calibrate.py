@@ -121,8 +121,6 @@ def test_range_is_that_of_all_batches_and_contains_zero() -> None:
     assert quant_of(result.value("x")) == Quant(I8, (float(np.float32(7 / 255)),), (-128,))
     assert quant_of(result.value("y")) == Quant(I8, (float(np.float32(7 / 255)),), (127,))
     assert seen == [("calibrate", 1), ("calibrate", 2), ("calibrate", 3)]
-    with pytest.raises(UsageError, match="reads the data twice"):
-        Calibrate(data=stream()).run(g)
 
 
 def test_zero_channels_and_huge_biases_keep_the_bias_exact() -> None:
