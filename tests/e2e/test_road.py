@@ -15,6 +15,7 @@ from bevel.devices.host import detect_host
 from bevel.devices.profile import load_profile
 from bevel.devices.resolve import QEMU, resolve_transport
 from bevel.devices.runner import DeviceRunner
+from bevel.errors import UsageError
 from bevel.ir import interp
 from bevel.runtime.artifact import Artifact
 from tests.e2e.road import PROFILES, graph_of, real_model
@@ -82,6 +83,32 @@ def test_integer_artifact_gives_the_interpreters_bytes(name: str, profile: str, 
     (ours,) = run_on(artifact, profile, inputs).values()
     np.testing.assert_array_equal(ours.reshape(reference.shape), reference)
     assert len(np.unique(reference, axis=0)) > 1
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet8_cifar10_float", "kws_dscnn_float", pytest.param("resnet20_cifar10", marks=pytest.mark.slow)]
+)
+def test_half_precision_artifact_matches_float32(name: str, compiled: Compiled) -> None:
+    """Largest error 1 % of the largest output, the same classes, half the weights; the artifact's own vectors agree."""
+    profile = "raspberry-pi-5"
+    require_way_to(profile)
+    inputs = real_model(name).take(EMULATED_IMAGES)
+    symbolic, _ = graph_of(name, "fp32")
+    (reference,) = interp.run(symbolic, inputs).values()
+    artifact = compiled(name, "fp16", profile)
+    (ours,) = run_on(artifact, profile, inputs).values()
+    assert ours.dtype == np.float32
+    ours = ours.reshape(reference.shape)
+    assert np.abs(ours - reference).max() <= 1e-2 * np.abs(reference).max()
+    assert np.array_equal(ours.argmax(1), reference.argmax(1))
+    assert artifact.weights.stat().st_size <= 0.56 * compiled(name, "fp32", profile).weights.stat().st_size
+    with resolve_transport(load_profile(profile)) as transport:
+        DeviceRunner(artifact, transport).selftest()
+
+
+def test_half_precision_is_refused_where_there_is_none(compiled: Compiled) -> None:
+    with pytest.raises(UsageError, match=r"raspberry-pi-4 .* no instructions; .* jetson-orin, pixel-phone, raspberry-pi-5"):
+        compiled("resnet8_cifar10_float", "fp16", "raspberry-pi-4")
 
 
 @pytest.mark.parametrize("name", ["resnet8_cifar10_int8_qdq", "kws_dscnn_int8_qdq"])

@@ -32,7 +32,7 @@ EXPECTED = {
     "arm_depthwise_int8_neon": {"smull", "smlal", "saddw"},
     "arm_depthwise_int8_neon_wide": {"smull", "saddw"},
     "arm_depthwise_f32": {"fmla"},
-    "arm_depthwise_f16": {"fmla", "fcvtl"},
+    "arm_depthwise_f16": {"fmla"},
     "armv7_conv_int8": {"vmull.s8", "vmlal.s8", "vpadal.s16"},
     "armv7_conv_int8_wide": {"vmull.s8", "vpadal.s16"},
     "armv7_conv_int8_short": {"vmull.s8", "vpadal.s16", "vld1.32"},
