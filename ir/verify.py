@@ -317,6 +317,7 @@ _INTEGER_RULES: dict[str, Callable[[Node, Any], None]] = {
     "Requantize": _check_requantize,
     "IntAdd": _check_int_add,
     "IntMul": _check_int_mul,
+    "IntMatMul": _check_int_mul,
     "IntAveragePool": _check_int_pool,
     "IntReduce": _check_int_reduce,
     "Lut": _check_lut,

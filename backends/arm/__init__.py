@@ -19,7 +19,7 @@ from bevel.backends.arm.depthwise import (
     DEPTHWISE_INT8_NEON_WIDE,
     DEPTHWISE_INT8_SDOT,
 )
-from bevel.backends.arm.matmul import ARMV7_MATMUL_F32, MATMUL_F32
+from bevel.backends.arm.matmul import ARMV7_MATMUL_F32, ARMV7_MATMUL_INT8, MATMUL_F32, MATMUL_INT8
 from bevel.backends.kernel import Generator
 
 GENERATORS: Mapping[str, tuple[Generator, ...]] = {
@@ -36,6 +36,7 @@ GENERATORS: Mapping[str, tuple[Generator, ...]] = {
         DEPTHWISE_F16,
         DEPTHWISE_F32,
         MATMUL_F32,
+        MATMUL_INT8,
     ),
     "armv7": (
         ARMV7_CONV_INT8_SHORT,
@@ -46,5 +47,6 @@ GENERATORS: Mapping[str, tuple[Generator, ...]] = {
         ARMV7_DEPTHWISE_INT8_WIDE,
         ARMV7_DEPTHWISE_F32,
         ARMV7_MATMUL_F32,
+        ARMV7_MATMUL_INT8,
     ),
 }

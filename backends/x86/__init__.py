@@ -13,7 +13,14 @@ from bevel.backends.x86.depthwise import (
     DEPTHWISE_INT8_SSE2,
     DEPTHWISE_INT8_VNNI,
 )
-from bevel.backends.x86.matmul import MATMUL_F32_AVX2, MATMUL_F32_AVX512, MATMUL_F32_SSE2
+from bevel.backends.x86.matmul import (
+    MATMUL_F32_AVX2,
+    MATMUL_F32_AVX512,
+    MATMUL_F32_SSE2,
+    MATMUL_INT8_AVX2,
+    MATMUL_INT8_AVX512,
+    MATMUL_INT8_SSE2,
+)
 
 # The best for a problem come first where several are legal.
 GENERATORS: tuple[Generator, ...] = (
@@ -31,4 +38,7 @@ GENERATORS: tuple[Generator, ...] = (
     MATMUL_F32_AVX512,
     MATMUL_F32_AVX2,
     MATMUL_F32_SSE2,
+    MATMUL_INT8_AVX512,
+    MATMUL_INT8_AVX2,
+    MATMUL_INT8_SSE2,
 )

@@ -193,15 +193,25 @@ def _gemm_reference(_call: Call, x: Array, w: Array, bias: Array | None = None) 
     return np.asarray(result if bias is None else result + bias)
 
 
-def _matmul_infer(_attrs: NoAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+def matmul_shape(ins: tuple[TensorType, ...]) -> tuple[int | Dim, ...]:
+    """Result shape of a [..., M, K] with b [..., K, N], batches broadcast.
+
+    Raises:
+        VerifyError: an operand is no matrix, or reduction lengths do not agree.
+    """
     a, b = ins
-    require_real(*ins)
     require(a.rank >= 2 and b.rank >= 2, f"expected matrices, found ranks {a.rank} and {b.rank}")
     require(a.shape[-1] == b.shape[-2], f"a reduces over {a.shape[-1]}, b over {b.shape[-2]}")
-    return (TensorType((*broadcast_shape(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), F32),)
+    return (*broadcast_shape(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
 
 
-def _matmul_macs(_attrs: Any, ins: tuple[TensorType, ...], outs: tuple[TensorType, ...]) -> int:
+def _matmul_infer(_attrs: NoAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    require_real(*ins)
+    return (TensorType(matmul_shape(ins), F32),)
+
+
+def matmul_macs(_attrs: Any, ins: tuple[TensorType, ...], outs: tuple[TensorType, ...]) -> int:
+    """One MAC for each output element and reduction index."""
     reduced = ins[0].shape[-1]
     return elements(outs) * bounded_extent(reduced)
 
@@ -252,9 +262,9 @@ register(
     arity=(2, 2),
     infer=_matmul_infer,
     reference=lambda _call, a, b: a @ b,
-    macs=_matmul_macs,
+    macs=matmul_macs,
     levels=FLOAT_ONLY,
-    quant=QuantRule.FLOAT,
-    integer=None,
+    quant=QuantRule.OWN,
+    integer="IntMatMul",
     prune=PruneRule.BLOCKS,
 )

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevel.ir.ops.op import FLOAT_ONLY, Call, PruneRule, QuantRule, elements, register, require
-from bevel.ir.types import F32, Dim, TensorType
+from bevel.ir.ops.op import FLOAT_ONLY, Call, PruneRule, QuantRule, bounded_extent, elements, register, require
+from bevel.ir.types import F32, TensorType
 
 Array = npt.NDArray[Any]
 
@@ -212,7 +212,7 @@ def _infer(gate_count: int, functions: int, states: int) -> Callable[..., tuple[
 
 
 def _macs(_attrs: RecurrentAttrs, ins: tuple[TensorType, ...], _outs: tuple[TensorType, ...]) -> int:
-    steps, batch = (d.lo if isinstance(d, Dim) else d for d in ins[0].shape[:2])
+    steps, batch = (bounded_extent(d) for d in ins[0].shape[:2])
     return steps * batch * elements(ins[1:2])
 
 

@@ -18,11 +18,19 @@ from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.integer import OutAttrs
 from bevel.ir.types import F32, I8, U8, Int, Quant
-from bevel.passes.quantize import lower_channelwise, lower_elementwise, lower_movement, lower_pool, lower_reduce, lower_weighted
+from bevel.passes.quantize import (
+    lower_channelwise,
+    lower_elementwise,
+    lower_matmul,
+    lower_movement,
+    lower_pool,
+    lower_reduce,
+    lower_weighted,
+)
 from bevel.passes.quantize.lowering import Lowering, is_code, quant, rule_for, whole_rule_for
 
 # Importing them registers their rules.
-RULE_FILES = (lower_channelwise, lower_elementwise, lower_movement, lower_pool, lower_reduce, lower_weighted)
+RULE_FILES = (lower_channelwise, lower_elementwise, lower_matmul, lower_movement, lower_pool, lower_reduce, lower_weighted)
 
 
 @dataclass(frozen=True)

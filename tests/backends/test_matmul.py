@@ -18,8 +18,9 @@ from bevel.backends.kernel import Array, Buf, DimRef, Extent, NodeProblem
 from bevel.backends.kernels.matmul import MatMulGenerator
 from bevel.backends.select import generators
 from bevel.ir.ops import NoAttrs
+from bevel.ir.ops.integer import IntMulAttrs
 from bevel.ir.protocols import Target
-from bevel.ir.types import F32
+from bevel.ir.types import F32, I8, Quant
 from tests.backends.generic_cases import Case, Operand, from_storage, to_storage
 from tests.backends.harness import A7, A72, X86_AVX2, X86_AVX512, X86_BASE, Call, Compiled, skip_unless_runs
 
@@ -58,6 +59,7 @@ DYNAMIC = (
     Product((1, 2, "s", "s"), (1, 2, "s", 19), (None, HEADS)),
     Product(("s", 9), (9, "s")),
     Product((4, "s"), ("s", 64)),
+    Product(("s", 3, 5), (1, 5, 9)),
 )
 
 
@@ -72,7 +74,18 @@ def float_case(product: Product, extent: int) -> Case:
     return Case("MatMul", NoAttrs(), tuple(operands))
 
 
-CASES = {"MatMul": float_case}
+def code_case(product: Product, extent: int) -> Case:
+    """Codes with the ends of their range at the far ends of the zero points: sums as large as they get."""
+    rng = np.random.default_rng(extent)
+    operands = []
+    for shape, layout, zero in zip((product.a, product.b), product.layouts, (-128, 127), strict=True):
+        codes = rng.choice(np.array([-128, 127, 3, -60, 99], np.int8), at(extent, shape))
+        operands.append(Operand(codes, Quant(I8, (0.05,), (zero,)), layout))
+    out = Quant(I8, (0.05,), (-7,))
+    return Case("IntMatMul", IntMulAttrs(out, (1 << 30) + 12345, 44, -120, 110), tuple(operands))
+
+
+CASES = {"MatMul": float_case, "IntMatMul": code_case}
 
 
 def generator_of(op: str, target: Target, problem: NodeProblem) -> MatMulGenerator:
@@ -90,7 +103,8 @@ def with_dims(problem: NodeProblem, product: Product) -> NodeProblem:
         dims = tuple(ref if isinstance(d, str) else None for d in shape)
         return replace(buf, dims=dims if any(dims) else ())
 
-    out = (*([1] * (len(problem.outputs[0].shape) - 2)), product.a[-2], product.b[-1])
+    batches = [d for d in product.a[:-2] if isinstance(d, str)] or [1] * (len(product.a) - 2)
+    out = (*batches, product.a[-2], product.b[-1])
     inputs = named(problem.inputs[0], product.a), named(problem.inputs[1], product.b)
     return replace(problem, inputs=inputs, outputs=(named(problem.outputs[0], out),))
 

@@ -211,6 +211,26 @@ def test_int_mul_broadcasts(a: list[int], b: list[int], za: int, zb: int, zo: in
     assert found.ravel().tolist() == expected
 
 
+@settings(max_examples=150, deadline=None)
+@given(CODES, CODES, I8, I8, I8, MULTIPLIERS, st.integers(30, 62))
+def test_int_matmul(a: list[int], b: list[int], za: int, zb: int, zo: int, m: int, n: int) -> None:
+    attrs = IntMulAttrs(quant(zo), m, n, -128, 100)
+    types = [TensorType((2, 3), quant(za)), TensorType((3, 2), quant(zb))]
+    arrays = [np.array(a, np.int8).reshape(2, 3), np.array(b, np.int8).reshape(3, 2)]
+    found = reference("IntMatMul", attrs, arrays, types, TensorType((2, 2), attrs.out))
+    for i, j in np.ndindex(2, 2):
+        total = sum((a[i * 3 + r] - za) * (b[r * 2 + j] - zb) for r in range(3))
+        assert found[i, j] == clamp(zo + scaled(total, m, n), -128, 100)
+
+
+def test_int_matmul_refuses_sums_beyond_int32() -> None:
+    attrs = IntMulAttrs(quant(0), 2**30, 40, -128, 127)
+    types = (TensorType((1, 33026), quant(0)), TensorType((33026, 1), quant(0)))
+    with pytest.raises(VerifyError, match="33026"):
+        lookup("IntMatMul").infer(attrs, types)
+    assert 33025 * 255**2 < 2**31 <= 33026 * 255**2
+
+
 @pytest.mark.parametrize("zero", [-128, 0, 17])
 def test_int_average_pool_with_edge_counts(zero: int) -> None:
     rng = np.random.default_rng(1)

@@ -252,6 +252,8 @@ def integer_graph() -> Graph:
     y = graph.add_node("Requantize", [acc, m, n], RequantizeAttrs(Q, 1, -128, 127), names=["y"], loc="requant").output
     s = graph.add_node("IntAdd", [y, y], IntAddAttrs(Q, 2**22, 2**21, 22, -128, 127), names=["s"], loc="add").output
     p = graph.add_node("IntMul", [s, y], IntMulAttrs(Q, 2**30, 40, -128, 127), names=["p"], loc="mul").output
+    square = graph.add_constant("square", np.arange(16, dtype=np.int8).reshape(4, 4), TensorType((4, 4), Q))
+    p = graph.add_node("IntMatMul", [square, p], IntMulAttrs(Q, 2**30, 40, -128, 127), names=["turned"], loc="matmul").output
     t = graph.add_constant("t", np.arange(-128, 128, dtype=np.int8))
     lut = graph.add_node("Lut", [p, t], OutAttrs(Q), names=["lut"], loc="lut").output
     pool = IntAveragePoolAttrs((2, 2), pads=(1, 1, 0, 0), out=Q, counts=(1, 2, 4), m=(2**30,) * 3, n=(30, 31, 32))
@@ -388,7 +390,7 @@ def test_int_mul_product_bound() -> None:
 
 
 def test_accumulator_bound_is_reached_exactly() -> None:
-    node = integer_graph().nodes[0]
+    node = next(n for n in integer_graph().nodes if n.op == "IntConv")
     # Channel 1: (127 + 127) * max(|127 - 3|, |-128 - 3|) + |-1000|, reached by code -128 everywhere.
     assert accumulator_bound(node) == 254 * 131 + 1000
 
