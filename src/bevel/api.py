@@ -43,7 +43,7 @@ def compile(
     Args:
         model: an .onnx file, a saved graph (.ir) or another artifact, whose integer graph is then compiled for `device`.
         device: profile name (`bevel devices` lists them) or path of a TOML file.
-        bits: "fp32" or "8" (= "w8a8", integer-only); default "8", or the plan's.
+        bits: "fp32", "fp16" or "8" (= "w8a8", integer-only); default "8", or the plan's.
         plan: precision layer by layer, or the path of its JSON document; excludes `bits` and `method`.
         calibration: arrays by input name, sample axis first, preprocessed as the model takes them; or the path of an .npz or of
             a directory of .npy files. A float model needs it for 8 bits.
