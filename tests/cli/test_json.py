@@ -49,6 +49,7 @@ SCHEMAS: dict[str, Any] = {
         "artifact": str,
         "device": str,
         "latency_ms": LATENCY,
+        "dims": {"*": int},
         "threads": int,
         "provenance": str,
         "unstable": bool,
@@ -58,6 +59,7 @@ SCHEMAS: dict[str, Any] = {
     "profile": {
         "device": str,
         "provenance": str,
+        "dims": {"*": int},
         "threads": int,
         "total_ms": NUMBER,
         "layers": [{"name": str, "op": str, "kernel": str, "bits": str, "macs": int, "ms": NUMBER, "share": NUMBER}],
