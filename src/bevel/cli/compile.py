@@ -23,7 +23,9 @@ from bevel.runtime.artifact import Artifact
 @click.command("compile")
 @click.argument("model", type=click.Path(path_type=Path))
 @options.device(required=True)
-@click.option("--bits", help="Precision: fp32, fp16 (where the device has it), or 8 (= w8a8, integer-only).  [default: 8, or the plan's]")
+@click.option(
+    "--bits", help="Precision: fp32, fp16 (where the device has it), or 8 (= w8a8, integer-only).  [default: 8, or the plan's]"
+)
 @click.option("--calib", type=click.Path(path_type=Path), help="Calibration data: .npz or directory of .npy (docs/data.md).")
 @click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Calibration samples to use at most.")
 @click.option(
