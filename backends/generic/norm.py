@@ -6,17 +6,22 @@ Statistics take two passes over a row, the mean before the variance, so that not
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
 from bevel.backends.generic import functions
 from bevel.backends.generic.definition import Frame, define
 from bevel.backends.generic.fold import precise_sum, row_count
-from bevel.backends.generic.lanes import Lanes, cut
-from bevel.backends.generic.reduction import Reduction, Row, Split, rows, split
-from bevel.backends.kernel import Buf, NodeProblem
+from bevel.backends.generic.lanes import SHORTEST_VECTOR, Lanes, cut
+from bevel.backends.generic.reduction import WIDTH, Reduction, Row, Split, rows, split
+from bevel.backends.generic.regions import axis_extent
+from bevel.backends.kernel import Buf, Extent, NodeProblem
 from bevel.backends.tvm import Buffer, Expr
 from bevel.ir.ops.normalize import lrn_reach
+
+# Channels that share a unit of work: two cache lines of floats.
+_BLOCK = 32
 
 
 def _inverse_root(r: Row, squares: Buffer, epsilon: float) -> Buffer:
@@ -127,7 +132,13 @@ def _grouped(buf: Buf, groups: int) -> Buf:
 
 
 class _GroupNorm(Reduction):
-    """Per group of channels: (x - mean) * inverse; per channel: * scale + bias."""
+    """Per group of channels: (x - mean) * inverse; per channel: * scale + bias.
+
+    Where channels are contiguous, a unit of work is a block of whole groups, and lanes run across its channels; their sums wait
+    in scratch to be joined per group. Elsewhere it is a group.
+    """
+
+    scratch_dtype = "float32"
 
     def takes_dims(self, problem: NodeProblem) -> bool:
         """Kept and reduced axes may have run-time extents."""
@@ -137,58 +148,126 @@ class _GroupNorm(Reduction):
         found = {buf.dtype for buf in (*problem.inputs, *problem.outputs)} - {"float32"}
         return f"GroupNormalization over {', '.join(sorted(found))}: expected float32" if found else None
 
+    def split(self, problem: NodeProblem) -> Split:
+        virtual = self._virtual(problem)
+        axes = split(virtual, tuple(range(2, len(virtual.inputs[0].shape))), keepdims=True, elementwise=True)
+        return replace(axes, across=False)
+
+    def vectorised(self, problem: NodeProblem) -> bool:
+        """Along contiguous channels, or along contiguous rows of a channel."""
+        return self._block(problem) > 0 or super().vectorised(problem)
+
+    def extent(self, problem: NodeProblem) -> int | Extent:
+        """Blocks of channels of every image, or groups."""
+        if not (block := self._block(problem)):
+            return super().extent(problem)
+        images, channels = problem.inputs[0].shape[:2]
+        return axis_extent(images * (channels // block), problem.inputs[0].dim(0))
+
+    def scratch_bytes(self, problem: NodeProblem) -> int:
+        """Mean and gain of the channels of a block."""
+        return 8 * self._block(problem)
+
+    def emit(self, frame: Frame, problem: NodeProblem) -> None:
+        """Three passes."""
+        if self._block(problem):
+            self._emit_blocks(frame, problem)
+        else:
+            self._emit_groups(frame, problem)
+
     def _virtual(self, problem: NodeProblem) -> NodeProblem:
         groups = problem.attrs.groups
         x, y = _grouped(problem.inputs[0], groups), _grouped(problem.outputs[0], groups)
         return replace(problem, inputs=(x, *problem.inputs[1:]), outputs=(y,))
 
-    def split(self, problem: NodeProblem) -> Split:
+    def _spatial(self, problem: NodeProblem) -> Split:
         virtual = self._virtual(problem)
-        axes = split(virtual, tuple(range(2, len(virtual.inputs[0].shape))), keepdims=True, elementwise=True)
-        # Lanes that run across images would need channels that are no neighbours.
-        aligned = not axes.across or axes.kept[-1].extent == problem.inputs[0].shape[1]
-        return axes if aligned else replace(axes, across=False)
+        return split(virtual, tuple(range(3, len(virtual.inputs[0].shape))), keepdims=True, elementwise=True)
 
-    def emit(self, frame: Frame, problem: NodeProblem) -> None:
-        """Three passes; the last one channel by channel, or along the channels where they are contiguous."""
+    def _block(self, problem: NodeProblem) -> int:
+        """Channels of a unit of work where they are contiguous, else 0."""
+        x, y = problem.inputs[0], problem.outputs[0]
+        channels, groups = x.shape[1], problem.attrs.groups
+        if channels < SHORTEST_VECTOR or not x.strides()[1] == y.strides()[1] == 1:
+            return 0
+        sizes = [channels // groups * n for n in range(1, groups + 1) if groups % n == 0]
+        return next((size for size in sizes if size >= _BLOCK), channels)
+
+    def _emit_blocks(self, frame: Frame, problem: NodeProblem) -> None:
+        k, (x, scale, bias), v = frame.k, frame.inputs, frame.scalar()
+        block, scratch = self._block(problem), frame.scratch
+        channels, per_group = problem.inputs[0].shape[1], problem.inputs[0].shape[1] // problem.attrs.groups
+        image_x, image_y = problem.inputs[0].strides()[0], problem.outputs[0].strides()[0]
+        axes = replace(self._spatial(problem), across=True, along=False)
+        channel_axes = replace(axes, reduced=tuple(replace(axis, y=0) for axis in axes.reduced))
+        pixels = math.prod(frame.count(axis.extent, axis.dim) for axis in axes.reduced)
+        count = v.f32(pixels * per_group) if isinstance(pixels, int) else v.cast(pixels * per_group, "float32")
+
+        def sums(unit_x: Expr, place: int, term: Callable[[Lanes, Expr, Expr], Expr]) -> None:
+            """Sums over the pixels of `term(lanes, input offset, channel of the block)`, into scratch from `place` on."""
+            for part in cut(block, WIDTH * frame.lanes):
+                with k.serial(part.loops) as i:
+                    at = i * part.lanes + part.first
+                    # The row's output offset stands for the channel of the block.
+                    r = Row(frame, channel_axes, Lanes(k, part.lanes), unit_x + at, at)
+                    r.v.store(scratch, at + place, r.v.load(precise_sum(r, term), 0))
+
+        def join(place: int, finish: Callable[[Expr], Expr]) -> None:
+            """Replace the sums of a group's channels by what `finish` makes of their mean."""
+            with k.serial(block // per_group) as group:
+                total, first = k.alloc(1, "float32"), group * per_group + place
+                k.store(total, 0, v.f32(0))
+                with k.serial(per_group) as c:
+                    k.store(total, 0, k.load(total, 0) + k.load(scratch, first + c))
+                k.store(total, 0, finish(k.load(total, 0) / count))
+                with k.serial(per_group) as c:
+                    v.put(scratch, first + c, k.load(total, 0), "float32")
+
+        def square(u: Lanes, offset: Expr, at: Expr) -> Expr:
+            centered = u.load(x, offset) - u.load(scratch, at)
+            return centered * centered
+
+        with k.serial(frame.lo, frame.hi) as unit:
+            image, first = k.floordiv(unit, k.i32(channels // block)), k.floormod(unit, k.i32(channels // block)) * block
+            unit_x, unit_y = image * image_x + first, image * image_y + first
+            sums(unit_x, 0, lambda u, offset, _at: u.load(x, offset))
+            join(0, lambda mean: mean)
+            sums(unit_x, block, square)
+            join(block, lambda variance: v.f32(1) / k.math("sqrt", variance + v.f32(problem.attrs.epsilon)))
+
+            def pixel(_u: Lanes, source: Expr, target: Expr, first: Expr = first) -> None:
+                for part in cut(block, frame.lanes):
+                    u = Lanes(k, part.lanes)
+                    with k.serial(part.loops) as i:
+                        at = i * part.lanes + part.first
+                        value = (u.load(x, source + at) - u.load(scratch, at)) * u.load(scratch, at + block)
+                        value = value * u.load(scale, first + at) + u.load(bias, first + at)
+                        u.put(frame.output, target + at, value, frame.dtype)
+
+            Row(frame, axes, v, unit_x, unit_y).each(pixel)
+
+    def _emit_groups(self, frame: Frame, problem: NodeProblem) -> None:
         k, (x, scale, bias) = frame.k, frame.inputs
-        virtual, axes = self._virtual(problem), self.split(problem)
-        channels, per_group = problem.inputs[0].shape[1], virtual.inputs[0].shape[2]
+        channels, per_group = problem.inputs[0].shape[1], problem.inputs[0].shape[1] // problem.attrs.groups
         step_x, step_y = problem.inputs[0].strides()[1], problem.outputs[0].strides()[1]
-        spatial = split(virtual, tuple(range(3, len(virtual.inputs[0].shape))), keepdims=True, elementwise=True)
-        spatial = replace(spatial, across=False)
+        spatial = replace(self._spatial(problem), across=False)
 
         def row(r: Row) -> None:
             mean, inverse = _statistics(r, x, problem.attrs.epsilon)
             # A row starts at the first element of its first channel.
             first = k.floormod(k.floordiv(r.y, k.i32(step_y)), k.i32(channels))
-
-            def affine(u: Lanes, i: Expr, y: Expr, gain: Expr, shift: Expr) -> None:
-                value = (u.load(x, i) - r.spread(u, mean)) * r.spread(u, inverse)
-                u.put(frame.output, y, value * gain + shift, frame.dtype)
-
-            if axes.across:
-                r.each(lambda u, i, y: affine(u, i, y, u.load(scale, first), u.load(bias, first)))
-                return
-            if step_x == step_y == 1 < per_group:
-
-                def pixel(_u: Lanes, i: Expr, y: Expr) -> None:
-                    for block in cut(per_group, frame.lanes):
-                        u = Lanes(k, block.lanes)
-                        with k.serial(block.loops) as j:
-                            at = j * block.lanes + block.first
-                            affine(u, i + at, y + at, u.load(scale, first + at), u.load(bias, first + at))
-
-                Row(frame, spatial, r.v, r.x, r.y).each(pixel)
-                return
             with k.serial(per_group) as c:
                 gain, shift = k.alloc(1, "float32"), k.alloc(1, "float32")
-                k.store(gain, 0, k.load(scale, first + c))
+                k.store(gain, 0, k.load(scale, first + c) * k.load(inverse, 0))
                 k.store(shift, 0, k.load(bias, first + c))
-                plane = Row(frame, spatial, r.v, r.x + c * step_x, r.y + c * step_y)
-                plane.each(lambda u, i, y: affine(u, i, y, u.load(gain, 0, 0), u.load(shift, 0, 0)))
 
-        rows(frame, axes, frame.lanes, row)
+                def write(u: Lanes, i: Expr, y: Expr) -> None:
+                    value = (u.load(x, i) - r.spread(u, mean)) * u.load(gain, 0, 0) + u.load(shift, 0, 0)
+                    u.put(frame.output, y, value, frame.dtype)
+
+                Row(frame, spatial, r.v, r.x + c * step_x, r.y + c * step_y).each(write)
+
+        rows(frame, self.split(problem), frame.lanes, row)
 
 
 class _Lrn(Reduction):

@@ -104,6 +104,9 @@ def _norms() -> Iterator[Case]:
             operands = (real(*shape, layout=layout, low=-1, high=3), real(shape[1]), real(shape[1]))
             yield Case("GroupNormalization", GroupNormAttrs(groups), operands, layout)
     yield Case("GroupNormalization", GroupNormAttrs(2, 1e-3), (real(3, 6, 33), real(6), real(6)))
+    for out in (None, NHWC):
+        operands = (real(2, 96, 3, 3, layout=NHWC), real(96), real(96))
+        yield Case("GroupNormalization", GroupNormAttrs(32), operands, out)
     yield Case("GroupNormalization", GroupNormAttrs(3), (real(5, 6), real(6), real(6)))
     yield Case("GroupNormalization", GroupNormAttrs(4), (real(2, 4, 1, 1, layout=NHWC), real(4), real(4)), NHWC)
     yield Case("GroupNormalization", GroupNormAttrs(1), (real(2, 1, 5, 9, layout=NHWC), real(1), real(1)), None)
