@@ -141,7 +141,7 @@ def _transpose_infer(attrs: ConvTransposeAttrs, ins: tuple[TensorType, ...]) -> 
     extents = []
     for axis in (0, 1):
         extent = x.shape[2 + axis]
-        require(isinstance(extent, int), f"spatial dimension {extent} is symbolic: give it with --dim")
+        require(isinstance(extent, int), f"spatial dimension {extent} must be fixed: bind it with --dim NAME=N")
         assert isinstance(extent, int)
         require(min(*attrs.strides, *attrs.dilations, extent) >= 1, f"strides, dilations or extent below 1: {attrs}, {extent}")
         require(min(*attrs.pads, *attrs.output_padding) >= 0, f"pads or output_padding below 0: {attrs}")

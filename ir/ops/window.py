@@ -50,7 +50,7 @@ def output_hw(shape: Shape, attrs: WindowAttrs) -> tuple[int, int]:
         require(attrs.dilations[axis] >= 1, f"dilations {attrs.dilations}: expected 1 or more")
         require(min(attrs.pads) >= 0, f"pads {attrs.pads}: expected 0 or more")
         extent = shape[2 + axis]
-        require(not isinstance(extent, Dim), f"spatial dimension {extent} is symbolic: give it with --dim")
+        require(not isinstance(extent, Dim), f"spatial dimension {extent} must be fixed: bind it with --dim NAME=N")
         assert isinstance(extent, int)
         span = attrs.dilations[axis] * (attrs.kernel[axis] - 1) + 1
         free = extent + attrs.pads[axis] + attrs.pads[axis + 2] - span
