@@ -44,6 +44,8 @@ _COMPILE = (
         "-fdata-sections",
         "-fno-asynchronous-unwind-tables",
         "-fno-unwind-tables",
+        # 32-bit systems refuse to open large files, or files with large inode numbers, without it.
+        "-D_FILE_OFFSET_BITS=64",
     ),
     # One rounding for each operation: no fused multiply-add where the source has two operations.
     "-ffp-contract=off",
