@@ -102,6 +102,14 @@ def exp(v: Lanes, x: Expr) -> Expr:
     return v.select(x < v.f32(_EXP_LOW), v.f32(0), value)
 
 
+def exp_below(v: Lanes, x: Expr) -> Expr:
+    """e^x within 2e-7 for x <= 0, in two thirds of the instructions of `exp`; 0 below about -87.3."""
+    x = hold(v, x, "float32")
+    n, r = _reduced(v, hold(v, v.select(x < v.f32(_EXP_LOW), v.f32(_EXP_LOW), x), "float32"))
+    value = (r * r * polynomial(v, r, _EXP) + r + v.f32(1)) * power_of_two(v, n)
+    return v.select(x < v.f32(_EXP_LOW), v.f32(0), value)
+
+
 def expm1_below(v: Lanes, x: Expr) -> Expr:
     """e^x - 1 within 3e-7 for x <= 0, and 0 for x > 0."""
     n, r = _reduced(v, hold(v, limit(v, x, _EXP_LOW, 0.0), "float32"))

@@ -325,7 +325,7 @@ class _LogSoftmax(Reduction):
 
         def row(r: Row) -> None:
             top = r.fold("float32", -math.inf, lambda u, a, b: u.max(a, b), lambda u, x, _y: u.load(x_buffer, x))
-            total = precise_sum(r, lambda u, x, _y: functions.exp(u, u.load(x_buffer, x) - r.spread(u, top)))
+            total = precise_sum(r, lambda u, x, _y: functions.exp_below(u, u.load(x_buffer, x) - r.spread(u, top)))
             r.v.store(total, 0, functions.log(r.v, r.v.load(total, 0)))
 
             def write(u: Lanes, x: Expr, y: Expr) -> None:

@@ -292,7 +292,7 @@ class _Mean(Reduction):
 
 
 class _Softmax(Reduction):
-    """Maximum; exponentials into the output and their sum; division."""
+    """Maximum; exponentials into the output and their sum; products with the sum's reciprocal."""
 
     def takes_dims(self, problem: NodeProblem) -> bool:
         """Kept and reduced axes may have run-time extents."""
@@ -309,15 +309,16 @@ class _Softmax(Reduction):
             top = r.fold("float32", -np.inf, lambda u, a, b: u.max(a, b), lambda u, x, _y: u.load(x_buffer, x))
 
             def exponential(u: Lanes, x: Expr, y: Expr) -> Expr:
-                u.store(y_buffer, y, functions.exp(u, u.load(x_buffer, x) - r.spread(u, top)))
+                u.store(y_buffer, y, functions.exp_below(u, u.load(x_buffer, x) - r.spread(u, top)))
                 return u.load(y_buffer, y)
 
             total = r.fold("float32", 0, lambda _u, a, b: a + b, exponential)
+            r.v.store(total, 0, r.v.f32(1) / r.v.load(total, 0))
 
-            def divide(u: Lanes, _x: Expr, y: Expr) -> None:
-                u.put(y_buffer, y, finish(u, problem, u.load(y_buffer, y) / r.spread(u, total)), frame.dtype)
+            def normalize(u: Lanes, _x: Expr, y: Expr) -> None:
+                u.put(y_buffer, y, finish(u, problem, u.load(y_buffer, y) * r.spread(u, total)), frame.dtype)
 
-            r.each(divide)
+            r.each(normalize)
 
         rows(frame, self.split(problem), frame.lanes, row)
 
