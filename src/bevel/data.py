@@ -1,6 +1,6 @@
 """Data files for calibration, evaluation and runs.
 
-A data set is an .npz, or a directory of .npy files (memory-mapped, so it may be larger than memory), of *preprocessed* arrays
+A data set is an .npz, or a directory of .npy files, of *preprocessed* arrays (memory-mapped, so it may be larger than memory)
 named like the model's inputs, sample axis first; `label` is optional. An array of its input's rank runs along the input's batch
 axis: a sample is as many rows as that axis has (1 when it is symbolic). An array of one more rank holds whole inputs.
 
@@ -10,11 +10,15 @@ Samples of different sizes, such as sentences, are a directory of .npz files, on
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import struct
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +29,7 @@ from bevel.ir.types import Dim
 
 Array = npt.NDArray[Any]
 LABEL = "label"
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -252,7 +257,7 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> Path:
 
 
 def load_arrays(root: Path) -> dict[str, Array]:
-    """The arrays of an .npz or of a directory of .npy files, by name.
+    """The arrays of an .npz or of a directory of .npy files, by name; memory-mapped, so none is in memory as a whole.
 
     Raises:
         UsageError: missing, damaged, or of another kind.
@@ -260,12 +265,46 @@ def load_arrays(root: Path) -> dict[str, Array]:
     try:
         if root.is_dir():
             return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(root.glob("*.npy"))}
-        loaded = np.load(root, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
+        if root.exists() and not zipfile.is_zipfile(root):
+            np.load(root, mmap_mode="r", allow_pickle=False)
             raise UsageError(f"{root}: a single array; expected an .npz or a directory of .npy files named like the inputs")
-        with loaded as archive:
-            return {name: archive[name] for name in archive.files}
+        with zipfile.ZipFile(root) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            return {member.filename.removesuffix(".npy"): _map_member(root, archive, member) for member in members}
     except FileNotFoundError:
         raise UsageError(f"{root}: no such file; expected an .npz or a directory of .npy files") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise UsageError(f"{root}: not a readable .npz or directory of .npy files ({error})") from error
+
+
+def _map_member(root: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    """An array of an .npz where it lies, or, where it is compressed, in a file without a name that goes with it.
+
+    Raises:
+        ValueError, OSError, zipfile.BadZipFile: it is damaged, or holds Python objects.
+    """
+    with contextlib.ExitStack() as files:
+        packed = files.enter_context(archive.open(member))
+        if member.compress_type == zipfile.ZIP_STORED:
+            file: IO[bytes] = files.enter_context(root.open("rb"))
+            # Behind the local header: 30 bytes, of which the last four say how long the name and the extra field are.
+            file.seek(member.header_offset + 26)
+            start = member.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+            # Reading a member to its end checks its sum.
+            while packed.read(_CHUNK):
+                pass
+        else:
+            file, start = files.enter_context(tempfile.TemporaryFile()), 0
+            shutil.copyfileobj(packed, file, _CHUNK)
+        file.seek(start)
+        version = np.lib.format.read_magic(file)
+        headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in headers:
+            raise ValueError(f"{member.filename}: .npy version {version}, expected 1.0 or 2.0")
+        shape, fortran, dtype = headers[version](file)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename}: holds Python objects")
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        file.flush()
+        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")

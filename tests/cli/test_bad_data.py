@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,32 @@ def test_a_directory_is_memory_mapped_and_batched(tmp_path: Path) -> None:
     assert [len(batch["x"]) for batch in data.batches(4, 9)] == [4, 4, 1]
     assert data.sample(2)["x"].tolist() == [[6, 7, 8]]
     assert data.labels is not None
+
+
+@pytest.mark.parametrize("pack", [np.savez, np.savez_compressed])
+def test_archives_are_streamed_not_loaded(tmp_path: Path, pack: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 3, (512, 8192)).astype(np.float32)
+    pack(tmp_path / "d.npz", x=x, label=np.arange(512))
+    whole = x.nbytes
+    tracemalloc.start()
+    data = open_data(tmp_path / "d.npz", (Inputs("x", (None, 8192)),))
+    total = sum(float(batch["x"].sum()) for batch in data.batches(16))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total == x.sum(dtype=np.float64)
+    assert peak < whole / 3, "a few batches and one piece of the archive"
+    assert data.labels is not None
+    assert data.labels.tolist() == list(range(512))
+
+
+def test_archive_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.ones((64, 3), np.float32))
+    damaged = bytearray((tmp_path / "d.npz").read_bytes())
+    damaged[300] ^= 1
+    (tmp_path / "d.npz").write_bytes(damaged)
+    with pytest.raises(UsageError, match="not a readable"):
+        open_data(tmp_path / "d.npz", (Inputs("x", (None, 3)),))
 
 
 def test_a_single_array_is_not_a_data_set(tmp_path: Path) -> None:
