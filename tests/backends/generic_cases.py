@@ -72,7 +72,8 @@ class Case:
         """The interpreter's answers, logical."""
         if self.op == "Copy":
             return (self.operands[0].array,)
-        value = lookup(self.op).reference(Call(self.attrs, self._types(), self.outs()), *(o.array for o in self.operands))
+        with np.errstate(all="ignore"):
+            value = lookup(self.op).reference(Call(self.attrs, self._types(), self.outs()), *(o.array for o in self.operands))
         values = list(value) if isinstance(value, tuple) else [value]
         for op, attrs in self.epilogue:
             values[0] = lookup(op).reference(Call(attrs, (self.out(),), (self.out(),)), values[0])
