@@ -172,62 +172,54 @@ class _Expand(_Movement):
         return [whole(y, [(0, 0, aligned_strides(x, len(y.shape)))], _copied(problem))]
 
 
-class _Split(_Movement):
-    """Operators that cut axes of the result into (outer, inner) pairs; each part lies along the operand with its own stride."""
+# An axis or a part of one: its extent, and its element stride in the operand.
+Part = tuple[int, int]
 
-    def parts(self, problem: NodeProblem) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-        """For each axis of the result the extents of its parts, and their strides in the operand."""
+
+class _Split(_Movement):
+    """Operators that cut axes of the result into parts, each of which lies along the operand with a stride of its own."""
+
+    def parts(self, problem: NodeProblem) -> list[list[Part]]:
+        """The parts of each axis of the result, outermost first."""
         raise NotImplementedError
 
     def regions(self, problem: NodeProblem) -> list[Region]:
         y = problem.outputs[0]
         found = self.parts(problem)
         order = y.layout or range(len(y.shape))
-        extents = [n for a in order for n in found[a][0]]
-        dims = tuple(ref for a in order for ref in ((y.dim(a), None) if found[a][0][1] == 1 else (None, None)))
-        view = Buf(tuple(extents), y.dtype, dims=dims if any(dims) else ())
-        return [whole(view, [(0, 0, [s for a in order for s in found[a][1]])], _copied(problem))]
+        flat = [part for axis in order for part in found[axis]]
+        # Run-time extents are those of whole axes.
+        dims = tuple(y.dim(axis) for axis in order for _ in found[axis])
+        view = Buf(tuple(extent for extent, _ in flat), y.dtype, dims=dims if any(dims) else ())
+        return [whole(view, [(0, 0, [stride for _, stride in flat])], _copied(problem))]
 
 
 class _Tile(_Split):
-    def parts(self, problem: NodeProblem) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    def parts(self, problem: NodeProblem) -> list[list[Part]]:
         x, repeats = problem.inputs[0], problem.attrs.repeats
-        fixed = [((n, 1), (s, 0)) for n, s in zip(x.shape, x.strides(), strict=True)]
-        repeated = [((r, n), (0, s)) for n, s, r in zip(x.shape, x.strides(), repeats, strict=True)]
-        return [fixed[a] if r == 1 else repeated[a] for a, r in enumerate(repeats)]
+        axes = zip(x.shape, x.strides(), repeats, strict=True)
+        return [[(n, s)] if r == 1 else [(r, 0), (n, s)] for n, s, r in axes]
 
 
 class _DepthToSpace(_Split):
-    def parts(self, problem: NodeProblem) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    def parts(self, problem: NodeProblem) -> list[list[Part]]:
         x, b = problem.inputs[0], problem.attrs.block
         n, c, h, w = x.shape
         sn, sc, sh, sw = x.strides()
         inner = c // (b * b)
-        # A channel is (row, column, channel) or (channel, row, column).
+        # A channel of the operand is (row, column, channel) or (channel, row, column).
         row, column, channel = (b * inner, inner, 1) if problem.attrs.mode == "DCR" else (b, 1, b * b)
-        return [((n, 1), (sn, 0)), ((inner, 1), (channel * sc, 0)), ((h, b), (sh, row * sc)), ((w, b), (sw, column * sc))]
+        return [[(n, sn)], [(inner, channel * sc)], [(h, sh), (b, row * sc)], [(w, sw), (b, column * sc)]]
 
 
-class _SpaceToDepth(_Movement):
-    def regions(self, problem: NodeProblem) -> list[Region]:
-        """One box for each pixel of a square: a run of channels of the result."""
-        x, y, b = problem.inputs[0], problem.outputs[0], problem.attrs.block
+class _SpaceToDepth(_Split):
+    def parts(self, problem: NodeProblem) -> list[list[Part]]:
+        x, b = problem.inputs[0], problem.attrs.block
         n, c, h, w = x.shape
         sn, sc, sh, sw = x.strides()
-        regions = []
-        for row in range(b):
-            for column in range(b):
-                at = (row * b + column) * c
-                regions.append(
-                    box(
-                        y,
-                        [0, at, 0, 0],
-                        (n, c, h // b, w // b),
-                        [(0, row * sh + column * sw, (sn, sc, b * sh, b * sw))],
-                        _copied(problem),
-                    )
-                )
-        return regions
+        channel, pixel = [(c, sc)], [(b, sh), (b, sw)]
+        channels = [*pixel, *channel] if problem.attrs.mode == "DCR" else [*channel, *pixel]
+        return [[(n, sn)], channels, [(h // b, b * sh)], [(w // b, b * sw)]]
 
 
 class _ConstantPad(_Movement):

@@ -80,32 +80,33 @@ class _Resize(Definition):
             value = v.load(frame.inputs[0], offset)
             return value if dtype == "float32" else v.cast(value, dtype)
 
-        def weight(v: Lanes, axis: int, at: Expr) -> Expr:
-            return k.splat(k.load(frame.tables[2 * axis + 1], at), v.n)
-
-        def unrolled(v: Lanes, axis: int, offset: Expr, rows: Sequence[Expr]) -> Expr:
+        def unrolled(v: Lanes, axis: int, offset: Expr, factor: Expr, rows: Sequence[Expr]) -> Expr:
+            # One product of weights for a whole vector leaves one multiplication for each tap.
             if axis == len(counts):
-                return element(v, offset)
+                return element(v, offset) * k.splat(factor, v.n)
             value: Expr = None
             for tap in range(counts[axis]):
                 at = rows[axis] + tap
-                term = unrolled(v, axis + 1, offset + k.load(frame.tables[2 * axis], at), rows) * weight(v, axis, at)
+                weight = k.load(frame.tables[2 * axis + 1], at)
+                product = weight if factor is None else factor * weight
+                term = unrolled(v, axis + 1, offset + k.load(frame.tables[2 * axis], at), product, rows)
                 value = term if value is None else value + term
             return value
 
         def looped(v: Lanes, axis: int, offset: Expr, factor: Expr, rows: Sequence[Expr], acc: Expr) -> None:
             if axis == len(counts):
-                v.store(acc, 0, v.load(acc, 0) + element(v, offset) * factor)
+                v.store(acc, 0, v.load(acc, 0) + element(v, offset) * k.splat(factor, v.n))
                 return
             with k.serial(counts[axis]) as tap:
                 at = rows[axis] + tap
-                weighted = weight(v, axis, at) if factor is None else factor * weight(v, axis, at)
-                looped(v, axis + 1, offset + k.load(frame.tables[2 * axis], at), weighted, rows, acc)
+                weight = k.load(frame.tables[2 * axis + 1], at)
+                product = weight if factor is None else factor * weight
+                looped(v, axis + 1, offset + k.load(frame.tables[2 * axis], at), product, rows, acc)
 
         def leaf(v: Lanes, offsets: Sequence[Expr]) -> None:
             out, origin, *rows = offsets
             if math.prod(counts) <= _UNROLLED:
-                value = unrolled(v, 0, origin, rows)
+                value = unrolled(v, 0, origin, None, rows)
             else:
                 acc = k.alloc(v.n, dtype)
                 v.store(acc, 0, v.const(0, dtype))

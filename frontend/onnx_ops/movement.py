@@ -175,10 +175,11 @@ def convert_slice(_builder: Builder, node: OnnxNode) -> Operand:
             node.refuse(
                 f"{first}:{last}:{step} of axis {axis}", "constant bounds and a step other than 0; bind dimensions with dims="
             )
-        picked = range(extent)[slice(first, last, step)] or range(0)
+        picked = range(extent)[slice(first, last, step)]
         if step < 0:
             picked = picked[::-1]
             reversed_axes.append(axis)
+        picked = picked or range(0)
         end = picked[-1] + 1 if picked else picked.start
         starts[axis], ends[axis], steps[axis] = picked.start, -1 if end == extent else end, abs(step)
     attrs = SliceAttrs(tuple(starts), tuple(ends), tuple(steps))

@@ -73,8 +73,7 @@ def _map(node: OnnxNode, mode: str, at: Axis) -> tuple[Fraction, Fraction]:
             return Fraction(0), (start + end) / 2 * (at.extent - 1)
         return span / (at.length - 1), start * (at.extent - 1)
     if mode == "pytorch_half_pixel" and at.length == 1:
-        # PyTorch reads in front of the first element, which is the first element.
-        return Fraction(0), -_HALF
+        return Fraction(0), Fraction(0)
     first = _HALF / at.scale - _HALF
     if mode == "half_pixel_symmetric":
         first += Fraction(at.extent, 2) * (1 - at.size / at.length)

@@ -295,7 +295,6 @@ def _depth_to_space_reference(call: Call, x: Array) -> Array:
 def _space_to_depth_infer(attrs: BlockAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
     channels, height, width = _image(attrs, ins[0])
     b = attrs.block
-    require(attrs.mode == "DCR", "SpaceToDepth has mode DCR only")
     require(height % b == 0 and width % b == 0, f"image {height} x {width} is no multiple of {b}")
     return (ins[0].with_shape((ins[0].shape[0], channels * b * b, height // b, width // b)),)
 
@@ -303,8 +302,9 @@ def _space_to_depth_infer(attrs: BlockAttrs, ins: tuple[TensorType, ...]) -> tup
 def _space_to_depth_reference(call: Call, x: Array) -> Array:
     n, c, h, w = x.shape
     b = call.attrs.block
-    parts = x.reshape(n, c, h // b, b, w // b, b).transpose(0, 3, 5, 1, 2, 4)
-    return parts.reshape(n, c * b * b, h // b, w // b)
+    parts = x.reshape(n, c, h // b, b, w // b, b)
+    moved = parts.transpose(0, 3, 5, 1, 2, 4) if call.attrs.mode == "DCR" else parts.transpose(0, 1, 3, 5, 2, 4)
+    return moved.reshape(n, c * b * b, h // b, w // b)
 
 
 def _movement(name: str, doc: str, attrs: type[Any], infer: Any, reference: Any, prune: PruneRule, **more: Any) -> None:

@@ -88,8 +88,8 @@ def _rearranging() -> Iterator[Case]:
         for mode in ("DCR", "CRD"):
             yield Case("DepthToSpace", BlockAttrs(2, mode), (image,), NHWC)
             yield Case("DepthToSpace", BlockAttrs(2, mode), (image,))
-        yield Case("SpaceToDepth", BlockAttrs(2), (image,), NHWC)
-        yield Case("SpaceToDepth", BlockAttrs(2), (image,))
+            yield Case("SpaceToDepth", BlockAttrs(2, mode), (image,), NHWC)
+            yield Case("SpaceToDepth", BlockAttrs(2, mode), (image,))
 
 
 def _indices(*shape: int, extent: int, dtype: type = np.int64) -> Operand:
