@@ -23,6 +23,7 @@ from bevel.backends.kernel import (
     ConvProblem,
     DimRef,
     Extent,
+    Generator,
     NodeProblem,
     RuntimeExtent,
     problem_dims,
@@ -32,14 +33,16 @@ from bevel.backends.select import choose, generators
 from bevel.errors import UnsupportedOp
 from bevel.ir.ops import NoAttrs, lookup
 from bevel.ir.ops.elementwise import ClipAttrs
+from bevel.ir.ops.index import GatherAttrs, GatherNDAttrs, ScatterElementsAttrs
 from bevel.ir.ops.integer import IntAddAttrs, OutAttrs, RequantizeAttrs, softmax_table
-from bevel.ir.ops.movement import ConcatAttrs, SliceAttrs, TransposeAttrs
+from bevel.ir.ops.logic import CastAttrs
+from bevel.ir.ops.movement import ConcatAttrs, ExpandAttrs, SliceAttrs, TransposeAttrs
 from bevel.ir.ops.normalize import AxisAttrs, GroupNormAttrs, LayerNormAttrs, LrnAttrs, ReduceAttrs, RmsNormAttrs
 from bevel.ir.ops.pool import PoolAttrs
 from bevel.ir.ops.reduce import IntReduceAttrs, ScanAttrs
 from bevel.ir.ops.select_axis import ArgAttrs, TopKAttrs
 from bevel.ir.protocols import Target
-from bevel.ir.types import F32, I8, I32, Quant
+from bevel.ir.types import BOOL, F32, I8, I32, I64, Quant
 from tests.backends.generic_cases import NHWC, Case, Operand, from_storage, to_storage
 from tests.backends.harness import (
     A7,
@@ -94,6 +97,19 @@ def _table(_n: int) -> Operand:
     return Operand(np.random.default_rng(1).integers(-128, 128, 256).astype(np.int8), I8, constant=True)
 
 
+def _indices(*values: int) -> Operand:
+    return Operand(np.array(values, np.int64), I64, constant=True)
+
+
+def _positions(n: int) -> Operand:
+    """Places in [0, n), some counted from the end."""
+    return Operand(np.random.default_rng(n).integers(-n, n, (n, 2)).astype(np.int64), I64)
+
+
+def _flags(*shape: int) -> Operand:
+    return Operand(np.random.default_rng(math.prod(shape)).integers(0, 2, shape).astype(bool), BOOL)
+
+
 CASES: dict[str, Make] = {
     "flat": lambda n: Case("Relu", NoAttrs(), (_floats(1, n),)),
     "rows": lambda n: Case("Add", NoAttrs(), (_floats(1, n, 33), _floats(33)), epilogue=(("Clip", ClipAttrs(-1, 1)),)),
@@ -142,6 +158,17 @@ CASES: dict[str, Make] = {
         "MatMul", NoAttrs(), (_floats(1, 2, n, 8), _permuted(_floats(1, 2, 8, n), (0, 1, 3, 2)))
     ),
     "probabilities by values": lambda n: Case("MatMul", NoAttrs(), (_floats(1, 2, n, n), _floats(1, 2, n, 19))),
+    "gather of words": lambda n: Case("Gather", GatherAttrs(0), (_floats(BOUND, 19), Operand(np.arange(n)[None], I64))),
+    "gather from the end": lambda n: Case("Gather", GatherAttrs(1), (_floats(2, n, 5), _indices(-1, 0, -1))),
+    "gather elements": lambda n: Case("GatherElements", GatherAttrs(0), (_floats(n, 2), _positions(n))),
+    "gather tuples": lambda n: Case("GatherND", GatherNDAttrs(), (_floats(n, n, 3), _positions(n))),
+    "scatter elements": lambda n: Case(
+        "ScatterElements", ScatterElementsAttrs(0, "add"), (_floats(n, 2), _positions(n), _floats(n, 2))
+    ),
+    "expand": lambda n: Case("Expand", ExpandAttrs((2, n, 9)), (_floats(1, 9),)),
+    "where": lambda n: Case("Where", NoAttrs(), (_flags(1, 1, n), _floats(1, 1), _floats(3, n, n))),
+    "compare": lambda n: Case("Greater", NoAttrs(), (_floats(1, n), _floats(n, 1))),
+    "cast": lambda n: Case("Cast", CastAttrs("f32"), (_flags(3, n),)),
     "batches": lambda n: Case("MatMul", NoAttrs(), (_floats(n, 3, 5), _floats(1, 5, 9))),
 }
 
@@ -176,56 +203,67 @@ def _corner(buf: Buf, shape: Sequence[int]) -> tuple[slice, ...]:
 class Run:
     """What a kernel computed at one extent."""
 
+    generator: str
     case: Case
-    got: Array
+    got: tuple[Array, ...]
+
+
+def _contestants(problem: NodeProblem, target: Target) -> list[Generator]:
+    """The generators that are legal for `problem`, of the derived ones the first."""
+    legal = [g for g in generators(target.arch) if isinstance(g, RuntimeExtent) and g.legal(problem, target) is None]
+    return [g for g in legal if g not in (VECTOR, GENERIC)] + [next(g for g in legal if g in (VECTOR, GENERIC))]
 
 
 @pytest.fixture(scope="module", params=TARGETS)
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Run]]:
-    """Every case at every extent, each range of the parallel axis in two parts."""
+    """Every case at every extent on every legal generator, each range of the parallel axis in two parts."""
     target = request.param
     skip_unless_runs(target)
     functions, calls, cases = {}, [], []
-    for index, make in enumerate(CASES.values()):
+    for name, make in CASES.items():
         problem = _problem(make, target.activation_dtype)
         assert problem_dims(problem) == ("seq",)
-        generator = next(g for g in (VECTOR, GENERIC) if g.legal(problem, target) is None)
-        symbol = f"k{index}"
-        functions[symbol] = generator.emit(problem, {}, target, symbol)
-        for extent in EXTENTS:
-            case = make(extent)
-            small = case.problem(target.activation_dtype)
-            stored = []
-            for operand, buf, actual in zip(case.operands, problem.inputs, small.inputs, strict=True):
-                memory = _garbage(buf)
-                memory[_corner(buf, actual.shape)] = to_storage(operand.array, actual)
-                stored.append(memory)
-            length = generator.runtime_extent(problem, {})
-            units = length.at({"seq": extent}) if isinstance(length, Extent) else length
-            cut = units // 3
-            ranges = [(cut, units), (0, cut)] if cut else [(0, units)]
-            out, outputs = problem.outputs[0], [(o.physical_shape, o.dtype) for o in problem.outputs]
-            dims = np.array([extent], np.int32)
-            calls.append(Call(symbol, [*stored, dims], outputs, ranges, generator.scratch_bytes(problem, {})))
-            cases.append((case, out, small.outputs[0]))
+        for generator in _contestants(problem, target):
+            assert isinstance(generator, RuntimeExtent)
+            tile = generator.tiles(problem, target)[0]
+            symbol = f"k{len(functions)}"
+            functions[symbol] = generator.emit(problem, tile, target, symbol)
+            length = generator.runtime_extent(problem, tile)
+            outputs = [(out.physical_shape, out.dtype) for out in problem.outputs]
+            tables = generator.pack(problem, tile, target, None)
+            for extent in EXTENTS:
+                case = make(extent)
+                small = case.problem(target.activation_dtype)
+                stored = []
+                for operand, buf, actual in zip(case.operands, problem.inputs, small.inputs, strict=True):
+                    memory = _garbage(buf)
+                    memory[_corner(buf, actual.shape)] = to_storage(operand.array, actual)
+                    stored.append(memory)
+                units = length.at({"seq": extent}) if isinstance(length, Extent) else length
+                cut = units // 3
+                ranges = [(cut, units), (0, cut)] if cut else [(0, units)]
+                dims = np.array([extent], np.int32)
+                calls.append(Call(symbol, [*stored, *tables, dims], outputs, ranges, generator.scratch_bytes(problem, tile)))
+                cases.append((name, generator.name, case, problem.outputs, small.outputs))
     compiled = Compiled(functions, target, tmp_path_factory.mktemp("dynamic"))
     found: dict[str, list[Run]] = {name: [] for name in CASES}
-    names = [name for name in CASES for _ in EXTENTS]
-    for name, (case, out, small), (result, *_) in zip(names, cases, compiled.run(calls), strict=True):
-        found[name].append(Run(case, from_storage(result[_corner(out, small.shape)], small)))
+    for (name, generator_name, case, outs, smalls), results in zip(cases, compiled.run(calls), strict=True):
+        got = [from_storage(r[_corner(out, small.shape)], small) for r, out, small in zip(results, outs, smalls, strict=True)]
+        found[name].append(Run(generator_name, case, tuple(got)))
     return found
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_interpreter_at_every_extent(runs: dict[str, list[Run]], name: str) -> None:
-    for run, extent in zip(runs[name], EXTENTS, strict=True):
+    for index, run in enumerate(runs[name]):
+        where = f"{name} on {run.generator} at {EXTENTS[index % len(EXTENTS)]}"
         tolerance = 0.0 if run.case.op == "Copy" else lookup(run.case.op).tolerance
-        expected = run.case.expected()[0]
-        if tolerance == 0 or expected.dtype.kind != "f":
-            assert np.array_equal(run.got, expected), f"{name} at {extent}"
-        else:
-            error = np.abs(run.got.astype(np.float64) - expected).max() / max(np.abs(expected).max(), 1e-30)
-            assert error <= tolerance, f"{name} at {extent}: {error}"
+        for got, expected in zip(run.got, run.case.expected(), strict=True):
+            if tolerance == 0 or expected.dtype.kind != "f":
+                assert np.array_equal(got, expected), where
+            else:
+                error = np.abs(got.astype(np.float64) - expected).max() / max(np.abs(expected).max(), 1e-30)
+                assert error <= tolerance, f"{where}: {error}"
 
 
 @pytest.mark.parametrize("target", TARGETS)
