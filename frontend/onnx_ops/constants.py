@@ -61,12 +61,12 @@ def _cast(node: OnnxNode, x: Array) -> Array:
 
 
 def _gather(node: OnnxNode, x: Array, indices: Array) -> Array:
-    _limited(node, (x.size, indices.size))
+    limited(node, (x.size, indices.size))
     return np.asarray(np.take(x, indices.astype(np.int64), axis=node.integer("axis", 0)))
 
 
 def _concat(node: OnnxNode, *arrays: Array) -> Array:
-    _limited(node, (sum(a.size for a in arrays),))
+    limited(node, (sum(a.size for a in arrays),))
     return np.concatenate(arrays, axis=node.integer("axis", 0))
 
 
@@ -96,7 +96,8 @@ def _divide(_node: OnnxNode, a: Array, b: Array) -> Array:
     return a / b if a.dtype.kind == "f" else np.asarray(np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b)), a.dtype)
 
 
-def _limited(node: OnnxNode, shape: tuple[int, ...]) -> tuple[int, ...]:
+def limited(node: OnnxNode, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`shape` if a constant may have it; refuses more elements than are computed at import."""
     if min(shape, default=0) < 0 or prod(shape) > MAX_FOLDED:
         node.refuse(f"a constant of shape {list(shape)}", f"up to {MAX_FOLDED} elements")
     return shape
@@ -105,16 +106,17 @@ def _limited(node: OnnxNode, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _constant_of_shape(node: OnnxNode, shape: Array) -> Array:
     tensor = node.raw("value")
     fill = np.zeros(1, np.float32) if tensor is None else normalize_array(tensor.numpy(), node.outputs[0])
-    return np.full(_limited(node, tuple(int(d) for d in shape)), fill.reshape(-1)[0], fill.dtype)
+    return np.full(limited(node, tuple(int(d) for d in shape)), fill.reshape(-1)[0], fill.dtype)
 
 
 def _expand(node: OnnxNode, x: Array, shape: Array) -> Array:
-    return np.broadcast_to(x, _limited(node, np.broadcast_shapes(x.shape, tuple(int(d) for d in shape)))).copy()
+    return np.broadcast_to(x, limited(node, np.broadcast_shapes(x.shape, tuple(int(d) for d in shape)))).copy()
 
 
 def _range(node: OnnxNode, start: Array, limit: Array, delta: Array) -> Array:
+    start, limit, delta = (a.reshape(()) for a in (start, limit, delta))
     count = max(int(np.ceil((float(limit) - float(start)) / float(delta))), 0)
-    _limited(node, (count,))
+    limited(node, (count,))
     return np.asarray(start + np.arange(count) * delta, start.dtype)
 
 
@@ -131,7 +133,7 @@ def _ufunc(function: Callable[..., Any]) -> Callable[..., Array]:
     def fold(_node: OnnxNode, *arrays: npt.NDArray[Any]) -> Array:
         if any(a.dtype == object for a in arrays):
             raise TypeError("arithmetic on a symbolic dimension")
-        _limited(_node, np.broadcast_shapes(*(a.shape for a in arrays)))
+        limited(_node, np.broadcast_shapes(*(a.shape for a in arrays)))
         return np.asarray(function(*arrays))
 
     return fold

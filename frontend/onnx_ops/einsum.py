@@ -14,6 +14,7 @@ from math import prod
 import numpy as np
 
 from bevel.frontend.builder import Builder, Codes, OnnxNode, Operand
+from bevel.frontend.onnx_ops.constants import limited
 from bevel.ir.ops.movement import ReshapeAttrs, SliceAttrs, TransposeAttrs
 from bevel.ir.ops.normalize import ReduceAttrs
 from bevel.ir.types import Dim, Shape
@@ -176,6 +177,7 @@ def convert_affine_grid(_builder: Builder, node: OnnxNode) -> Operand:
     if size is None or len(size) not in (4, 5) or min(size) < 1:
         node.refuse(f"size {size}", "a constant [N, C, H, W] or [N, C, D, H, W]")
     batch, spatial = size[0], size[2:]
+    limited(node, spatial)
     corners = bool(node.integer("align_corners", 0))
     axes = [np.linspace(-1, 1, n) if corners and n > 1 else (2 * np.arange(n) + 1) / n - 1 for n in spatial]
     if corners:

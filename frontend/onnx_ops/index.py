@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevel.frontend.builder import Builder, Codes, OnnxNode, Operand
+from bevel.frontend.onnx_ops.constants import limited
 from bevel.ir.ops.index import GatherAttrs, GatherNDAttrs, ScatterElementsAttrs, ScatterNDAttrs, wrapped
 from bevel.ir.ops.movement import ReshapeAttrs, SliceAttrs, TransposeAttrs
 from bevel.ir.types import Dim, elem_of_dtype
@@ -121,6 +122,7 @@ def convert_reverse_sequence(_builder: Builder, node: OnnxNode) -> Operand:
     (steps,) = node.static((shape[time],), "time axis")
     if len(lengths) != shape[batch] or not all(0 <= n <= steps for n in lengths):
         node.refuse(f"lengths {list(lengths)[:8]} of {steps} steps", "one length up to the time axis for every sequence")
+    limited(node, (len(lengths), steps))
     order = np.arange(steps) * np.ones((len(lengths), 1), np.int64)
     ends = np.asarray(lengths)[:, None]
     order = np.where(order < ends, ends - 1 - order, order)
@@ -147,6 +149,8 @@ def convert_col2im(_builder: Builder, node: OnnxNode) -> Operand:
     if columns % prod(block) or places != prod(counts) or min(counts) < 1:
         node.refuse(f"{columns} rows and {places} columns", f"a multiple of {prod(block)} rows and {prod(counts)} columns")
     channels = columns // prod(block)
+    limited(node, (prod(padded), batch, channels))
+    limited(node, (prod(block), places))
     taps = np.indices(block).reshape(rank, -1, 1) * np.reshape(dilations, (rank, 1, 1))
     corners = np.indices(counts).reshape(rank, 1, -1) * np.reshape(strides, (rank, 1, 1))
     at = np.ravel_multi_index(tuple(taps + corners), padded)
@@ -187,6 +191,7 @@ def convert_one_hot(_builder: Builder, node: OnnxNode) -> Operand:
     count = int(depth.reshape(-1)[0])
     if count < 1:
         node.refuse(f"depth {count}", "a depth of 1 or more")
+    limited(node, (count,))
     off, on = values.reshape(-1)
     here = one_hot(node, node.operand(0), count, axis)
     return node.emit("Where", [here, np.asarray(on), np.asarray(off)])

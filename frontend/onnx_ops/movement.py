@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir
 
 from bevel.frontend.builder import Builder, Codes, OnnxNode, Operand, normalize_array
+from bevel.frontend.onnx_ops.constants import limited
 from bevel.ir.ops.movement import (
     PAD_MODES,
     BlockAttrs,
@@ -315,7 +316,7 @@ def convert_space_to_depth(_builder: Builder, node: OnnxNode) -> Operand:
 def convert_trilu(_builder: Builder, node: OnnxNode) -> Operand:
     """Trilu of static matrices: a choice between the operand and zero by a constant triangle."""
     shape = node.shape(0)
-    rows, columns = node.static(shape[-2:], "matrix")
+    rows, columns = limited(node, node.static(shape[-2:], "matrix"))
     offset = node.known_ints(1, "k") or (0,)
     keep = np.tri(rows, columns, offset[0], dtype=bool)
     if node.integer("upper", 1):
@@ -333,7 +334,7 @@ def dtype_of(operand: Operand) -> np.dtype[Any]:
 
 def convert_eye_like(_builder: Builder, node: OnnxNode) -> Operand:
     """EyeLike of a static shape: a constant."""
-    shape = node.static(node.shape(0), "operand")
+    shape = limited(node, node.static(node.shape(0), "operand"))
     code = node.integer("dtype", 0)
     dtype = onnx_ir.DataType(code).numpy() if code else dtype_of(node.operand(0))
     offset = node.integer("k", 0)
