@@ -54,7 +54,7 @@ W8A8 = Bits(8, 8)
 
 # Calibration methods, by name; "NAME:PARAMETER" for those that take one (docs/calibration.md).
 CALIBRATIONS = ("minmax", "moving-average", "percentile", "mse", "entropy")
-DEFAULT_CALIBRATION = "mse"
+DEFAULT_CALIBRATION = "percentile"
 
 # What the passes of this version carry out. Everything else a plan can say is read, written and refused by `validate`.
 _IMPLEMENTED_BITS = (FP32, W8A8)

@@ -49,7 +49,7 @@ def compile(
             a directory of .npy files. A float model needs it for 8 bits.
         output: artifact directory; default MODEL.bevel in the current directory.
         samples: calibration samples to use at most.
-        method: calibration method, for example "minmax" or "percentile:99.9" (docs/calibration.md); default "mse", or the plan's.
+        method: calibration method, for example "mse" or "percentile:99.9" (docs/calibration.md); default "percentile".
         bias_correction: correct the biases of quantized layers on the calibration data.
         dims: of symbolic dimensions: an extent, or bounds (lo, hi) within which it is chosen at run time; a leading batch
             dimension is 1 unless given.
