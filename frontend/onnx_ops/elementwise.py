@@ -228,9 +228,9 @@ def convert_gelu(_builder: Builder, node: OnnxNode) -> Operand:
 def convert_dropout(_builder: Builder, node: OnnxNode) -> tuple[Operand, ...] | Operand:
     """Dropout does nothing at inference; its mask is true everywhere."""
     node.integer("seed", 0)
-    ratio = node.number("ratio", 0.5)
+    ratio: float | None = node.number("ratio", 0.5)
     if (given := node.optional(1)) is not None:
-        ratio = (_known_real(given) if isinstance(given, np.ndarray) else None) or (0.0 if isinstance(given, np.ndarray) else 0.5)
+        ratio = scalar_of(given) if isinstance(given, np.ndarray) else None
     training = node.known(2, "training_mode")
     if training is not None and bool(training.any()) and ratio != 0:
         node.refuse("training mode", "inference; export the model in eval mode")
