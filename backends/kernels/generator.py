@@ -71,7 +71,7 @@ class ConvGenerator:
             return (
                 f"computes {self.dtype} -> {' or '.join(self.out_dtypes)}, the problem is {problem.dtype} -> {problem.out_dtype}"
             )
-        return conv.legal(problem)
+        return conv.legal(problem, self.micro)
 
     def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
         """Register tiles by estimated cycles, best first."""
@@ -91,7 +91,7 @@ class ConvGenerator:
                     nv = columns.size
                     macs = max(mr * nv, self.pipeline.in_flight) / self.pipeline.macs
                     step = max(macs, (mr + nv) / self.pipeline.loads)
-                    total += rows.count * count * columns.count * (steps * step + TILE_OVERHEAD)
+                    total += g.problem.groups * rows.count * count * columns.count * (steps * step + TILE_OVERHEAD)
         return total
 
     def pack(self, problem: Problem, tile: Tile, target: Target, constants: ConvConstants | None) -> list[Array]:
