@@ -27,6 +27,7 @@ from bevel.devices.profile import load_profile
 from bevel.devices.resolve import resolve_transport
 from bevel.devices.runner import DeviceRunner
 from bevel.errors import UnsupportedOp, UsageError
+from bevel.evaluation import evaluate
 from bevel.ir import interp
 from bevel.ir.graph import Level
 from bevel.runtime.artifact import Artifact
@@ -289,6 +290,12 @@ def test_sample_folders(calibration: Path, model: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "1.npz", **sentence(4))
     with pytest.raises(UsageError, match="1 of 2 samples have a 'label'"):
         open_data(tmp_path, specs)
+
+
+def test_evaluation_over_sentences_of_many_lengths(fp32: Artifact, model: Path, calibration: Path) -> None:
+    with resolve_transport(load_profile("host")) as transport:
+        result = evaluate(fp32, transport, calibration, baseline=model)
+    assert (result.metric, result.value, result.n) == ("agreement", 1.0, 8)
 
 
 def test_batches_chosen_at_run_time(tmp_path: Path) -> None:
