@@ -4,9 +4,9 @@
 
 --models holds resnet20_cifar10.onnx (float), resnet8_cifar10_int8_qdq.onnx and kws_dscnn_int8_qdq.onnx; --data holds
 cifar10_{train,test}_jpeg.npz: `jpeg` (bytes), `offset` (image i is bytes offset[i]..offset[i+1]), `label`. ResNet-20 is
-calibrated on 256 training images by min-max. The keyword model runs on synthetic cepstra: smooth random tracks with added noise,
-in the range of its input type, because agreement needs inputs of its shape, not speech. --write replaces integer.md beside this
-file.
+calibrated on 256 training images by the default method. The keyword model runs on synthetic cepstra: smooth random tracks with added
+noise, in the range of its input type, because agreement needs inputs of its shape, not speech. --write replaces integer.md beside
+this file.
 One BLAS thread is fastest where other processes share the cores: two threads wait for each other in every small product.
 """
 
@@ -31,6 +31,7 @@ from PIL import Image
 from bevel.frontend.onnx import import_onnx
 from bevel.ir.graph import Graph
 from bevel.ir.interp import run
+from bevel.ir.plan import DEFAULT_CALIBRATION
 from bevel.ir.verify import is_integer_only
 from bevel.passes.canonicalize import Canonicalize
 from bevel.passes.pipeline import run_passes
@@ -118,13 +119,13 @@ def float_model(models: Path, data: Path, count: int) -> Row:
     path = models / "resnet20_cifar10.onnx"
     graph = run_passes(import_onnx(path), (Canonicalize(),))
     calibration = {graph.inputs[0].name: normalized(images(data / "cifar10_train_jpeg.npz", CALIBRATION_IMAGES)[0])}
-    integer = run_passes(graph, (Calibrate(data=batches(graph, calibration)), ToInteger()))
+    integer = run_passes(graph, (Calibrate(DEFAULT_CALIBRATION, data=batches(graph, calibration)), ToInteger()))
     rgb, label = images(data / "cifar10_test_jpeg.npz", count)
     found, ms = interpreted(integer, rgb, normalized)
     expected = onnxruntime_outputs(path, rgb, normalized).argmax(axis=1)
     top1 = f"{percent((found.argmax(axis=1) == label).mean())} (fp32 {percent((expected == label).mean())})"
     agreement = percent((found.argmax(axis=1) == expected).mean())
-    return Row("ResNet-20, min-max W8A8", len(label), top1, agreement, "-", is_integer_only(integer), ms)
+    return Row(f"ResNet-20, {DEFAULT_CALIBRATION} W8A8", len(label), top1, agreement, "-", is_integer_only(integer), ms)
 
 
 def imported_model(name: str, path: Path, array: Array, label: Array | None) -> Row:
