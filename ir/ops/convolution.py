@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bevel.errors import VerifyError
 from bevel.ir.ops.elementwise import broadcast_shape
 from bevel.ir.ops.op import (
     FLOAT_ONLY,
@@ -141,8 +142,8 @@ def _transpose_infer(attrs: ConvTransposeAttrs, ins: tuple[TensorType, ...]) -> 
     extents = []
     for axis in (0, 1):
         extent = x.shape[2 + axis]
-        require(isinstance(extent, int), f"spatial dimension {extent} must be fixed: bind it with --dim NAME=N")
-        assert isinstance(extent, int)
+        if isinstance(extent, Dim):
+            raise VerifyError(f"spatial dimension {extent} must be fixed: bind it with --dim {extent.name}=N")
         require(min(*attrs.strides, *attrs.dilations, extent) >= 1, f"strides, dilations or extent below 1: {attrs}, {extent}")
         require(min(*attrs.pads, *attrs.output_padding) >= 0, f"pads or output_padding below 0: {attrs}")
         extents.append(_transposed_extent(attrs, axis, extent))

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bevel.errors import VerifyError
 from bevel.ir.ops.op import require
 from bevel.ir.types import Dim, Shape
 
@@ -50,8 +51,8 @@ def output_hw(shape: Shape, attrs: WindowAttrs) -> tuple[int, int]:
         require(attrs.dilations[axis] >= 1, f"dilations {attrs.dilations}: expected 1 or more")
         require(min(attrs.pads) >= 0, f"pads {attrs.pads}: expected 0 or more")
         extent = shape[2 + axis]
-        require(not isinstance(extent, Dim), f"spatial dimension {extent} must be fixed: bind it with --dim NAME=N")
-        assert isinstance(extent, int)
+        if isinstance(extent, Dim):
+            raise VerifyError(f"spatial dimension {extent} must be fixed: bind it with --dim {extent.name}=N")
         span = attrs.dilations[axis] * (attrs.kernel[axis] - 1) + 1
         free = extent + attrs.pads[axis] + attrs.pads[axis + 2] - span
         require(free >= 0, f"window of {span} does not fit input of {extent} with pads {attrs.pads}")
