@@ -26,6 +26,8 @@ HOMES = {
     "onnx": ["frontend"],
     "onnx_ir": ["frontend"],
     "asyncssh": ["devices"],
+    "torch": ["src/bevel/exporting"],
+    "transformers": ["src/bevel/exporting"],
     "click": ["src/bevel/cli", "src/bevel/__main__.py", "devices/board.py"],
     "rich": ["src/bevel/cli", "src/bevel/__main__.py"],
 }
