@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 
 # What a user's file looks like. Every factory is one test's subject.
@@ -92,6 +93,12 @@ def number():
 
 constant = 3
 '''
+
+
+def shapes(path: Path) -> dict[str, list[int | str]]:
+    """Shapes of the inputs and outputs of a file."""
+    graph = onnx.load(path).graph
+    return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.output)}
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import bevel
 from bevel.errors import ExportError, ParityError, UsageError
 from tests.cli.conftest import Bevel
 from tests.cli.conftest import bevel as bevel_fixture
+from tests.export.conftest import shapes
 
 pytest.importorskip("torch", reason="torch is not installed (extra `export`)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra `export`)")
@@ -28,11 +29,6 @@ TEXT = {"ids": "1,seq[1:40]:int64[0:10]", "mask": "1,seq:float32[mask]"}
 def net(name: str) -> Any:
     made = getattr(importlib.import_module("nets"), name)()
     return made
-
-
-def shapes(path: Path) -> dict[str, list[int | str]]:
-    graph = onnx.load(path).graph
-    return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.output)}
 
 
 def left(folder: Path) -> set[str]:

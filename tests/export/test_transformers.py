@@ -11,7 +11,7 @@ import pytest
 
 import bevel
 from bevel.errors import ExportError, UsageError
-from tests.export.test_torch import shapes
+from tests.export.conftest import shapes
 
 pytest.importorskip("torch", reason="torch is not installed (extra `export`)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra `export`)")
