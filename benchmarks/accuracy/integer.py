@@ -4,9 +4,9 @@
 
 --models holds resnet20_cifar10.onnx (float), resnet8_cifar10_int8_qdq.onnx and kws_dscnn_int8_qdq.onnx; --data holds
 cifar10_{train,test}_jpeg.npz: `jpeg` (bytes), `offset` (image i is bytes offset[i]..offset[i+1]), `label`. ResNet-20 is
-calibrated on 256 training images by the default method. The keyword model runs on synthetic cepstra: smooth random tracks with added
-noise, in the range of its input type, because agreement needs inputs of its shape, not speech. --write replaces integer.md beside
-this file.
+calibrated on 256 training images by the default method. The keyword model runs on synthetic cepstra: smooth random tracks with
+added noise, in the range of its input type, because agreement needs inputs of its shape, not speech. --write replaces integer.md
+beside this file.
 One BLAS thread is fastest where other processes share the cores: two threads wait for each other in every small product.
 """
 
