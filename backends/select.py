@@ -85,10 +85,10 @@ def choose(problem: Problem, target: Target, layer: str, ranker: KernelRanker | 
 
 def _needs_fixed(problem: Problem, layer: str, reasons: list[str]) -> str:
     """Why no kernel computes a problem with run-time extents, and which dimension to bind."""
-    if isinstance(problem, ConvProblem):
-        op, names = "convolution", (problem.dim.name,) if problem.dim is not None else ()
-    else:
-        op, names = problem.op, problem_dims(problem)
+    op = "convolution" if isinstance(problem, ConvProblem) else problem.op
+    names = problem_dims(problem)
+    if isinstance(problem, ConvProblem) and problem.dim is not None:
+        names = (problem.dim.name,)
     fixed = " or ".join(f"--dim {name}=N" for name in names)
-    why = "; ".join(reasons)
+    why = "; ".join(reason for reason in reasons if op in reason) or "no generator takes them"
     return f"layer {layer!r}: no kernel computes {op} with extents chosen at run time; bind them with {fixed} ({why})"

@@ -15,7 +15,8 @@ import numpy as np
 from bevel.backends.generic.definition import Definition, Frame, define
 from bevel.backends.generic.elementwise import finish
 from bevel.backends.generic.lanes import SHORTEST_VECTOR, Lanes, code_bias, cut
-from bevel.backends.kernel import NodeProblem
+from bevel.backends.generic.regions import axis_extent
+from bevel.backends.kernel import Extent, NodeProblem
 from bevel.backends.tvm import Builder, Expr
 
 
@@ -37,6 +38,11 @@ def valid_taps(k: Builder, first: Expr, taps: int, dilation: int, extent: int, *
     return k.max(skipped, k.i32(0)), k.min(reach, k.i32(taps))
 
 
+def _images_only(problem: NodeProblem) -> bool:
+    """Whether no axis but that of the images has a run-time extent."""
+    return all(buf.dim(axis) is None for buf in (*problem.inputs, *problem.outputs) for axis in range(1, len(buf.shape)))
+
+
 class _Pool(Definition):
     """A reduction over windows.
 
@@ -51,10 +57,14 @@ class _Pool(Definition):
         x, y = problem.inputs[0], problem.outputs[0]
         return x.strides()[1] == y.strides()[1] == 1 and x.shape[1] >= SHORTEST_VECTOR
 
-    def extent(self, problem: NodeProblem) -> int:
+    def takes_dims(self, problem: NodeProblem) -> bool:
+        """The number of images may be a run-time extent."""
+        return _images_only(problem)
+
+    def extent(self, problem: NodeProblem) -> int | Extent:
         """Output rows of all images."""
-        shape = problem.outputs[0].shape
-        return shape[0] * shape[2]
+        y = problem.outputs[0]
+        return axis_extent(y.shape[0] * y.shape[2], y.dim(0))
 
     @abc.abstractmethod
     def accumulator(self, problem: NodeProblem) -> tuple[str, float]:
@@ -208,10 +218,14 @@ class _MaxPoolIndices(Definition):
         """Never."""
         return False
 
-    def extent(self, problem: NodeProblem) -> int:
+    def takes_dims(self, problem: NodeProblem) -> bool:
+        """The number of images may be a run-time extent."""
+        return _images_only(problem)
+
+    def extent(self, problem: NodeProblem) -> int | Extent:
         """Output rows of all images."""
-        shape = problem.outputs[0].shape
-        return shape[0] * shape[2]
+        y = problem.outputs[0]
+        return axis_extent(y.shape[0] * y.shape[2], y.dim(0))
 
     def emit(self, frame: Frame, problem: NodeProblem) -> None:
         """Loops over output rows, pixels and channels; a window starts at its first element inside the image."""

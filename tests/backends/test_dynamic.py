@@ -38,7 +38,7 @@ from bevel.ir.ops.integer import IntAddAttrs, OutAttrs, RequantizeAttrs, softmax
 from bevel.ir.ops.logic import CastAttrs
 from bevel.ir.ops.movement import ConcatAttrs, ExpandAttrs, SliceAttrs, TransposeAttrs
 from bevel.ir.ops.normalize import AxisAttrs, GroupNormAttrs, LayerNormAttrs, LrnAttrs, ReduceAttrs, RmsNormAttrs
-from bevel.ir.ops.pool import PoolAttrs
+from bevel.ir.ops.pool import AveragePoolAttrs, PoolAttrs
 from bevel.ir.ops.reduce import IntReduceAttrs, ScanAttrs
 from bevel.ir.ops.select_axis import ArgAttrs, TopKAttrs
 from bevel.ir.protocols import Target
@@ -169,6 +169,12 @@ CASES: dict[str, Make] = {
     "where": lambda n: Case("Where", NoAttrs(), (_flags(1, 1, n), _floats(1, 1), _floats(3, n, n))),
     "compare": lambda n: Case("Greater", NoAttrs(), (_floats(1, n), _floats(n, 1))),
     "cast": lambda n: Case("Cast", CastAttrs("f32"), (_flags(3, n),)),
+    "pools of images": lambda n: Case(
+        "MaxPool", PoolAttrs((3, 3), (2, 2), (1, 1, 1, 1)), (_permuted(_floats(n, 5, 7, 6), NHWC),), NHWC
+    ),
+    "means of images": lambda n: Case(
+        "AveragePool", AveragePoolAttrs((2, 3), (1, 2), (0, 1, 0, 1)), (_permuted(_floats(n, 5, 7, 6), NHWC),), NHWC
+    ),
     "batches": lambda n: Case("MatMul", NoAttrs(), (_floats(n, 3, 5), _floats(1, 5, 9))),
 }
 
