@@ -35,6 +35,8 @@ class Pipeline:
 
 # Loop and epilogue overhead of one tile, in cycles: keeps many small tiles from looking as good as few large ones.
 TILE_OVERHEAD = 20
+# LLVM's names of cores that issue in order.
+IN_ORDER_CPUS = frozenset({"cortex-a35", "cortex-a53", "cortex-a55", "cortex-a510"})
 
 
 @dataclass(eq=False)
@@ -49,6 +51,8 @@ class ConvGenerator:
         out_dtypes: result types it can store.
         micro: the inner step.
         shapes: (mr, nv) limits of register tiles that never spill.
+        in_order_shapes: the same for cores that issue in order, where smaller tiles leave registers to keep instructions that
+            depend on each other apart; empty where that makes no difference.
         pipeline: of a typical core with these features.
     """
 
@@ -60,6 +64,7 @@ class ConvGenerator:
     micro: MicroKernel
     shapes: tuple[tuple[int, int], ...]
     pipeline: Pipeline
+    in_order_shapes: tuple[tuple[int, int], ...] = ()
 
     def legal(self, problem: Problem, target: Target) -> str | None:
         """Checks the kind of problem, its element types, the target's features and the loop nest's limits."""
@@ -75,7 +80,8 @@ class ConvGenerator:
 
     def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
         """Register tiles by estimated cycles, best first."""
-        ranked = sorted(self.shapes, key=lambda shape: self._cycles(Geometry(_conv(problem), self.micro, *shape)))
+        shapes = self.in_order_shapes if self.in_order_shapes and target.cpu in IN_ORDER_CPUS else self.shapes
+        ranked = sorted(shapes, key=lambda shape: self._cycles(Geometry(_conv(problem), self.micro, *shape)))
         return [{"mr": mr, "nv": nv, "unroll": self.pipeline.unroll} for mr, nv in ranked]
 
     def _cycles(self, g: Geometry) -> float:

@@ -53,6 +53,7 @@ X86_VNNI = Target(
     ("-prefer-256-bit",),
 )
 A72 = Target("test-a72", "aarch64", frozenset({"neon"}), "cortex-a72", "aarch64-linux-gnu")
+A53 = Target("test-a53", "aarch64", frozenset({"neon"}), "cortex-a53", "aarch64-linux-gnu")
 A76 = Target(
     "test-a76",
     "aarch64",

@@ -16,7 +16,7 @@ from bevel.backends import arm
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem
 from bevel.backends.kernels.matmul import MatMulGenerator
 from bevel.ir.protocols import Target
-from tests.backends.harness import A7, A72, A76, X86_AVX2, ConvCase, reference_conv, run_convs, skip_unless_runs
+from tests.backends.harness import A7, A53, A72, A76, X86_AVX2, ConvCase, reference_conv, run_convs, skip_unless_runs
 
 # Products of activations have tests of their own.
 GENERATORS = [g for generators in arm.GENERATORS.values() for g in generators if not isinstance(g, MatMulGenerator)]
@@ -146,7 +146,7 @@ def int8(problems: dict[str, ConvProblem], **fields: Any) -> list[ConvProblem]:
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize("target", [A72, A76, A7], ids=lambda t: t.cpu)
+@pytest.mark.parametrize("target", [A53, A72, A76, A7], ids=lambda t: t.cpu)
 def test_int8(target: Target, tmp_path: Path) -> None:
     problems = int8(DENSE | DEPTHWISE)
     check(cases(target, problems), target, tmp_path)
