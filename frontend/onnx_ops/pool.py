@@ -8,6 +8,7 @@ import numpy as np
 
 from bevel.frontend.builder import Builder, OnnxNode, Operand
 from bevel.frontend.onnx_ops.window import Window, as_images, before_squeeze, from_images, read_window, spatial_rank
+from bevel.ir.ops.functions import PowerAttrs
 from bevel.ir.ops.movement import PadAttrs
 from bevel.ir.ops.normalize import ReduceAttrs
 from bevel.ir.ops.pool import AveragePoolAttrs, MaxPoolIndicesAttrs, PoolAttrs
@@ -51,20 +52,25 @@ def convert_average_pool(_builder: Builder, node: OnnxNode) -> Operand:
 
 
 def convert_lp_pool(_builder: Builder, node: OnnxNode) -> Operand:
-    """LpPool: (sum |x|^p)^(1/p) of each window, from the mean of a power; p of 1 and 2."""
+    """LpPool: (sum |x|^p)^(1/p) of each window, from the mean of a power."""
     rank = spatial_rank(node)
     w = read_window(node, node.ints("kernel_shape") or ())
     p = node.integer("p", 2)
-    if p not in (1, 2):
-        node.refuse(f"p={p}", "p=1 and p=2")
+    if p < 1:
+        node.refuse(f"p={p}", "p of at least 1")
     x = as_images(node, node.operand(0))
-    powers = node.emit("Abs", [x], suffix=".magnitude") if p == 1 else node.emit("Mul", [x, x], suffix=".square")
+    powers = node.emit("Mul", [x, x], suffix=".square") if p == 2 else node.emit("Abs", [x], suffix=".magnitude")
+    if p > 2:
+        powers = node.emit("Power", [powers], PowerAttrs(float(p)), suffix=".power")
     # Zeros of any border add nothing to a sum, and with a border that counts every window has as many elements.
     full = replace(w, pads=w.all_pads, ceil_pads=(0, 0))
     mean = average(node, powers, full, ".mean", include_pad=True)
     count = np.array(w.kernel[0] * w.kernel[1], np.float32)
     total = node.emit("Mul", [mean, count], suffix=before_squeeze(rank) if p == 1 else ".sum")
-    return from_images(node, total if p == 1 else node.emit("Sqrt", [total], suffix=before_squeeze(rank)), rank)
+    if p > 1:
+        op, attrs = ("Sqrt", None) if p == 2 else ("Power", PowerAttrs(float(np.float32(1 / p))))
+        total = node.emit(op, [total], attrs, suffix=before_squeeze(rank))
+    return from_images(node, total, rank)
 
 
 def _fixed_images(node: OnnxNode) -> bool:
