@@ -87,19 +87,26 @@ def gemm_macs(_attrs: Any, ins: tuple[TensorType, ...], outs: tuple[TensorType, 
 def convolve(x: Array, w: Array, attrs: ConvAttrs, fill: float) -> Array:
     """Convolution in the dtype of x and w; the border holds `fill`.
 
-    Depthwise: one multiply-add of whole planes for each tap. Otherwise im2col and BLAS: columns [C * KH * KW, images * OH * OW]
-    are copied in runs of whole rows, for as many images at once as COLUMN_BYTES allow.
+    Depthwise: one multiply-add of planes for each tap, for as many channels at once as COLUMN_BYTES allow. Pointwise: one
+    product. Otherwise im2col and BLAS: columns [C * KH * KW, images * OH * OW] are copied in runs of whole rows, for as many
+    images at once as COLUMN_BYTES allow.
     """
     n, c = x.shape[:2]
     oc = w.shape[0]
+    if attrs.groups == 1 and attrs.kernel == attrs.strides == (1, 1) and not any(attrs.pads):
+        planes = x.reshape(n, c, x.shape[2] * x.shape[3])
+        return np.asarray(np.matmul(w.reshape(oc, c), planes)).reshape(n, oc, *x.shape[2:])
     view = windows(x, attrs, fill)
     oh, ow, kh, kw = view.shape[2:]
     per_in, per_out = c // attrs.groups, oc // attrs.groups
     result = np.zeros((n, oc, oh, ow), x.dtype)
     if per_in == 1 and per_out == 1:
         taps = w.reshape(1, oc, 1, 1, kh, kw)
-        for i, j in np.ndindex(kh, kw):
-            result += view[..., i, j] * taps[..., i, j]
+        step = max(1, COLUMN_BYTES // (4 * max(n * oh * ow, 1) * x.dtype.itemsize))
+        for start in range(0, oc, step):
+            block = slice(start, start + step)
+            for i, j in np.ndindex(kh, kw):
+                result[:, block] += view[:, block, ..., i, j] * taps[:, block, ..., i, j]
         return result
     step = max(1, COLUMN_BYTES // (per_in * kh * kw * oh * ow * x.dtype.itemsize))
     rows = w.reshape(attrs.groups, per_out, -1)
