@@ -26,8 +26,9 @@ LINT = [
 ]
 GROUPS: dict[str, list[str]] = {
     "house": ["tests/house"],
-    "unit": ["tests/ir", "tests/passes", "tests/frontend", "tests/runtime", *PARALLEL],
+    "unit": ["tests/ir", "tests/passes", "tests/preprocess", "tests/frontend", "tests/runtime", *PARALLEL],
     "kernels": ["tests/backends", *PARALLEL],
+    "conformance": ["tests/conformance"],
     "devices": ["tests/devices"],
     "e2e": ["tests/e2e", "tests/cli", "tests/export"],
 }

@@ -16,7 +16,9 @@ PATH = re.compile(r"`((?:[a-z_.]+/)+[a-zA-Z0-9_.]*)`")
 
 
 def test_op_table_document_is_current() -> None:
-    assert (ROOT / "docs" / "ops.md").read_text() == markdown(), "run: bevel ops --markdown > docs/ops.md"
+    # The conformance table follows; its test is in tests/conformance.
+    message = "run: python -m benchmarks.conformance.onnx_node --artifacts --write"
+    assert (ROOT / "docs" / "ops.md").read_text().startswith(markdown()), message
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

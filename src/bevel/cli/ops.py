@@ -27,7 +27,7 @@ def cells() -> list[tuple[str, str, str, str, str, str]]:
 
 
 def markdown() -> str:
-    """The op table as docs/ops.md holds it."""
+    """The op table as docs/ops.md holds it; the conformance table follows there."""
     lines = [
         "# Operators",
         "",
@@ -43,7 +43,7 @@ def markdown() -> str:
 
 
 @click.command("ops")
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print docs/ops.md.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of docs/ops.md.")
 @options.universal
 def command(as_markdown: bool, as_json: bool, verbose: bool) -> None:
     """List every operator: where it may stand, what it becomes at INTEGER level, how it quantizes and prunes.
