@@ -202,6 +202,8 @@ class HostModel:
             UsageError: they disagree, or lie outside the bounds.
         """
         chosen: dict[str, int] = {}
+        if not self.bounds:
+            return
         for tensor in self.inputs:
             shape = np.shape(arrays[tensor.name])
             if len(shape) != len(tensor.dims):
