@@ -31,7 +31,6 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 
 from bevel.compiler import Options, compile_model
-from bevel.passes.quantize.methods import METHODS
 from bevel.runtime.host import HostModel
 
 Array = npt.NDArray[Any]
@@ -106,6 +105,17 @@ def bevel_logits(path: Path, model: Model, rgb: Array, calibration: Path, settin
     return np.concatenate(found)
 
 
+# bevel's methods, the default first; "no BC" is without bias correction.
+SETTINGS = (
+    "percentile",
+    "percentile, no BC",
+    "percentile:99.999",
+    "mse",
+    "minmax",
+    "minmax, no BC",
+    "moving-average",
+    "entropy",
+)
 # What onnxruntime's users choose between; weights per channel, QDQ, pre-processed, always.
 ORT_SETTINGS: dict[str, dict[str, Any]] = {
     "minmax": {"calibrate_method": CalibrationMethod.MinMax},
@@ -184,12 +194,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--method", action="append", help="bevel's method, repeatable; default: all, with and without BC")
+    parser.add_argument("--method", action="append", help="bevel's method, repeatable; default: all")
     parser.add_argument("--only", help="name of one model")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="leave onnxruntime out")
     parser.add_argument("--write", action="store_true", help=f"replace {RESULTS.name}")
     args = parser.parse_args()
-    args.method = args.method or [name + end for name in METHODS for end in ("", ", no BC")]
+    args.method = args.method or SETTINGS
     rgb, label = images(args.data)
     lines = [
         "# ImageNet classifiers at 8 bits",
