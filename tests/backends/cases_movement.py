@@ -119,8 +119,8 @@ def _grids() -> Iterator[Case]:
 
 
 def _gathering() -> Iterator[Case]:
-    for x in images():
-        for axis in range(4):
+    for number, x in enumerate(images()):
+        for axis in (1, 3) if number % 2 else (0, 2, 3):
             extent = x.array.shape[axis]
             yield Case("Gather", GatherAttrs(axis), (x, _indices(9, extent=extent)))
             yield Case("Gather", GatherAttrs(axis), (x, _indices(extent=extent, dtype=np.int32)))
@@ -137,14 +137,16 @@ def _gathering() -> Iterator[Case]:
 
 
 def _scattering() -> Iterator[Case]:
+    images = (real(1, 3, 5, 6), Operand(RNG.integers(-9, 9, (2, 3, 5, 6)), I64), real(2, 21, 5, 6, layout=NHWC))
     for reduction in ("none", "add", "mul", "max", "min"):
-        for x in (real(2, 21, 5, 6, layout=NHWC), real(1, 3, 5, 6), Operand(RNG.integers(-9, 9, (2, 3, 5, 6)), I64)):
+        for x in images if reduction in ("none", "add") else images[:2]:
             n, c, h, w = x.array.shape
-            for axis, shape in ((1, (n, 9, h, w)), (3, (n, c, 3, 12))):
+            axes = ((1, (n, 9, h, w)), (3, (n, c, 3, 12)))
+            for axis, shape in axes if reduction in ("none", "add") else axes[1:]:
                 updates = RNG.integers(-9, 9, shape).astype(x.array.dtype)
                 attrs = ScatterElementsAttrs(axis, reduction)
                 yield Case("ScatterElements", attrs, (x, _indices(*shape, extent=x.array.shape[axis]), plain(updates)), x.layout)
-            for depth, lead in ((1, (3,)), (2, (2, 4)), (4, (9,))):
+            for depth, lead in ((1, (3,)), (2, (2, 4)), (4, (9,))) if reduction in ("none", "add") else ((4, (9,)),):
                 shape = (*lead, *x.array.shape[depth:])
                 updates = RNG.integers(-9, 9, shape).astype(x.array.dtype)
                 yield Case("ScatterND", ScatterNDAttrs(reduction), (x, _indices(*lead, depth, extent=3), plain(updates)))
