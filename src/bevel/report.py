@@ -146,6 +146,10 @@ def _summary(manifest: Mapping[str, Any], findings: Findings) -> str:
     tiles += [("accuracy", line, "") for line in findings.accuracy]
     islands = ", ".join(map(short_name, manifest["float_islands"])) or "no float islands"
     tiles += [
+        (f"extent {dim['name']}", f"{dim['lo']} to {dim['hi']}", "chosen at run time; work and arena are those of the largest")
+        for dim in manifest["dims"]
+    ]
+    tiles += [
         ("arithmetic", "integer only" if manifest["integer_only"] else f"{manifest['level']} graph", islands),
         ("library and weights", f"{size['total'] / 1024:.1f} KiB", f"{size['library']:,} + {size['weights']:,} bytes"),
         ("arena", f"{manifest['arena_bytes'] / 1024:.1f} KiB", "activations and scratch, all there is at run time"),

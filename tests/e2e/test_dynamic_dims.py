@@ -211,6 +211,12 @@ def test_golden_cases_cover_the_bounds(fp32: Artifact) -> None:
     assert len(set(lengths)) >= 3
 
 
+def test_the_report_names_the_bounds(fp32: Artifact) -> None:
+    text = (fp32.path / "report.html").read_text()
+    assert "extent seq" in text
+    assert f"1 to {BOUND}" in text
+
+
 def test_work_follows_the_length(model: Path) -> None:
     """Parallel units of all steps that have a run-time extent: at a quarter of the bound about a quarter of those at the bound.
 
