@@ -109,10 +109,10 @@ def _token_arrays(encoded: Any) -> Sample:
     return {name: np.asarray([values], np.int64) for name, values in arrays.items()}
 
 
-def rendered_texts(height: int, width: int) -> Iterator[Sample]:
-    """`TEXTS` as dark lines on light ground, [1, 3, height, width] in -1..1, BGR; the rest of a line is zero."""
+def rendered_texts(height: int, width: int, texts: Sequence[str] = TEXTS) -> Iterator[Sample]:
+    """`texts` as dark lines on light ground, [1, 3, height, width] in -1..1, BGR; the rest of a line is zero."""
     font = ImageFont.load_default(size=32)
-    for text in TEXTS:
+    for text in texts:
         box = font.getbbox(text)
         line = Image.new("RGB", (int(box[2]) + 8, height), (250, 250, 245))
         ImageDraw.Draw(line).text((4, (height - box[1] - box[3]) / 2), text, (20, 20, 30), font)
