@@ -236,8 +236,8 @@ def _head() -> list[str]:
         f"TVM {version('apache-tvm')}.",
         "",
         f"Calibrated on {CALIBRATION} samples, compared on others: photographs, and rendered text for the recogniser, which is "
-        "cut in front of its attention. Every output byte is compared with the interpreter's. Layers: with kernels written for the "
-        "instruction set + with derived ones.",
+        "cut in front of its attention. Every output byte is compared with the interpreter's. Layers: with kernels written for "
+        "the instruction set + with derived ones.",
         "",
         "| model | device | float islands | layers | library + weights | samples | differing bytes | |",
         "|---|---|---|---|---|---|---|---|",
