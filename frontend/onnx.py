@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir
 
-from bevel.errors import BevelError, UnsupportedModel, UnsupportedOp, UsageError
+from bevel.errors import BevelError, UnsupportedModel, UnsupportedOp, UsageError, VerifyError
 from bevel.frontend.builder import REAL_TYPES, Builder, Codes, OnnxNode, Operand, normalize_array
 from bevel.frontend.control import Control
 from bevel.frontend.onnx_file import MALFORMED, OnnxFile, one_line, read_onnx
@@ -181,7 +181,10 @@ class _Import:
             return value
         if value.producer is None or any(value.name == out.name for out in self.source.outputs):
             # An input, a constant or another output cannot take a second name: a view can.
-            return graph.add_node("Reshape", [value], ReshapeAttrs(value.type.shape), names=[name], loc=name).output
+            try:
+                return graph.add_node("Reshape", [value], ReshapeAttrs(value.type.shape), names=[name], loc=name).output
+            except VerifyError as error:
+                raise UnsupportedOp(f"graph output {name!r} (Reshape): {error}; supported: computed outputs") from None
         graph.rename(value, graph.unique_name(name))
         return value
 

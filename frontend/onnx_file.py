@@ -7,6 +7,7 @@ for every name, nodes in an order that can run, extents that are no attack, exte
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import onnx_ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto
 from onnx_ir import external_data
+from onnx_ir.passes import InvariantError
 from onnx_ir.passes.common import InlinePass
 
 from bevel.errors import UnsupportedModel, UnsupportedOp, UsageError
@@ -36,6 +38,8 @@ MALFORMED = (
     NotImplementedError,
     RuntimeError,
     OSError,
+    AssertionError,
+    InvariantError,
 )
 
 
@@ -112,10 +116,16 @@ def _check_proto(path: Path, proto: ModelProto) -> int:
     # protobuf hands text that is no UTF-8 over as bytes.
     if any(not isinstance(name, str) for name in (*seen, *(node.name for node in proto.graph.node))):
         raise UnsupportedModel(f"{path}: names of values or nodes are not UTF-8 text, so the file is damaged")
+    for name in seen:
+        if not name or not name.isprintable():
+            raise UnsupportedModel(f"{path}: a value is called {name!r}, expected printable text")
     for node in proto.graph.node:
         for name in node.input:
             if name and name not in seen:
                 raise UnsupportedModel(f"{path}: node {node.name!r} ({node.op_type}) reads {name!r}, which nothing computes")
+    outputs = Counter(output.name for output in proto.graph.output)
+    if repeated := [name for name, count in outputs.items() if count > 1]:
+        raise UnsupportedModel(f"{path}: graph output {repeated[0]!r} is listed twice, expected distinct outputs")
     for output in proto.graph.output:
         if output.name not in seen:
             raise UnsupportedModel(f"{path}: graph output {output.name!r} is never computed")
@@ -172,4 +182,6 @@ def _expanded_nodes(path: Path, proto: ModelProto) -> int:
             counted[key] = min(total, MAX_NODES + 1)
         return counted[key]
 
+    for key in bodies:
+        count(key, frozenset())
     return sum(count((n.domain, n.op_type), frozenset()) if (n.domain, n.op_type) in bodies else 1 for n in proto.graph.node)
