@@ -139,9 +139,7 @@ def _call(node: Node, arrays: tuple[Array, ...], symbols: Mapping[str, int]) -> 
     return results if isinstance(results, tuple) else (results,)
 
 
-def _execute(
-    node: Node, env: dict[Value, Array], symbols: Mapping[str, int], *, integer: bool, observe: Observer | None
-) -> None:
+def _execute(node: Node, env: dict[Value, Array], symbols: Mapping[str, int], *, integer: bool, observe: Observer | None) -> None:
     for value, array in zip(node.outputs, _call(node, tuple(env[v] for v in node.inputs), symbols), strict=True):
         if observe is not None:
             observe(value, array)

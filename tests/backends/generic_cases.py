@@ -29,7 +29,14 @@ from bevel.ir.ops.pool import AveragePoolAttrs, PoolAttrs
 from bevel.ir.types import F32, I8, I32, I64, Elem, Int, Quant, TensorType, elem_of_dtype
 
 # Files beside this one, each with a function `cases() -> Iterator[Case]`.
-FAMILIES: tuple[str, ...] = ("cases_elementwise", "cases_matmul", "cases_movement", "cases_normalize", "cases_recurrent", "cases_window")
+FAMILIES: tuple[str, ...] = (
+    "cases_elementwise",
+    "cases_matmul",
+    "cases_movement",
+    "cases_normalize",
+    "cases_recurrent",
+    "cases_window",
+)
 
 Layout = tuple[int, ...] | None
 NHWC: Layout = (0, 2, 3, 1)

@@ -44,4 +44,3 @@ def test_islands_have_reasons_and_shares(bevel: Bevel, small: Path, tmp_path: Pa
     assert 0 < kept[0]["macs_share"] <= 1
     assert "Float islands" in render(Artifact.open("island.bevel").manifest, Findings())
     assert "kept in float as asked" in bevel(*args).out
-
