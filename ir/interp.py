@@ -33,7 +33,7 @@ def check_input(value: Value, array: Array, *, finite: bool = True) -> Array:
     """`array` if it fits graph input `value`.
 
     Raises:
-        UsageError: another rank, extent or dtype, or NaN or infinity where `finite`; names the input, what was found and expected.
+        UsageError: another rank, extent or dtype, or NaN or infinity where `finite`; names the input, found and expected.
     """
     shape = value.type.shape
     if array.ndim != len(shape) or not all(_fits(d, n) for d, n in zip(shape, array.shape, strict=True)):
