@@ -24,6 +24,8 @@ from bevel.ir import interp
 from bevel.ir.graph import Graph
 from tests.e2e.test_road import require_way_to, run_on
 
+# Compiled with the generators of another profile in the list, for another CPU.
+SAME_KERNELS = ("x86-64-amx", "raspberry-pi-3", "jetson-orin", "pixel-phone")
 SIZE, WIDTH, EXPANDED, CLASSES, SAMPLES = 17, 12, 36, 10, 3
 
 
@@ -98,7 +100,9 @@ def graph(images: npt.NDArray[Any], tmp_path_factory: pytest.TempPathFactory) ->
     return bind(prepare(load_graph(path), Options("host", calibration=folder / "calibration.npz")), {})
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(
+    "profile", [pytest.param(name, marks=[pytest.mark.slow] if name in SAME_KERNELS else []) for name in PROFILES]
+)
 def test_the_same_bytes_on_every_profile(profile: str, graph: Graph, images: npt.NDArray[Any], tmp_path: Path) -> None:
     require_way_to(profile)
     judged = images[-SAMPLES:]
