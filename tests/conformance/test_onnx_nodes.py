@@ -52,7 +52,9 @@ def test_refusals_name_the_operator_or_its_tensor() -> None:
             assert kind == "UnsupportedOp", verdict.detail
             types = {node.op_type for node in verdict.case.model.graph.node}
             types |= {node.op_type for f in verdict.case.model.functions for node in f.node}
-            assert any(t in message for t in types) or "function" in message, verdict.detail
+            # An expanded CastLike takes an input that no node reads: the message can only name that.
+            unread = message.startswith(("input ", "tensor "))
+            assert any(t in message for t in types) or "function" in message or unread, verdict.detail
 
 
 def test_machine_code_computes_what_the_interpreter_does() -> None:

@@ -146,7 +146,8 @@ def test_ceil_mode(op: str, extent: int, pad: int, tmp_path: Path) -> None:
     agrees(tmp_path, model_of(nodes, {"x": [1, 2, extent, extent]}, ["y"]), {"x": x})
 
 
-def test_one_dimensional_convolution_is_refused(tmp_path: Path) -> None:
-    model = model_of([node("Conv", ["x", "w"], ["y"])], {"x": [1, 2, 9]}, ["y"], {"w": np.ones((3, 2, 3), np.float32)})
-    with pytest.raises(UnsupportedOp, match=r"node 'y' \(Conv, opset 17\): input of rank 3.*supported: 2-D"):
+def test_three_dimensional_convolution_is_refused(tmp_path: Path) -> None:
+    weights = {"w": np.ones((3, 2, 3, 3, 3), np.float32)}
+    model = model_of([node("Conv", ["x", "w"], ["y"])], {"x": [1, 2, 9, 9, 9]}, ["y"], weights)
+    with pytest.raises(UnsupportedOp, match=r"node 'y' \(Conv, opset 17\): input of rank 5; supported: "):
         imported(tmp_path, model)
