@@ -476,6 +476,7 @@ class _Lowering:
         offsets, arena_bytes, lifetimes = self._plan()
         # Computed dimensions belong to inputs: no value has another.
         symbols = {d.name: d for v in self.graph.inputs for d in v.type.shape if isinstance(d, Dim) and d.lo != d.hi}
+        inputs, outputs = [v.name for v, _ in self.inputs], [v.name for v, _ in self.outputs]
         weights = _Weights()
         kernels: dict[str, Kernel] = {}
         steps: list[Step] = []
@@ -532,6 +533,7 @@ class _Lowering:
             lifetimes,
             tuple(symbols[name] for name in sorted(symbols)),
             tuple(stored),
+            tuple((inputs.index(name), outputs.index(output)) for name, output in self.graph.states.items()),
         )
 
     def _stored(self, call: _Call, packed: list[Array], places: list[Place]) -> list[Stored]:

@@ -114,6 +114,7 @@ class Schedule:
         level: "float" or "integer".
         dims: the symbolic dimensions, bounded; the user chooses their extents before a run.
         stored: constants of the graph that `weights` holds.
+        states: (index of an input, index of the output) whose bytes the runtime copies into it after each run.
     """
 
     name: str
@@ -130,3 +131,4 @@ class Schedule:
     lifetimes: tuple[Lifetime, ...] = field(default=())
     dims: tuple[Dim, ...] = ()
     stored: tuple[Stored, ...] = field(default=(), repr=False)
+    states: tuple[tuple[int, int], ...] = ()

@@ -61,21 +61,21 @@ class DeviceRunner:
         self.transport.upload(self.artifact.runner, f"{self._folder}/bin/bevel-run")
         self.transport.upload(self.artifact.weights, f"{self._folder}/weights.bin")
 
-    def run(self, inputs: Mapping[str, Array], *, batch: bool = False) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], *, batch: bool = False, reset_state: bool = False) -> dict[str, Array]:
         """Run once, or once for each index of the leading axis when `batch`; outputs in the stored dtypes.
 
-        Float inputs of a quantized model are quantized on the device.
+        Float inputs of a quantized model are quantized on the device. States need not be given: they start at zero, and each run
+        of a batch goes on from the one before, or starts anew when `reset_state`.
 
         Raises:
             UsageError: names, shapes or dtypes that the model does not take.
             DeviceError: as `install`, or the run failed.
         """
         self.install()
-        names = [str(t["name"]) for t in self.artifact.manifest["inputs"]]
-        if set(inputs) != set(names):
-            raise UsageError(f"inputs {sorted(inputs)} given, {self.artifact.name!r} takes {sorted(names)}")
+        self.artifact.check_inputs(inputs)
+        names = [str(t["name"]) for t in self.artifact.manifest["inputs"] if str(t["name"]) in inputs]
         outputs = [str(t["name"]) for t in self.artifact.manifest["outputs"]]
-        args: list[str] = ["--batch"] if batch else []
+        args: list[str] = ["--batch"] * batch + ["--reset-state"] * reset_state
         with tempfile.TemporaryDirectory(prefix="bevel-io-") as local:
             for index, name in enumerate(names):
                 file = Path(local) / f"in.{index}.npy"

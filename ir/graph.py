@@ -116,6 +116,8 @@ class Graph:
         name: model name.
         level: what the operators mean.
         source_hash: sha256 of the model file this graph came from, for plans; "" when built by hand.
+        states: name of each input that a run leaves its successor -> name of the output it takes. The interpreter computes one
+            run and takes all inputs; carrying states is the caller's, or the artifact's.
     """
 
     def __init__(self, name: str, level: Level = Level.FLOAT, source_hash: str = "") -> None:
@@ -124,6 +126,7 @@ class Graph:
         self.source_hash = source_hash
         self.inputs: list[Value] = []
         self.outputs: list[Value] = []
+        self.states: dict[str, str] = {}
         self._nodes: list[Node] = []
         self._values: dict[str, Value] = {}
 
@@ -365,6 +368,7 @@ class Graph:
                 copy._connect(twin, value)
             copy._nodes.append(twin)
         copy.outputs = [mapped[v] for v in self.outputs]
+        copy.states = dict(self.states)
         return copy
 
     def set_outputs(self, values: Iterable[Value]) -> None:

@@ -8,7 +8,8 @@
       output %y
     }
 
-Constants of many elements stand as `resource`: their data travels beside the text, by value name. Comments start with `//`.
+`state %h = %hn` behind the outputs: input h of the next run is output hn of this one. Constants of many elements stand as
+`resource`: their data travels beside the text, by value name. Comments start with `//`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def print_graph(graph: Graph, *, inline_constants: int = 32) -> str:
     lines += [f"  const {_typed(v)} = {_data(v, inline_constants)}" for v in graph.constants]
     lines += [f"  {_node(node)}" for node in graph.nodes]
     lines += [f"  output {format_name(v.name)}" for v in graph.outputs]
+    lines += [f"  state {format_name(name)} = {format_name(output)}" for name, output in graph.states.items()]
     return "\n".join([*lines, "}", ""])
 
 
@@ -131,10 +133,16 @@ def _statement(scanner: Scanner, graph: Graph, resources: Mapping[str, Array]) -
         graph.add_constant(name, data, type_)
     elif scanner.accept("output"):
         graph.set_outputs([*graph.outputs, _value(scanner, graph)])
+    elif scanner.accept("state"):
+        name = _value(scanner, graph).name
+        scanner.expect("=")
+        if name in graph.states:
+            raise VerifyError(f"input {name!r} is a state twice")
+        graph.states[name] = _value(scanner, graph).name
     elif scanner.peek_kind() is Kind.NAME:
         _operation(scanner, graph)
     else:
-        scanner.fail("input, const, output, a result name or '}'")
+        scanner.fail("input, const, output, state, a result name or '}'")
 
 
 def _new_name(scanner: Scanner, graph: Graph) -> str:

@@ -1,8 +1,9 @@
 """The verifier: what must hold of every graph between passes.
 
 `verify` checks, in this order: the graph's own bookkeeping (names, def-use, execution order), each value's type and each
-constant's data, each node's type rule, and the rules of the graph's level. At INTEGER level it also proves that no accumulator
-can leave int32 and that every multiplier and shift is one the integer contract allows.
+constant's data, each node's type rule, the rules of the graph's level, and that states are typed like the outputs they take. At
+INTEGER level it also proves that no accumulator can leave int32 and that every multiplier and shift is one the integer contract
+allows.
 
 A *float island* is a connected set of nodes of an INTEGER graph that touch float values, its Quantize and Dequantize borders
 included. Islands are legal and always reported; `is_integer_only` is the strict form that has none.
@@ -58,6 +59,7 @@ def verify(graph: Graph) -> None:
             _check_data(value)
     for node in graph.nodes:
         _check_node(node, graph.level)
+    _check_states(graph)
 
 
 def is_integer_only(graph: Graph) -> bool:
@@ -173,6 +175,17 @@ def _check_registry(graph: Graph, defined: set[Value], uses: dict[Value, Counter
             raise VerifyError(f"graph {graph.name!r} knows another value, or none, by the name {value.name!r}")
         if Counter(value._uses) != uses.get(value, Counter()):
             raise VerifyError(f"value {value.name!r}: recorded readers differ from the nodes that read it")
+
+
+def _check_states(graph: Graph) -> None:
+    inputs, outputs = ({v.name: v for v in values} for values in (graph.inputs, graph.outputs))
+    for name, output in graph.states.items():
+        if name not in inputs or output not in outputs:
+            raise VerifyError(f"state {name!r} = {output!r} of graph {graph.name!r}: not an input and an output")
+        if inputs[name].type != outputs[output].type:
+            raise VerifyError(
+                f"state {name!r} is {inputs[name].type}, but output {output!r}, which it takes, is {outputs[output].type}"
+            )
 
 
 # Types and data ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 channels-last:  %x: f32[1,3,H,W]   ->   %x: f32[1,H,W,3]; %x.nchw = Transpose(%x)
 float-outputs:  output %y: q<i8>   ->   output %y: f32 = Dequantize(%y.codes)
+
+Outputs that a state takes stay codes.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class FloatOutputs:
         """The graph with a Dequantize in front of every quantized output."""
         result = graph.clone()
         for value in list(result.outputs) if graph.level is Level.INTEGER else []:
-            if isinstance(value.type.elem, Quant):
+            if isinstance(value.type.elem, Quant) and value.name not in graph.states.values():
                 real = result.add_node("Dequantize", [value], NoAttrs(), loc=value.name).output
                 _leave_as(result, value.name, "codes", real)
         return result

@@ -48,6 +48,7 @@ PASSES: dict[str, str] = {
     "bind-dims": "bevel.passes.bind_dims:BindDims",
     "channels-last": "bevel.passes.boundary:ChannelsLast",
     "float-outputs": "bevel.passes.boundary:FloatOutputs",
+    "keep-states": "bevel.passes.states:KeepStates",
     "to-half": "bevel.passes.to_half:ToHalf",
     "preprocess": "bevel.passes.preprocess:Preprocess",
     "calibrate": "bevel.passes.quantize.calibrate:Calibrate",

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -96,6 +96,22 @@ class Artifact:
     def weights(self) -> Path:
         """The weights file."""
         return self.path / "weights.bin"
+
+    @property
+    def states(self) -> dict[str, str]:
+        """The inputs that a run leaves the next, and the outputs they take."""
+        return {str(state["input"]): str(state["output"]) for state in self.manifest["states"]}
+
+    def check_inputs(self, names: Iterable[str]) -> None:
+        """Check that every input is among `names`, states excepted, and nothing else.
+
+        Raises:
+            UsageError: names what is given and what the model takes.
+        """
+        given, known = set(names), {str(tensor["name"]) for tensor in self.manifest["inputs"]}
+        if not known - self.states.keys() <= given <= known:
+            optional = f"; optional, because kept from run to run: {sorted(self.states)}" if self.states else ""
+            raise UsageError(f"inputs {sorted(given)} given, {self.name!r} takes {sorted(known)}{optional}")
 
     @property
     def graph(self) -> Path | None:
@@ -190,6 +206,7 @@ _OWNED = frozenset(
         "level",
         "layers",
         "dims",
+        "states",
         "inputs",
         "outputs",
         "files",
@@ -293,6 +310,9 @@ def _manifest(schedule: Schedule, entries: dict[str, Any], cases: int, tools: To
         "graph_hash": schedule.graph_hash,
         "level": schedule.level,
         "dims": [{"name": dim.name, "lo": dim.lo, "hi": dim.hi} for dim in schedule.dims],
+        "states": [
+            {"input": schedule.inputs[index].name, "output": schedule.outputs[output].name} for index, output in schedule.states
+        ],
         "inputs": [_describe(tensor) for tensor in schedule.inputs],
         "outputs": [_describe(tensor) for tensor in schedule.outputs],
         "layers": [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,8 @@ def model_c(schedule: Schedule) -> str:
         texts = (step.layer, step.op, f"{kernels[step.symbol].generator}:{step.symbol}", step.bits)
         out.append(f"    {{{', '.join(map(c_string, texts))}, {step.macs}u, {step.bytes}u}},")
     out += ["    {0, 0, 0, 0, 0, 0},", "};", ""]
-    out += [*_tensors(schedule, "input"), "", *_tensors(schedule, "output"), "", *_dims(schedule), *_graph(schedule)]
+    out += [*_tensors(schedule, "input"), "", *_tensors(schedule, "output"), "", *_dims(schedule), *_states(schedule)]
+    out += _graph(schedule)
     return "\n".join(out) + "\n"
 
 
@@ -85,6 +87,9 @@ def model_h(schedule: Schedule) -> str:
             lines.append(f" * {kind} {index}: {_comment(tensor.name)}, {tensor.dtype} {shape}{meaning}")
     for index, dim in enumerate(schedule.dims):
         lines.append(f" * dimension {index}: {_comment(dim.name)}, {dim.lo} to {dim.hi}: bevel_set_dim chooses its extent")
+    for index, (state, output) in enumerate(schedule.states):
+        names = _comment(schedule.inputs[state].name), _comment(schedule.outputs[output].name)
+        lines.append(f" * state {index}: {names[0]} takes the bytes of {names[1]} after each run; zero after bevel_open")
     return "\n".join(lines) + " */\n" + (C_DIR / "bevel.h").read_text()
 
 
@@ -129,6 +134,10 @@ def check_schedule(schedule: Schedule, symbols: Iterable[str] | None = None) -> 
     for tensor in schedule.inputs:
         if tensor.place.space != "arena":
             raise ValueError(f"input {tensor.name!r} is in {tensor.place.space}: expected arena")
+    for index, output in schedule.states:
+        state, after = schedule.inputs[index], schedule.outputs[output]
+        if any(after.dims) or replace(state, name=after.name, place=after.place) != after:
+            raise ValueError(f"state {state.name!r} is {state}, output {after.name!r} is {after}: expected one type of one size")
     unknown = schedule.target.features - _ISA.keys() - _ALWAYS_THERE
     if unknown:
         raise ValueError(f"target {schedule.target.name}: unknown ISA features {', '.join(sorted(unknown))}")
@@ -226,6 +235,13 @@ def _dims(schedule: Schedule) -> list[str]:
     return [*out, "}", ""]
 
 
+def _states(schedule: Schedule) -> list[str]:
+    """The inputs that take outputs after each run; nothing for a graph without."""
+    if not schedule.states:
+        return []
+    return ["static const bevel_state states[] = {", *(f"    {{{i}, {o}}}," for i, o in schedule.states), "};", ""]
+
+
 def _graph(schedule: Schedule) -> list[str]:
     digest = ", ".join(f"0x{byte:02x}" for byte in hashlib.sha256(schedule.weights).digest())
     isa = [_ISA[f] for f in required_features(schedule) if f in _ISA]
@@ -242,12 +258,14 @@ def _graph(schedule: Schedule) -> list[str]:
         f"    .outputs = {len(schedule.outputs)},",
         f"    .steps = {len(schedule.steps)},",
         f"    .dims = {len(schedule.dims)},",
+        f"    .states = {len(schedule.states)},",
         f"    .axes = {sum(len(tensor.shape) for tensor in (*schedule.inputs, *schedule.outputs))},",
         "    .input = inputs,",
         "    .output = outputs,",
         "    .step = steps,",
         "    .info = info,",
         *(["    .dim = dimensions,", "    .set_extents = set_extents,"] if schedule.dims else []),
+        *(["    .state = states,"] if schedule.states else []),
         "};",
     ]
 

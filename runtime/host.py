@@ -21,7 +21,7 @@ from bevel.runtime.toolchain import host_arch
 
 Array = npt.NDArray[Any]
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 _ALIGN = 64
 # bevel_status values that need a class of their own here.
 _E_OPEN, _E_HASH, _E_ISA = 2, 7, 10
@@ -106,7 +106,9 @@ class HostModel:
     valid memory after `close`, but nothing computes them any more.
 
     Dimensions of a model with run-time extents (`bounds`) are at their largest until `set_dims`, or the shapes given to
-    `set_inputs`, choose others; the tensors are then new views with undefined contents.
+    `set_inputs`, choose others; the tensors are then new views with undefined contents, but for states.
+
+    Inputs that are states (`Artifact.states`) hold zeros at first and what the last run left later; they need not be given.
 
     Args:
         artifact: an artifact or its directory.
@@ -205,6 +207,8 @@ class HostModel:
         if not self.bounds:
             return
         for tensor in self.inputs:
+            if tensor.name not in arrays:
+                continue
             shape = np.shape(arrays[tensor.name])
             if len(shape) != len(tensor.dims):
                 continue
@@ -219,7 +223,7 @@ class HostModel:
         return self._outputs
 
     def run(self) -> None:
-        """Compute the outputs from what the input views hold. Inputs keep their contents, so a run may be repeated.
+        """Compute the outputs from what the input views hold. Inputs keep their contents; states take those of their outputs.
 
         Raises:
             DeviceError: a kernel failed.
@@ -230,15 +234,23 @@ class HostModel:
             self._open_handle()
             self._check(status, self.artifact.name)
 
+    def reset_state(self) -> None:
+        """Set all states to real zeros, as after opening."""
+        self._check(self._library.bevel_state_reset(self._open_handle()), self.artifact.name)
+
     def set_inputs(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
         """Copy arrays in the stored dtypes (codes for quantized inputs) into the arena; their shapes choose the dimensions.
+
+        States that are not given keep what the last run left.
 
         Raises:
             UsageError: missing or unknown names, another shape or dtype.
         """
-        self._check_names(arrays)
+        self.artifact.check_inputs(arrays)
         self.follow_shapes(arrays)
         for tensor in self.inputs:
+            if tensor.name not in arrays:
+                continue
             array = np.asarray(arrays[tensor.name])
             if array.shape != tensor.array.shape or array.dtype != tensor.array.dtype:
                 raise UsageError(
@@ -254,10 +266,12 @@ class HostModel:
     def set_inputs_float(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
         """Quantize float32 arrays into the inputs, with the contract's one rounding; float32 inputs are copied.
 
+        States that are not given keep what the last run left.
+
         Raises:
             UsageError: missing or unknown names, another shape, or an input that is neither quantized nor float32.
         """
-        self._check_names(arrays)
+        self.artifact.check_inputs(arrays)
         self.follow_shapes(arrays)
         for name, array in arrays.items():
             self.set_input_float(name, array)
@@ -313,10 +327,6 @@ class HostModel:
         if self._handle is None:
             raise UsageError(f"model {self.artifact.name} is closed")
         return self._handle
-
-    def _check_names(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
-        if arrays.keys() != self._input_index.keys():
-            raise UsageError(f"inputs {sorted(arrays)}: the model's are {sorted(self._input_index)}")
 
     def _check(self, status: int, what: str) -> None:
         if status == 0:
@@ -378,6 +388,7 @@ def _load(path: Path) -> ctypes.CDLL:
         "bevel_open_memory": (status, [ctypes.c_void_p, size, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(model)]),
         "bevel_close": (None, [model]),
         "bevel_run": (status, [model]),
+        "bevel_state_reset": (status, [model]),
         "bevel_profile": (status, [model, ctypes.POINTER(ctypes.c_uint64), size]),
         "bevel_num_inputs": (size, []),
         "bevel_num_outputs": (size, []),

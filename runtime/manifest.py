@@ -10,7 +10,7 @@ from bevel.errors import ArtifactError
 from bevel.runtime.codegen import DTYPES
 
 FORMAT = "bevel-artifact"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 GRAPH_FILE = "graph.ir.zst"
 CORE_FILES = frozenset({"lib/libmodel.so", "lib/libmodel.a", "bin/bevel-run", "include/model.h", "example.c", "weights.bin"})
@@ -28,6 +28,7 @@ _SCHEMA: dict[str, Any] = {
     "integer_only": bool,
     "float_islands": [str],
     "dims": [{"name": str, "lo": int, "hi": int}],
+    "states": [{"input": str, "output": str}],
     "inputs": [_TENSOR],
     "outputs": [_TENSOR],
     "layers": [_LAYER],
@@ -71,6 +72,13 @@ def read_manifest(root: Path) -> dict[str, Any]:
             known = len(tensor["dims"]) == len(tensor["shape"]) and dims.issuperset(tensor["dims"])
             if tensor["dtype"] not in DTYPES or any(dim < 0 for dim in tensor["shape"]) or not known:
                 wrong = f"the type of tensor {tensor['name']!r}"
+        types = [
+            {tensor["name"]: (tensor["dtype"], tensor["shape"], tensor["scale"]) for tensor in manifest[side]}
+            for side in ("inputs", "outputs")
+        ]
+        for state in manifest["states"]:
+            if state["input"] not in types[0] or types[0][state["input"]] != types[1].get(state["output"]):
+                wrong = f"state {state['input']!r}"
     if wrong is not None:
         raise ArtifactError(f"{path}: {wrong} is missing or not what bevel writes; compile the model again")
     absent = CORE_FILES - manifest["files"].keys()

@@ -37,6 +37,7 @@ from bevel.passes.quantize.scales import (
     weight_codes,
     weight_type,
 )
+from bevel.passes.quantize.states import complete, join_ranges, settle, state_ends, type_source
 
 Array = npt.NDArray[Any]
 
@@ -84,11 +85,15 @@ class Calibrate:
             _add_biases(result)
         islands = _islands(result, self.keep_float)
         layers = [n for n in result.nodes if Trait.WEIGHTED in lookup(n.op).traits and n not in islands]
-        observers = {v: observer() for v in _typed_values(result, islands) if _has_own_range(v) and v not in fixed}
+        typed = _typed_values(result, islands)
+        observers = {v: observer() for v in typed if _has_own_range(v, typed) and v not in fixed}
+        sources = [(state, type_source(after, observers)) for state, after in state_ends(result) if state in typed]
         means = {node: InputMean(node) for node in layers} if self.bias_correction else {}
         _observe(result, observers, means, data, self.progress)
         result.level = Level.ANNOTATED
-        _type_values(result, islands, {value: watcher.range() for value, watcher in observers.items()}, fixed)
+        ranges = {value: watcher.range() for value, watcher in observers.items()}
+        join_ranges(sources, ranges)
+        settle(result, lambda known: _type_values(result, islands, ranges, {**fixed, **known}))
         for node in result.nodes:
             if node not in islands:
                 _type_constants(result, node, means.get(node))
@@ -177,17 +182,20 @@ def _typed_values(graph: Graph, islands: set[Node]) -> list[Value]:
                 typed = value.type.elem == F32 and not (fuses and lookup(node.op).quant in (QuantRule.OWN, QuantRule.FUSED))
             if typed:
                 found.append(value)
-    return found
+    return complete(graph, found)
 
 
-def _has_own_range(value: Value) -> bool:
+def _has_own_range(value: Value, typed: list[Value]) -> bool:
     """True when the type comes from observation: not copied from an operand, not fixed by the operator."""
     node = value.producer
     if node is None or node.op == "Concat":
         return True
     if node.op == "Pad" and node.attrs.value != 0.0 and np.isfinite(node.attrs.value):
         return True
-    return lookup(node.op).quant not in (QuantRule.SAME, QuantRule.FIXED)
+    rule = lookup(node.op).quant
+    # What a float island moves has no type to copy.
+    moves_reals = rule is QuantRule.SAME and not node.inputs[0].is_constant and node.inputs[0] not in typed
+    return moves_reals or rule not in (QuantRule.SAME, QuantRule.FIXED)
 
 
 def _type_values(

@@ -127,6 +127,7 @@ class Lowering:
     def __init__(self, source: Graph) -> None:
         self.source = source
         self.target = Graph(source.name, Level.INTEGER, source.source_hash)
+        self.target.states = dict(source.states)
         self._env: dict[Value, Value] = {}
         self._reals: dict[Value, Value] = {}
         for value in source.inputs:

@@ -22,7 +22,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes its meaning. */
-#define BEVEL_ABI_VERSION 2
+#define BEVEL_ABI_VERSION 3
 
 #if defined(__GNUC__)
 #define BEVEL_API __attribute__((visibility("default")))
@@ -83,6 +83,11 @@ typedef struct bevel_dim {
     int32_t lo, hi; /* inclusive */
 } bevel_dim;
 
+/* An input that takes the bytes of an output after each successful run: what a recurrent or streaming model remembers. */
+typedef struct bevel_state {
+    uint32_t input, output; /* indices */
+} bevel_state;
+
 /* One kernel call of the model, in the order of execution. */
 typedef struct bevel_step {
     const char *layer;  /* name of the node in the original model */
@@ -107,17 +112,21 @@ BEVEL_API bevel_status bevel_open_memory(const void *weights, size_t nbytes, voi
 BEVEL_API void bevel_close(bevel_model *model);
 
 /* Choose the extent of a dimension of this instance; it is `hi` after opening. BEVEL_E_DIM outside lo..hi. The shapes of inputs and
- * outputs follow at once and their contents become undefined: set dimensions first, then write the inputs. A run takes time in
- * proportion to the extents chosen; memory is that of the bounds. */
+ * outputs follow at once and their contents, those of states excepted, become undefined: set dimensions first, then write the inputs.
+ * A run takes time in proportion to the extents chosen; memory is that of the bounds. */
 BEVEL_API bevel_status bevel_set_dim(bevel_model *model, size_t index, int32_t extent);
 
 /* The extent in force; 0 when the index is out of range. */
 BEVEL_API int32_t bevel_get_dim(const bevel_model *model, size_t index);
 
-/* Compute all outputs from the inputs, in place. Inputs keep their contents: a run may be repeated. */
+/* Compute all outputs from the inputs, in place. Inputs keep their contents, so a run may be repeated, but states: each then holds the
+ * bytes of its output, for the next run. A run that fails leaves them alone. */
 BEVEL_API bevel_status bevel_run(bevel_model *model);
 
-/* Run once and store the nanoseconds of each step in ns[0..count); count must be bevel_num_steps. */
+/* Set all states to real zeros, as after bevel_open. A program may also write a state like any other input. */
+BEVEL_API bevel_status bevel_state_reset(bevel_model *model);
+
+/* Like bevel_run, and store the nanoseconds of each step in ns[0..count); count must be bevel_num_steps. */
 BEVEL_API bevel_status bevel_profile(bevel_model *model, uint64_t *ns, size_t count);
 
 /* Compare the weights with the SHA-256 compiled into the code. */
@@ -127,6 +136,7 @@ BEVEL_API size_t bevel_num_inputs(void);
 BEVEL_API size_t bevel_num_outputs(void);
 BEVEL_API size_t bevel_num_steps(void);
 BEVEL_API size_t bevel_num_dims(void);
+BEVEL_API size_t bevel_num_states(void);
 BEVEL_API size_t bevel_arena_bytes(int threads);
 
 /* Descriptors; NULL when the index is out of range. */
@@ -134,6 +144,7 @@ BEVEL_API const bevel_tensor *bevel_input(const bevel_model *model, size_t index
 BEVEL_API const bevel_tensor *bevel_output(const bevel_model *model, size_t index);
 BEVEL_API const bevel_step *bevel_step_at(size_t index);
 BEVEL_API const bevel_dim *bevel_dim_at(size_t index);
+BEVEL_API const bevel_state *bevel_state_at(size_t index);
 
 /* Float convenience: codes = clamp(zero_point + round_half_even(x / scale)) and back; a plain copy for float32 tensors. `count` is the
  * number of elements. NaN becomes the zero point. BEVEL_E_TYPE for tensors that are neither quantized nor float32. */

@@ -54,6 +54,8 @@ static int mode_run(bevel_model *model, const options *o)
         sinks[i] = open_sink(model, o, i, rows);
     uint64_t total = 0;
     for (int64_t row = 0; row < rows; row++) {
+        if (o->reset_state)
+            must(bevel_state_reset(model), "--reset-state");
         for (size_t i = 0; i < bevel_num_inputs(); i++)
             feed(model, i, &arrays[i], row, staging);
         uint64_t before = now_ns();
@@ -128,6 +130,7 @@ static const char *prepare(bevel_model *model, const options *o)
         return "selftest";
     for (size_t i = 0; i < bevel_num_inputs(); i++)
         memset(bevel_input(model, i)->data, 0, bevel_input(model, i)->nbytes);
+    must(bevel_state_reset(model), "zeros");
     return "zeros";
 }
 
@@ -239,7 +242,16 @@ static int mode_info(const bevel_model *model, const options *o)
         print_string(d->name);
         printf(", \"lo\": %d, \"hi\": %d, \"extent\": %d}", (int)d->lo, (int)d->hi, (int)bevel_get_dim(model, i));
     }
-    printf(bevel_num_dims() ? "]}\n" : "}\n");
+    fputs(bevel_num_dims() ? "]" : "", stdout);
+    for (size_t i = 0; i < bevel_num_states(); i++) {
+        const bevel_state *s = bevel_state_at(i);
+        printf(i ? ", {\"input\": " : ", \"states\": [{\"input\": ");
+        print_string(bevel_input(model, s->input)->name);
+        printf(", \"output\": ");
+        print_string(bevel_output(model, s->output)->name);
+        printf("}");
+    }
+    printf(bevel_num_states() ? "]}\n" : "}\n");
     return 0;
 }
 

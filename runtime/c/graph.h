@@ -45,13 +45,14 @@ typedef struct bevel_graph {
     uint64_t arena_bytes;
     uint64_t scratch_bytes; /* for each thread, a multiple of 64 */
     uint32_t isa;
-    uint32_t inputs, outputs, steps, dims;
+    uint32_t inputs, outputs, steps, dims, states;
     uint32_t axes; /* of all inputs and outputs */
     const bevel_graph_tensor *input;
     const bevel_graph_tensor *output;
     const bevel_graph_step *step;
     const bevel_step *info;
     const bevel_dim *dim;
+    const bevel_state *state; /* both ends have equal types, of one size */
     void (*set_extents)(const int32_t *dims, int32_t *extent); /* of the steps whose parallel axis is not fixed */
 } bevel_graph;
 

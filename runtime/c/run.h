@@ -17,7 +17,7 @@ typedef struct {
     const char *input[MAX_TENSORS], *output[MAX_TENSORS], *dim[MAX_TENSORS];
     size_t inputs, outputs, dims;
     char weights[PATH_BYTES], golden[PATH_BYTES];
-    int batch, as_float, samples;
+    int batch, as_float, samples, reset_state;
     long threads, warmup, runs;
 } options;
 
@@ -49,10 +49,10 @@ void print_shape(FILE *out, int32_t rank, const int64_t *shape);
 /* Give every dimension of --dim its extent. */
 void set_dims(bevel_model *model, const options *o);
 
-/* Open every --input, and let dimensions that are not given take the extents of the files; *rows is the common number of rows. */
+/* Open every --input (the array of a state that is not given has no data), and let dimensions that are not given take the extents of the files; *rows is the common number of rows. */
 npy_array *open_inputs(bevel_model *model, const options *o, int64_t *rows);
 
-/* Copy row `row` of the file into the arena, quantizing float32 by way of `staging`. */
+/* Copy row `row` of the file into the arena, quantizing float32 by way of `staging`; nothing where there is no file. */
 void feed(bevel_model *model, size_t index, const npy_array *a, int64_t row, float *staging);
 
 /* Bytes of `staging` that hold any input or output as float32. */

@@ -131,6 +131,8 @@ static int64_t check_input(const char *path, const bevel_tensor *t, int batch, c
 void feed(bevel_model *model, size_t index, const npy_array *a, int64_t row, float *staging)
 {
     const bevel_tensor *t = bevel_input(model, index);
+    if (!a->data)
+        return;
     if (a->dtype != BEVEL_FLOAT32 || t->dtype == BEVEL_FLOAT32) {
         memcpy(t->data, a->data + (size_t)row * t->nbytes, t->nbytes);
         return;
@@ -195,10 +197,19 @@ void drain(const bevel_model *model, const sink *s, int as_float, float *staging
         fail(EXIT_DEVICE, "%s: %s", s->path, strerror(errno));
 }
 
+static int is_state(size_t input)
+{
+    for (size_t i = 0; i < bevel_num_states(); i++)
+        if (bevel_state_at(i)->input == input)
+            return 1;
+    return 0;
+}
+
 npy_array *open_inputs(bevel_model *model, const options *o, int64_t *rows)
 {
     size_t count = bevel_num_inputs();
     npy_array *arrays = allocate(count * sizeof *arrays);
+    memset(arrays, 0, count * sizeof *arrays);
     const char **given = allocate(count * sizeof *given);
     memset(given, 0, count * sizeof *given);
     char *known = allocate(bevel_num_dims());
@@ -223,6 +234,8 @@ npy_array *open_inputs(bevel_model *model, const options *o, int64_t *rows)
     *rows = 1;
     for (size_t i = 0, seen = 0; i < count; i++) {
         const bevel_tensor *t = bevel_input(model, i);
+        if (!given[i] && is_state(i))
+            continue;
         if (!given[i])
             fail(EXIT_USAGE, "input '%s' is missing: give --input %s=FILE", t->name, t->name);
         int64_t n = check_input(given[i], t, o->batch, &arrays[i]);

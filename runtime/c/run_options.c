@@ -16,6 +16,7 @@ static const char usage[] =
     "options: --input [NAME=]FILE    .npy, or raw codes in any other file; repeat for each input\n"
     "         --output [NAME=]FILE   .npy, or raw codes in any other file; repeat for each output\n"
     "         --batch                files hold many inputs along a leading axis; the model runs once for each\n"
+    "         --reset-state          states start from zero in each run, not from the run before\n"
     "         --float                write outputs as float32 (inputs in float32 are always converted)\n"
     "         --dim NAME=N           extent of a dimension; without it that of the input files, else its largest; repeat for each\n"
     "         --threads N            default 1\n"
@@ -90,11 +91,11 @@ static void set_path(char out[PATH_BYTES], const char *value)
 
 void parse_options(int argc, char **argv, options *o)
 {
-    enum { INPUT = 256, OUTPUT, DIM, BATCH, FLOAT, THREADS, WARMUP, RUNS, SAMPLES, WEIGHTS, GOLDEN, HELP, MODE };
+    enum { INPUT = 256, OUTPUT, DIM, BATCH, FLOAT, THREADS, WARMUP, RUNS, SAMPLES, RESET, WEIGHTS, GOLDEN, HELP, MODE };
     static const struct option known[] = {
         {"bench", 0, 0, MODE + BENCH},       {"profile", 0, 0, MODE + PROFILE},  {"selftest", 0, 0, MODE + SELFTEST},
         {"info", 0, 0, MODE + INFO},         {"input", 1, 0, INPUT},             {"output", 1, 0, OUTPUT},
-        {"dim", 1, 0, DIM},
+        {"dim", 1, 0, DIM},                  {"reset-state", 0, 0, RESET},
         {"batch", 0, 0, BATCH},              {"float", 0, 0, FLOAT},             {"threads", 1, 0, THREADS},
         {"warmup", 1, 0, WARMUP},            {"runs", 1, 0, RUNS},               {"samples", 0, 0, SAMPLES},
         {"weights", 1, 0, WEIGHTS},          {"golden", 1, 0, GOLDEN},           {"help", 0, 0, HELP},
@@ -123,6 +124,7 @@ void parse_options(int argc, char **argv, options *o)
         case WARMUP: o->warmup = number("warmup", optarg, 0, 1000000); break;
         case RUNS: o->runs = number("runs", optarg, 1, 10000000); break;
         case SAMPLES: o->samples = 1; break;
+        case RESET: o->reset_state = 1; break;
         case WEIGHTS: set_path(o->weights, optarg); break;
         case GOLDEN: set_path(o->golden, optarg); break;
         case HELP: fputs(usage, stdout); exit(0);

@@ -105,6 +105,28 @@ static void run_team(void *context, int thread)
     }
 }
 
+static bevel_tensor *state_input(const bevel_model *model, uint32_t index)
+{
+    return &model->tensors[bevel_the_graph.state[index].input];
+}
+
+static const bevel_tensor *state_output(const bevel_model *model, uint32_t index)
+{
+    return &model->tensors[bevel_the_graph.inputs + bevel_the_graph.state[index].output];
+}
+
+bevel_status bevel_state_reset(bevel_model *model)
+{
+    if (!model)
+        return BEVEL_E_ARGUMENT;
+    for (uint32_t i = 0; i < bevel_the_graph.states; i++) {
+        const bevel_tensor *state = state_input(model, i);
+        /* Codes are bytes; other types have zero point 0. */
+        memset(state->data, state->zero_point, state->nbytes);
+    }
+    return BEVEL_OK;
+}
+
 bevel_status bevel_run(bevel_model *model)
 {
     if (!model)
@@ -114,7 +136,11 @@ bevel_status bevel_run(bevel_model *model)
         run_single(model);
     else
         bevel_pool_run(&model->pool);
-    return atomic_load_explicit(&model->failed, memory_order_relaxed) ? BEVEL_E_KERNEL : BEVEL_OK;
+    if (atomic_load_explicit(&model->failed, memory_order_relaxed))
+        return BEVEL_E_KERNEL;
+    for (uint32_t i = 0; i < bevel_the_graph.states; i++)
+        memcpy(state_input(model, i)->data, state_output(model, i)->data, state_input(model, i)->nbytes);
+    return BEVEL_OK;
 }
 
 bevel_status bevel_profile(bevel_model *model, uint64_t *ns, size_t count)
@@ -219,6 +245,7 @@ static bevel_status open_image(const void *image, size_t nbytes, void *arena, in
         model->extent[i] = bevel_the_graph.step[i].extent;
     for (uint32_t i = 0; i < bevel_the_graph.dims; i++)
         model->dims[i] = bevel_the_graph.dim[i].hi;
+    bevel_state_reset(model);
     if (threads > 1 && bevel_pool_start(&model->pool, model->workers, threads, run_team, model) != 0) {
         free(allocated);
         return BEVEL_E_THREAD;
@@ -296,6 +323,16 @@ size_t bevel_num_steps(void)
 size_t bevel_num_dims(void)
 {
     return bevel_the_graph.dims;
+}
+
+size_t bevel_num_states(void)
+{
+    return bevel_the_graph.states;
+}
+
+const bevel_state *bevel_state_at(size_t index)
+{
+    return index < bevel_the_graph.states ? &bevel_the_graph.state[index] : NULL;
 }
 
 const bevel_dim *bevel_dim_at(size_t index)

@@ -34,9 +34,11 @@ def compile(
     dims: Mapping[str, int | tuple[int, int]] | None = None,
     custom_ops: Sequence[str] = (),
     preprocess: str | Path | Preprocess | None = None,
+    pad_nms: bool = False,
     channels_last: str | None = None,
     float_outputs: bool = False,
     keep_float: Sequence[str] = (),
+    states: Mapping[str, str] | None = None,
 ) -> Artifact:
     """Compile a model into an artifact for one device; the same as `bevel compile`.
 
@@ -55,9 +57,11 @@ def compile(
             dimension is 1 unless given.
         custom_ops: "DOMAIN.OP=FILE.c" of each custom operator (docs/custom.md).
         preprocess: take camera frames: a preset's name, a .toml file or the pass itself (docs/preprocess.md).
+        pad_nms: take NonMaxSuppression: a fixed number of rows, those left empty filled with -1 (docs/detectors.md).
         channels_last: "inputs", "outputs" or "both": images at the artifact's boundary are [N, H, W, C].
         float_outputs: outputs are float32, not codes.
         keep_float: patterns of layers to keep in float when the model is quantized.
+        states: inputs whose bytes a run leaves the next, by name -> the outputs they come from (docs/states.md).
 
     Returns:
         The artifact on disk; `bevel.runtime.host.HostModel` runs it in this process when it is for this machine.
@@ -87,10 +91,12 @@ def compile(
         options = dataclasses.replace(
             options,
             preprocess=load_preprocess(str(preprocess)) if isinstance(preprocess, str | Path) else preprocess,
+            pad_nms=pad_nms,
             channels_last=boundary_sides(channels_last),
             float_outputs=float_outputs,
             keep_float=tuple(keep_float),
             bias_correction=bias_correction,
+            states=dict(states or {}),
         )
         artifact, _ = compile_model(model, target, options)
     return artifact

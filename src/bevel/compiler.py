@@ -32,6 +32,7 @@ from bevel.passes.boundary import ChannelsLast, FloatOutputs
 from bevel.passes.canonicalize import CANONICAL
 from bevel.passes.pipeline import Pass, print_pipeline, run_passes
 from bevel.passes.preprocess import Preprocess
+from bevel.passes.states import KeepStates
 from bevel.passes.to_half import ToHalf
 from bevel.report import write_report
 from bevel.runtime.artifact import Artifact
@@ -70,7 +71,9 @@ class Options:
         preprocess: what the model does to camera frames first; None takes tensors as the model does.
         channels_last: "inputs" and/or "outputs" whose images are [N, H, W, C] at the artifact's boundary.
         float_outputs: outputs are float32, not codes.
+        pad_nms: NonMaxSuppression gives a fixed number of rows, those left empty filled with -1 (docs/detectors.md).
         keep_float: patterns (`fnmatch`) of layers that stay in float when the model is quantized.
+        states: inputs that a run leaves its successor -> the outputs they take (docs/states.md).
         bias_correction: correct the biases of quantized layers on the calibration data.
     """
 
@@ -84,9 +87,11 @@ class Options:
     custom_ops: tuple[str, ...] = ()
     bias_correction: bool = True
     preprocess: Preprocess | None = None
+    pad_nms: bool = False
     channels_last: tuple[str, ...] = ()
     float_outputs: bool = False
     keep_float: tuple[str, ...] = ()
+    states: Mapping[str, str] = field(default_factory=dict)
 
     def precision(self) -> Bits:
         """Precision of layers that the plan does not name.
@@ -112,8 +117,12 @@ class Options:
         return method
 
 
-def load_graph(model: Path, dims: Mapping[str, int | tuple[int, int]] | None = None) -> Graph:
+def load_graph(
+    model: Path, dims: Mapping[str, int | tuple[int, int]] | None = None, *, pad_nms: bool = False
+) -> Graph:
     """The graph of an ONNX file, a saved graph or an artifact, as stored, with extents or bounds `dims` for symbolic dimensions.
+
+    An ONNX file is imported with `pad_nms` (`bevel.frontend.onnx.import_onnx`); the others were, or were not.
 
     Raises:
         UsageError: there is no such file, or no such dimension.
@@ -122,7 +131,7 @@ def load_graph(model: Path, dims: Mapping[str, int | tuple[int, int]] | None = N
     if model.is_file() and model.suffix != ".ir":
         from bevel.frontend.onnx import import_onnx
 
-        graph = import_onnx(model, dims=dims)
+        graph = import_onnx(model, dims=dims, pad_nms=pad_nms)
         graph.name = model.stem
         return graph
     from bevel.ir import serialize
@@ -200,10 +209,12 @@ def boundary_sides(choice: str | None) -> tuple[str, ...]:
 
 
 def _boundary(options: Options) -> list[Pass]:
-    """Passes that change what the model takes and gives."""
+    """Passes that change what the model takes and gives, or what of it a run leaves the next."""
     passes: list[Pass] = [options.preprocess] if options.preprocess is not None else []
     if options.channels_last:
         passes.append(ChannelsLast("inputs" in options.channels_last, "outputs" in options.channels_last))
+    if options.states:
+        passes.append(KeepStates(tuple(f"{name}={output}" for name, output in options.states.items())))
     return passes
 
 
@@ -335,6 +346,7 @@ def compile_model(
         "bias_correction": options.bias_correction,
         "samples": options.samples,
         "dims": dict(options.dims),
+        "pad_nms": options.pad_nms,
         "custom_ops": [load_custom_op(spec).digest for spec in options.custom_ops],
         "plan": options.plan.dumps() if options.plan is not None else None,
         "boundary": [print_pipeline(_boundary(options)), options.float_outputs, options.keep_float],
@@ -350,7 +362,7 @@ def compile_model(
     if trace is None and (found := artifact_cache.fetch(key, output)) is not None:
         return found, time.monotonic() - start
     say("import", 0, 1)
-    graph = load_graph(model, options.dims)
+    graph = load_graph(model, options.dims, pad_nms=options.pad_nms)
     batch = extents(graph, {})
     trace = trace or Trace()
     graph = bind(prepare(graph, options, say, trace), batch)

@@ -149,6 +149,7 @@ def _summary(manifest: Mapping[str, Any], findings: Findings) -> str:
         (f"extent {dim['name']}", f"{dim['lo']} to {dim['hi']}", "chosen at run time; work and arena are those of the largest")
         for dim in manifest["dims"]
     ]
+    tiles += [("state", f"{s['input']} = {s['output']}", "kept between runs") for s in manifest["states"]]
     tiles += [
         ("arithmetic", "integer only" if manifest["integer_only"] else f"{manifest['level']} graph", islands),
         ("library and weights", f"{size['total'] / 1024:.1f} KiB", f"{size['library']:,} + {size['weights']:,} bytes"),

@@ -48,6 +48,7 @@ from bevel.runtime.artifact import Artifact
 @click.option(
     "--custom-op", "custom", multiple=True, metavar="DOMAIN.OP=FILE.c", help="C function of a custom operator; repeatable."
 )
+@options.pad_nms
 @click.option("--preprocess", metavar="NAME|FILE.toml", help="Take camera frames: imagenet, ... or a file (docs/preprocess.md).")
 @click.option(
     "--channels-last",
@@ -56,6 +57,13 @@ from bevel.runtime.artifact import Artifact
 )
 @click.option("--float-outputs", is_flag=True, help="Outputs are float32, not codes.")
 @click.option("--keep-float", multiple=True, metavar="LAYER", help="Layers to keep in float (patterns like 'head*'); repeatable.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    metavar="INPUT=OUTPUT",
+    help="Input that takes an output's bytes after each run (docs/states.md); repeatable.",
+)
 @click.option("--plan", type=click.Path(path_type=Path), help="Compression plan (JSON): precision layer by layer.")
 @click.option("--dump-ir-after", "dump", metavar="PASS|all", help="Print the graph after a pass, or after every one, on stderr.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: MODEL.bevel]")
@@ -71,10 +79,12 @@ def command(
     ranges: Path | None,
     dims: tuple[str, ...],
     custom: tuple[str, ...],
+    pad_nms: bool,
     preprocess: str | None,
     channels_last: str | None,
     float_outputs: bool,
     keep_float: tuple[str, ...],
+    states: tuple[str, ...],
     plan: Path | None,
     dump: str | None,
     output: Path | None,
@@ -89,6 +99,7 @@ def command(
     bevel compile model.bevel --device raspberry-pi-5 -o model-pi5.bevel   # the same integer graph, same bits
     bevel compile model.onnx --device raspberry-pi-4 --calib frames.npz --preprocess imagenet   # takes uint8 camera frames
     bevel compile model.onnx --device host --bits fp32 --custom-op mydomain.Swirl=swirl.c   # docs/custom.md
+    bevel compile vad.onnx --device host --bits fp32 --state h=hn --state c=cn   # keeps its state between runs
     """
     if plan is not None and (bits is not None or method is not None):
         raise UsageError("--plan decides bits and calibration method: leave out --bits and --method")
@@ -97,10 +108,12 @@ def command(
     chosen = replace(
         chosen,
         preprocess=load_preprocess(preprocess) if preprocess is not None else None,
+        pad_nms=pad_nms,
         channels_last=boundary_sides(channels_last),
         float_outputs=float_outputs,
         keep_float=keep_float,
         bias_correction=not no_bias_correction,
+        states=options.parse_states(states),
     )
     with progress() as say:
         trace = _dumping(dump) if dump is not None else None

@@ -24,8 +24,9 @@ _SPELLINGS = {"8": "w8a8", "w8a8": "w8a8", "fp32": "fp32"}
 @options.device(required=True)
 @click.option("--bits", default="8", show_default=True, help="Precision to compare with fp32.")
 @options.dims
+@options.pad_nms
 @options.universal
-def command(model: Path, device: str, bits: str, dims: tuple[str, ...], as_json: bool, verbose: bool) -> None:
+def command(model: Path, device: str, bits: str, dims: tuple[str, ...], pad_nms: bool, as_json: bool, verbose: bool) -> None:
     """Predict the latency of MODEL per layer for fp32 and int8, and say whether int8 will pay on this device.
 
     \b
@@ -34,7 +35,7 @@ def command(model: Path, device: str, bits: str, dims: tuple[str, ...], as_json:
     if bits not in _SPELLINGS:
         raise UsageError(f"--bits {bits}: static costs are known for {', '.join(_SPELLINGS)}")
     profile = load_profile(device)
-    graph = canonicalize(load_graph(model, options.parse_extents(dims)))
+    graph = canonicalize(load_graph(model, options.parse_extents(dims), pad_nms=pad_nms))
     if graph.level is Level.INTEGER:
         raise UsageError(f"{model}: an integer graph has one precision; give the original model")
     graph = bind(graph, {})

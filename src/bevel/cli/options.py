@@ -44,6 +44,9 @@ def open_transport(artifact: Artifact, device_name: str | None) -> Transport:
     return resolve_transport(load_profile(device_name or str(artifact.manifest["target"]["name"])))
 
 
+pad_nms = click.option(
+    "--pad-nms", is_flag=True, help="Take NonMaxSuppression: rows that an image leaves empty are -1 (docs/detectors.md)."
+)
 dims = click.option("--dim", "dims", multiple=True, metavar="NAME=N", help="Extent of a symbolic dimension; repeatable.")
 
 
@@ -63,6 +66,23 @@ def parse_dims(pairs: tuple[str, ...]) -> dict[str, int | tuple[int, int]]:
                 "--dim seq=1:256"
             )
         found[name] = parts[0] if parts[0] == parts[-1] else (parts[0], parts[1])
+    return found
+
+
+def parse_states(pairs: tuple[str, ...]) -> dict[str, str]:
+    """`INPUT=OUTPUT` pairs of --state.
+
+    Raises:
+        UsageError: not of that form, or the same input twice.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, _, output = pair.partition("=")
+        if not name or not output:
+            raise UsageError(f"--state {pair}: expected INPUT=OUTPUT, for example --state h=hn")
+        if name in found:
+            raise UsageError(f"--state {pair}: input {name!r} takes output {found[name]!r} already")
+        found[name] = output
     return found
 
 

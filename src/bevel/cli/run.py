@@ -83,9 +83,10 @@ def _read(pairs: tuple[str, ...], artifact: Artifact) -> dict[str, np.ndarray]:
             arrays.update(load_arrays(Path(file)))
             continue
         if not separator:
-            if len(names) != 1:
+            needed = [n for n in names if n not in artifact.states]
+            if len(needed) != 1:
                 raise UsageError(f"--input {pair}: the model has inputs {names}; write NAME=FILE")
-            name = names[0]
+            name = needed[0]
         try:
             array = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
