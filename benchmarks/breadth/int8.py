@@ -39,11 +39,10 @@ from benchmarks.identity.identity import PROFILES
 from benchmarks.latency.host import cold_start_ms
 from bevel.benchmarking.host import PEERS, find_peers, measure_host
 from bevel.compiler import Options, bind, build, load_graph, prepare
-from bevel.devices.errors import DeviceError
 from bevel.devices.profile import load_profile
 from bevel.devices.resolve import resolve_transport
 from bevel.devices.runner import DeviceRunner
-from bevel.errors import UsageError
+from bevel.errors import DeviceError, UsageError
 from bevel.ir import interp
 from bevel.ir.graph import Graph
 from bevel.runtime.artifact import Artifact

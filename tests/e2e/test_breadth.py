@@ -15,14 +15,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.breadth.int8 import in_front_of_attention
-from benchmarks.identity.identity import PROFILES
 from bevel.compiler import Options, bind, build, load_graph, prepare
 from bevel.devices.profile import load_profile
 from bevel.errors import UsageError
 from bevel.ir import interp
 from bevel.ir.graph import Graph
-from tests.e2e.test_road import require_way_to, run_on
+from tests.e2e.road import PROFILES
+from tests.e2e.test_road import MORE_PROFILES, require_way_to, run_on
 
 # Compiled with the generators of another profile in the list, for another CPU.
 SAME_KERNELS = ("x86-64-amx", "raspberry-pi-3", "jetson-orin", "pixel-phone")
@@ -101,7 +100,11 @@ def graph(images: npt.NDArray[Any], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize(
-    "profile", [pytest.param(name, marks=[pytest.mark.slow] if name in SAME_KERNELS else []) for name in PROFILES]
+    "profile",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SAME_KERNELS else [])
+        for name in ("host", *PROFILES, *MORE_PROFILES)
+    ],
 )
 def test_the_same_bytes_on_every_profile(profile: str, graph: Graph, images: npt.NDArray[Any], tmp_path: Path) -> None:
     require_way_to(profile)
@@ -118,6 +121,9 @@ def test_the_same_bytes_on_every_profile(profile: str, graph: Graph, images: npt
 
 def test_the_cut_in_front_of_attention(tmp_path: Path) -> None:
     """Behind the last value that carries everything: not inside a residual, not behind the product of activations."""
+    pytest.importorskip("onnxruntime", reason="the benchmark compares with onnxruntime: pip install 'bevel[peers]'")
+    from benchmarks.breadth.int8 import in_front_of_attention
+
     net = Net()
     stem = net.conv("x", 3, WIDTH, 3, stride=2)
     cut = net.add("Add", stem, net.add("Relu", stem))
