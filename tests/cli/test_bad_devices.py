@@ -14,6 +14,7 @@ import pytest
 from bevel.devices import errors
 from bevel.devices.host import detect_host
 from bevel.devices.profile import Ssh, load_profile, save_profile
+from bevel.runtime.manifest import FORMAT_VERSION
 from tests.cli.conftest import KWS, ROOT, Bevel, save_model
 
 Refused = Callable[..., str]
@@ -103,7 +104,7 @@ def test_truncated_and_missing_files_are_named(copy: Path, refused: Refused) -> 
 
 def test_artifact_of_another_format_version(copy: Path, refused: Refused) -> None:
     manifest = copy / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 99'))
+    manifest.write_text(manifest.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 99'))
     assert "99" in refused(3, "run", copy, "--selftest")
 
 
