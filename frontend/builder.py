@@ -71,12 +71,14 @@ class Builder:
     Attributes:
         graph: the result.
         opset: version of the default operator set.
+        pad_nms: NonMaxSuppression may fill the rows that an image leaves empty.
         env: operand of each ONNX value converted so far.
     """
 
-    def __init__(self, graph: Graph, opset: int) -> None:
+    def __init__(self, graph: Graph, opset: int, *, pad_nms: bool = False) -> None:
         self.graph = graph
         self.opset = opset
+        self.pad_nms = pad_nms
         self.env: dict[str, Operand] = {}
         self.names: Counter[Value] = Counter()
         self._materialized: dict[str, tuple[Array, Value]] = {}

@@ -29,13 +29,15 @@ DimSpec = int | tuple[int, int]
 _ANONYMOUS = re.compile(r"unk__\d+|")
 
 
-def import_onnx(path: Path, *, dims: Mapping[str, DimSpec] | None = None) -> Graph:
+def import_onnx(path: Path, *, dims: Mapping[str, DimSpec] | None = None, pad_nms: bool = False) -> Graph:
     """Import an ONNX model.
 
     Args:
         path: the model file; external data is looked up beside it.
         dims: symbolic dimensions by name: an int binds one, a pair (lo, hi) bounds it. An open axis 0 without a name of its own
             is called "batch".
+        pad_nms: import NonMaxSuppression with as many rows as it could ever select, those left empty filled with -1, instead of
+            refusing it (docs/detectors.md).
 
     Returns:
         A graph of level ANNOTATED if any activation is quantized, else FLOAT (weight-only quantization is folded).
@@ -48,7 +50,7 @@ def import_onnx(path: Path, *, dims: Mapping[str, DimSpec] | None = None) -> Gra
     path = Path(path)
     file = read_onnx(path)
     try:
-        return _Import(file, dict(dims or {})).run()
+        return _Import(file, dict(dims or {}), pad_nms=pad_nms).run()
     except BevelError as error:
         if str(path) in str(error):
             raise
@@ -60,13 +62,13 @@ def import_onnx(path: Path, *, dims: Mapping[str, DimSpec] | None = None) -> Gra
 class _Import:
     """One import: inputs and initializers are bound, then nodes are converted in order."""
 
-    def __init__(self, file: OnnxFile, dims: dict[str, DimSpec]) -> None:
+    def __init__(self, file: OnnxFile, dims: dict[str, DimSpec], *, pad_nms: bool) -> None:
         self.file = file
         self.source = file.model.graph
         self.dims = dims
         self.known_dims: set[str] = set()
         graph = Graph(self.source.name or file.path.stem, Level.ANNOTATED, file.sha256)
-        self.builder = Builder(graph, file.opset)
+        self.builder = Builder(graph, file.opset, pad_nms=pad_nms)
         self.control = Control(self._convert, self._bind_initializer)
 
     def run(self) -> Graph:

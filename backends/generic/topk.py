@@ -158,7 +158,7 @@ class _TopK(Reduction):
         axis = axes.reduced[0] if axes.reduced else None
         count = 1 if axis is None else frame.count(axis.extent, axis.dim)
         step_x, step_y = (0, 0) if axis is None else (axis.x, axis.y)
-        heap = _Heap(frame, kept)
+        heap = Heap(frame, kept, self.scratch_dtype)
 
         def row(r: Row) -> None:
             with k.serial(kept) as i:
@@ -185,13 +185,18 @@ class _TopK(Reduction):
         rows(frame, axes, 1, row)
 
 
+def float_key(v: Lanes, value: Expr) -> Expr:
+    """int32 that grows with the float32 `value`, which is not NaN; equal for equal values."""
+    bits = v.bitcast(value, "int32")
+    # Negative floats count down from their sign bit; the two zeros are equal.
+    ordered = bits ^ (v.k.shift_right(bits, v.i32(31)) & v.i32(0x7FFFFFFF))
+    return v.select(value == v.f32(0), v.i32(0), ordered)
+
+
 def _key(v: Lanes, value: Expr, dtype: str, *, largest: bool) -> Expr:
     """int64 that grows with `value`, or falls where the least elements are wanted; equal for equal elements."""
     if dtype == "float32":
-        bits = v.bitcast(value, "int32")
-        # Negative floats count down from their sign bit; the two zeros are equal.
-        ordered = bits ^ (v.k.shift_right(bits, v.i32(31)) & v.i32(0x7FFFFFFF))
-        key = v.cast(v.select(value == v.f32(0), v.i32(0), ordered), "int64")
+        key = v.cast(float_key(v, value), "int64")
     elif dtype == "uint64":
         key = v.bitcast(value, "int64") ^ v.i64(-(1 << 63))
     else:
@@ -199,11 +204,14 @@ def _key(v: Lanes, value: Expr, dtype: str, *, largest: bool) -> Expr:
     return key if largest else v.i64(-1) - key
 
 
-class _Heap:
-    """A binary heap in scratch with the worst element (least key; of equal keys the higher index) at place 0."""
+class Heap:
+    """A binary heap in scratch with the worst element (least key; of equal keys the higher index) at place 0.
 
-    def __init__(self, frame: Frame, size: int) -> None:
-        self._k, self._scratch, self._size = frame.k, frame.scratch, size
+    Keys lie at the scratch's first `size` elements, indices behind them; both are of the integer type `dtype`.
+    """
+
+    def __init__(self, frame: Frame, size: int, dtype: str) -> None:
+        self._k, self._scratch, self._size, self._dtype = frame.k, frame.scratch, size, dtype
 
     def key(self, place: Expr) -> Expr:
         """The key at `place`."""
@@ -215,8 +223,8 @@ class _Heap:
 
     def put(self, place: Expr, key: Expr, index: Expr) -> None:
         """Store an element."""
-        # 64-bit integers are their own keys, and a loop that copies them would become a memcpy.
-        Lanes(self._k, 1).put(self._scratch, place, key, "int64")
+        # Integers may be their own keys, and a loop that copies them would become a memcpy.
+        Lanes(self._k, 1).put(self._scratch, place, key, self._dtype)
         self._k.store(self._scratch, place + self._size, index)
 
     def move(self, source: Expr, place: Expr) -> None:
@@ -231,7 +239,7 @@ class _Heap:
     def sift(self, place: Expr, size: Expr) -> None:
         """Let the element at `place` sink below all worse ones among the first `size`."""
         k = self._k
-        at, child, held = k.alloc(1, "int32"), k.alloc(1, "int32"), k.alloc(2, "int64")
+        at, child, held = k.alloc(1, "int32"), k.alloc(1, "int32"), k.alloc(2, self._dtype)
         k.store(at, 0, place)
         here, below = k.load(at, 0), k.load(child, 0)
         # Expressions are evaluated where they are used, so what a swap overwrites is held.

@@ -197,15 +197,6 @@ def convert_one_hot(_builder: Builder, node: OnnxNode) -> Operand:
     return node.emit("Where", [here, np.asarray(on), np.asarray(off)])
 
 
-def refuse_non_max_suppression(_builder: Builder, node: OnnxNode) -> Operand:
-    """NonMaxSuppression: as many boxes as the image has."""
-    boxes, scores = node.input_name(0), node.input_name(1)
-    node.refuse(
-        "the number of boxes it selects depends on the data",
-        f"a model that ends in front of it: make boxes {boxes!r} and scores {scores!r} outputs and select in the application",
-    )
-
-
 def refuse_sequence(_builder: Builder, node: OnnxNode) -> Operand:
     """Operators on sequences of tensors."""
     node.refuse("a sequence of tensors", "dense tensors: Split with one output for each part")
@@ -225,7 +216,6 @@ TABLE = {
     "Gather": convert_gather,
     "GatherElements": convert_gather_elements,
     "GatherND": convert_gather_nd,
-    "NonMaxSuppression": refuse_non_max_suppression,
     "NonZero": refuse_data_dependent,
     "OneHot": convert_one_hot,
     "ReverseSequence": convert_reverse_sequence,

@@ -117,9 +117,7 @@ class Options:
         return method
 
 
-def load_graph(
-    model: Path, dims: Mapping[str, int | tuple[int, int]] | None = None, *, pad_nms: bool = False
-) -> Graph:
+def load_graph(model: Path, dims: Mapping[str, int | tuple[int, int]] | None = None, *, pad_nms: bool = False) -> Graph:
     """The graph of an ONNX file, a saved graph or an artifact, as stored, with extents or bounds `dims` for symbolic dimensions.
 
     An ONNX file is imported with `pad_nms` (`bevel.frontend.onnx.import_onnx`); the others were, or were not.

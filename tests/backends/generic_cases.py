@@ -33,6 +33,7 @@ FAMILIES: tuple[str, ...] = (
     "cases_elementwise",
     "cases_matmul",
     "cases_movement",
+    "cases_nms",
     "cases_normalize",
     "cases_recurrent",
     "cases_window",

@@ -143,10 +143,3 @@ def test_an_embedding_takes_runtime_ids(tmp_path: Path) -> None:
 def test_refusals_say_what_is_missing(model: onnx.ModelProto, message: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOp, match=message):
         imported(tmp_path, model)
-
-
-def test_non_max_suppression_names_what_to_output_instead(tmp_path: Path) -> None:
-    node = helper.make_node("NonMaxSuppression", ["boxes", "scores"], ["y"])
-    model = model_of([node], {"boxes": (1, 9, 4), "scores": (1, 2, 9)}, ["y"], out_elem=TensorProto.INT64)
-    with pytest.raises(UnsupportedOp, match=r"make boxes 'boxes' and scores 'scores' outputs"):
-        imported(tmp_path, model)

@@ -133,7 +133,14 @@ def movement_cases() -> list[Case]:
 
 
 # Files beside this one, each with a function `cases() -> list[Case]`.
-FAMILIES: tuple[str, ...] = ("cases_elementwise", "cases_movement", "cases_normalize", "cases_recurrent", "cases_window")
+FAMILIES: tuple[str, ...] = (
+    "cases_elementwise",
+    "cases_movement",
+    "cases_nms",
+    "cases_normalize",
+    "cases_recurrent",
+    "cases_window",
+)
 
 CASES = [
     *conv_cases(),

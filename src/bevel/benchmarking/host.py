@@ -166,7 +166,7 @@ def _quantize_onnx(model: Path, artifact: Artifact, calibration: Path, folder: P
     from bevel.data import open_data
     from bevel.evaluation import artifact_inputs
 
-    if load_graph(model).level is not Level.FLOAT:
+    if load_graph(model, pad_nms=True).level is not Level.FLOAT:
         raise UsageError(f"--against onnxruntime-int8: {model} is quantized already; --against onnxruntime runs it as it is")
     data = open_data(calibration, artifact_inputs(artifact))
 
