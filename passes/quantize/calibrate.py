@@ -93,7 +93,7 @@ class Calibrate:
         result.level = Level.ANNOTATED
         ranges = {value: watcher.range() for value, watcher in observers.items()}
         join_ranges(sources, ranges)
-        settle(result, lambda known: _type_values(result, islands, ranges, {**fixed, **known}))
+        settle(result, lambda known: _type_values(result, typed, ranges, {**fixed, **known}))
         for node in result.nodes:
             if node not in islands:
                 _type_constants(result, node, means.get(node))
@@ -199,10 +199,10 @@ def _has_own_range(value: Value, typed: list[Value]) -> bool:
 
 
 def _type_values(
-    graph: Graph, islands: set[Node], ranges: dict[Value, tuple[float, float]], fixed: Mapping[Value, Quant]
+    graph: Graph, typed: list[Value], ranges: dict[Value, tuple[float, float]], fixed: Mapping[Value, Quant]
 ) -> None:
-    """Assign types in execution order; those of `fixed` are known."""
-    for value in _typed_values(graph, islands):
+    """Assign types to `typed` in execution order; those of `fixed` are known."""
+    for value in typed:
         value.type = value.type.with_elem(fixed[value] if value in fixed else _type_of(graph, value, ranges))
 
 

@@ -1,7 +1,7 @@
 """States in the runtime: bevel_run's hand-over, bevel_state_reset, HostModel and bevel-run, on a model whose kernel is plain C.
 
-x [1, 96] and s [1, 96] of uint8, s quantized with zero point 5 -> y = x + s, and seen = s. State s takes y: without reset, y sums up all
-x so far. A first x of 255 makes the kernel fail.
+x [1, 96] and s [1, 96] of uint8, s quantized with zero point 5 -> y = x + s, and seen = s. State s takes y: without reset, y sums
+up all x so far. A first x of 255 makes the kernel fail.
 """
 
 from __future__ import annotations
