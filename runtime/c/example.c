@@ -19,6 +19,7 @@ int main(int argc, char **argv)
      * through bevel_set_input_f32. */
     for (size_t i = 0; i < bevel_num_inputs(); i++)
         memset(bevel_input(model, i)->data, 0, bevel_input(model, i)->nbytes);
+    bevel_state_reset(model); /* states, if there are any, are zero again: bevel_open did this, and bevel_run hands them on */
 
     status = bevel_run(model);
     if (status != BEVEL_OK) {

@@ -312,9 +312,8 @@ def test_pairs_that_cannot_be_meant(arguments: list[str], message: str, refused:
 
 
 def test_a_state_has_one_size(refused: Bevel) -> None:
-    assert "the shape of a state is fixed; bind dimension 'n' with --dim n=N" in refused(
-        "--state", "sum=sum_next", "--dim", "n=1:4"
-    )
+    message = refused("--state", "sum=sum_next", "--dim", "n=1:4")
+    assert "the shape of a state is fixed; bind dimension 'n' with --dim n=N" in message
 
 
 def test_two_states_may_take_one_output(models: dict[str, Path], tmp_path: Path) -> None:
@@ -326,3 +325,76 @@ def test_two_states_may_take_one_output(models: dict[str, Path], tmp_path: Path)
         held = {tensor.name: tensor.array for tensor in model.inputs}
         np.testing.assert_array_equal(held["sum"], model.outputs()["sum_next"])
         np.testing.assert_array_equal(held["share"], model.outputs()["sum_next"])
+
+
+def stepped(artifact: Artifact, states: dict[str, str], given: list[Array]) -> None:
+    """Ten runs of an integer artifact equal ten of its graph that are handed their states."""
+    graph = load_graph(artifact.path)
+    assert graph.level is Level.INTEGER
+    x = next(v for v in graph.inputs if v.name == "x")
+    codes = [interp.boundary_codes(x, frame) if isinstance(x.type.elem, Quant) else frame for frame in given]
+    with HostModel(artifact) as model:
+        for frame, expected in zip(codes, by_hand(graph, states, codes), strict=True):
+            model.set_inputs({"x": frame})
+            model.run()
+            for name, array in expected.items():
+                np.testing.assert_array_equal(model.outputs()[name], array)
+
+
+@pytest.mark.parametrize("bits", ["fp32", "8"])
+def test_a_delay_line(bits: str, tmp_path: Path) -> None:
+    """Outputs that are inputs: x becomes z1, z1 becomes z2, all of one type."""
+    node = helper.make_node
+    nodes = [
+        node("Identity", ["x"], ["z1n"]),
+        node("Identity", ["z1"], ["z2n"]),
+        node("Add", ["x", "z1"], ["two"]),
+        node("Add", ["two", "z2"], ["y"]),
+    ]
+    shape = [1, 8]
+    path = save(tmp_path, "delay", nodes, dict.fromkeys(("x", "z1", "z2"), shape), dict.fromkeys(("y", "z1n", "z2n"), shape), {})
+    given = [np.random.default_rng(i).normal(size=(1, 8)).astype(np.float32) for i in range(RUNS)]
+    zero = np.zeros((1, 8), np.float32)
+    data = {"x": given, "z1": [zero, *given[:-1]], "z2": [zero, zero, *given[:-2]]}
+    calibration = {name: np.concatenate(arrays) for name, arrays in data.items()} if bits == "8" else None
+    states = {"z1": "z1n", "z2": "z2n"}
+    artifact = bevel.compile(path, bits=bits, calibration=calibration, output=tmp_path / "delay.bevel", states=states)
+    if bits == "8":
+        stepped(artifact, states, given)
+        return
+    with HostModel(artifact) as model:
+        for index, x in enumerate(given):
+            model.set_inputs({"x": x})
+            model.run()
+            expected = sum((given[i] for i in range(max(0, index - 2), index + 1)), zero)
+            np.testing.assert_allclose(model.outputs()["y"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("typed", ["both", "input", "output"])
+def test_models_that_come_quantized(typed: str, tmp_path: Path) -> None:
+    """QDQ: an output of another type than its state is requantized to it; a type that one end lacks it gets."""
+    node = helper.make_node
+    weights: dict[str, Any] = {"zero": np.int8(0), "ten": np.int8(10), "xs": np.float32(0.02), "hs": np.float32(0.05)}
+    weights |= {"os": np.float32(0.03), "half": np.float32(0.5)}
+
+    def quantized(name: str, scale: str, zero: str) -> list[Any]:
+        return [
+            node("QuantizeLinear", [name, scale, zero], [f"{name}.q"]),
+            node("DequantizeLinear", [f"{name}.q", scale, zero], [f"{name}.dq"]),
+        ]
+
+    nodes = quantized("x", "xs", "zero") + (quantized("h", "hs", "ten") if typed != "output" else [])
+    nodes.append(node("Add", ["x.dq", "h.dq" if typed != "output" else "h"], ["sum"]))
+    if typed != "input":
+        nodes += quantized("sum", "os", "zero")
+    nodes.append(node("Identity", ["sum.dq" if typed != "input" else "sum"], ["hn"]))
+    path = save(tmp_path, f"qdq-{typed}", nodes, {"x": [1, 8], "h": [1, 8]}, {"hn": [1, 8]}, weights)
+    artifact = bevel.compile(path, output=tmp_path / "qdq.bevel", states={"h": "hn"})
+    given = [np.random.default_rng(i).normal(size=(1, 8)).astype(np.float32) / 4 for i in range(RUNS)]
+    stepped(artifact, {"h": "hn"}, given)
+    tensors = {
+        t["name"]: (t["dtype"], t["scale"], t["zero_point"])
+        for t in (*artifact.manifest["inputs"], *artifact.manifest["outputs"])
+    }
+    assert tensors["h"] == tensors["hn"]
+    assert tensors["h"][0] == "int8"
