@@ -19,6 +19,7 @@ import pytest
 from bevel.backends.generic import DEFINITIONS, GENERATORS, GENERIC, GENERIC_CONV, VECTOR
 from bevel.backends.kernel import Array, Buf, ConvConstants, ConvProblem, NodeProblem
 from bevel.backends.tvm import compile_object
+from bevel.ir.graph import Level
 from bevel.ir.ops import NoAttrs, lookup, table
 from bevel.ir.ops.elementwise import erf
 from bevel.ir.protocols import Target
@@ -52,7 +53,7 @@ FLOAT_X86 = re.compile(
     r"v?(add|sub|mul|div|sqrt|max|min|rcp|rsqrt|round|hadd|dp|cmp\w*|cvt\w*|u?comi|fn?m(add|sub)\w*)(ss|sd|ps|pd|2\w+)"
     r"|f(ld|st|add|sub|mul|div|ild|ist)\w*"
 )
-FLOAT_ARM = re.compile(r"f(?!mov)\w+|[su]cvtf\w*")
+FLOAT_ARM = re.compile(r"f(?!mov|neg)\w+|[su]cvtf\w*")
 FLOAT_ARMV7 = re.compile(r"v(?!mov)\w+\.f(16|32|64)\S*|vcvt\S*")
 FLOAT_CODE = {"x86_64": FLOAT_X86, "aarch64": FLOAT_ARM, "armv7": FLOAT_ARMV7}
 
@@ -178,7 +179,10 @@ def test_integer_kernels_hold_no_float_arithmetic(batch: Batch) -> None:
     for run in batch.runs:
         mnemonics = set(re.findall(r"^ *[0-9a-f]+:\t(\S+)", bodies[run.symbol], re.M))
         found = sorted(m for m in mnemonics if float_code.fullmatch(m))
-        if run.case.integer and found:
+        # Vectors of plain integers are shifted and divided through exact conversions where an instruction set has nothing else;
+        # such operators never stand in an integer-only graph.
+        stands = run.case.op == "Copy" or Level.INTEGER in lookup(run.case.op).levels
+        if run.case.integer and stands and found:
             offenders[f"{run.case.op} {run.symbol}"] = found
         # The pattern does find float arithmetic where there is some.
         if run.case.op in ("Sigmoid", "Quantize", "MatMul"):
@@ -203,7 +207,7 @@ def test_refuses_with_a_reason() -> None:
     mixed = NodeProblem("Concat", None, (Buf((4,), "int8"), Buf((4,), "uint8")), (Buf((8,), "uint8"),))
     assert "int8, uint8" in str(GENERIC.legal(mixed, X86_BASE))
     half = NodeProblem("Copy", None, (Buf((4,), "float16"),), (Buf((4,), "float16"),))
-    assert "float16" in str(GENERIC.legal(half, X86_BASE))
+    assert "half-precision" in str(GENERIC.legal(half, X86_BASE))
     assert "no derived kernel" in str(GENERIC.legal(NodeProblem("Nonesuch", None, (), ()), X86_BASE))
     assert "int64" in str(GENERIC_CONV.legal(ConvProblem(1, 1, 1, 1, 1, dtype="int64"), X86_BASE))
     names = [g.name for g in GENERATORS]
