@@ -213,6 +213,7 @@ def costs(name: str, one: Subject, folder: Path) -> Iterator[str]:
     yield f"| whole compile, empty cache, {CALIBRATION} samples | {cold[0]:.1f} s ({cold[1]:.1f} s of processor time) | 90 s |"
     yield f"| the same again | {again[0]:.2f} s ({again[1]:.2f} s of processor time) | 5 s |"
     yield f"| library + weights | {shipped['library'] / 1e6:.2f} + {shipped['weights'] / 1e6:.2f} MB | 6 MB |"
+    yield f"| all files of the artifact | {sum(files.values()) / 1e6:.2f} MB | 6 MB |"
     yield f"| bevel-run from start to end, with one input and output file | {cold_start_ms(artifact, folder):.2f} ms | 30 ms |"
     yield f"| peak resident memory of bevel-run | {peak_rss_mb(artifact):.1f} MB | 25 MB |"
     yield from ("", f"Load of the machine meanwhile: {load:.1f} on {os.cpu_count()} cores.", "", "| file | bytes |", "|---|---|")
