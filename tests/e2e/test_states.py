@@ -370,11 +370,12 @@ def test_a_delay_line(bits: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(model.outputs()["y"], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("codes", [np.int8, np.uint8])
 @pytest.mark.parametrize("typed", ["both", "input", "output"])
-def test_models_that_come_quantized(typed: str, tmp_path: Path) -> None:
+def test_models_that_come_quantized(typed: str, codes: Callable[[int], Any], tmp_path: Path) -> None:
     """QDQ: an output of another type than its state is requantized to it; a type that one end lacks it gets."""
     node = helper.make_node
-    weights: dict[str, Any] = {"zero": np.int8(0), "ten": np.int8(10), "xs": np.float32(0.02), "hs": np.float32(0.05)}
+    weights: dict[str, Any] = {"zero": codes(0), "ten": codes(10), "xs": np.float32(0.02), "hs": np.float32(0.05)}
     weights |= {"os": np.float32(0.03), "half": np.float32(0.5)}
 
     def quantized(name: str, scale: str, zero: str) -> list[Any]:

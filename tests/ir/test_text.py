@@ -111,6 +111,9 @@ BAD = [
     ("{lo=0.0}", '{lo="0"}', "line 6: found '0', expected a float"),
     ("output %z", "output %q", "line 7: value 'q' is used before"),
     ("output %z", "result %z", "line 7: found 'result'"),
+    ("output %z", "output %z state %x %z", "line 7: found 'z', expected '='"),
+    ("output %z", "output %z state %q = %z", "line 7: value 'q' is used before"),
+    ("output %z", "output %z state %x = %z state %x = %z", "line 7: input 'x' is a state twice"),
     ('loc "fc"', 'loc "fc', "line 5: .*no token"),
     ("}\n", "} }\n", "line 8: found '}'"),
 ]

@@ -121,6 +121,18 @@ def stale_name(g: Graph) -> None:
     g._values["ghost"] = Value("ghost", g.value("y").type)
 
 
+def state_of_nothing(g: Graph) -> None:
+    g.states = {"w": "z"}
+
+
+def state_from_nothing(g: Graph) -> None:
+    g.states = {"x": "y"}
+
+
+def state_of_another_type(g: Graph) -> None:
+    g.states = {"x": "z"}
+
+
 STRUCTURE: list[tuple[Callable[[Graph], None], str]] = [
     (drop_output, "has no outputs"),
     (swap_nodes, "Relu 'act': reads 'y' before it is defined"),
@@ -138,6 +150,9 @@ STRUCTURE: list[tuple[Callable[[Graph], None], str]] = [
     (no_results, "has no results"),
     (stale_name, "still knows 'ghost'"),
     (defined_twice, "defines 'y' a second time"),
+    (state_of_nothing, "state 'w' = 'z' of graph 'chain': not an input and an output"),
+    (state_from_nothing, "state 'x' = 'y' of graph 'chain': not an input and an output"),
+    (state_of_another_type, r"state 'x' is f32\[2,4\], but output 'z', which it takes, is f32\[2,3\]"),
 ]
 
 

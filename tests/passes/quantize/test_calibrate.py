@@ -204,6 +204,18 @@ def test_kept_float_layers_become_islands_with_their_activation() -> None:
     assert not is_integer_only(integer)
 
 
+def test_what_an_island_moves_has_a_range_of_its_own() -> None:
+    """A kept MaxPool behind a kept Concat: while types are chosen there is none to copy for what integers read behind it."""
+    graph = network()
+    annotated = calibrated(graph, keep_float=frozenset({"j", "m"}))
+    assert annotated.value("j").type.elem == F32
+    assert isinstance(annotated.value("m").type.elem, Quant)
+    integer = lower(annotated)
+    expected = run(graph, {"x": data()})["prob"]
+    found = to_real(integer.value("prob"), run(integer, {"x": data()})["prob"])
+    assert np.abs(found - expected).max() < 0.1
+
+
 def test_unknown_float_layer_is_refused() -> None:
     with pytest.raises(InvalidPlan, match="nowhere"):
         calibrated(network(), keep_float=frozenset({"nowhere"}))
