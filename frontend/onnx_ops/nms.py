@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from bevel.frontend.builder import Builder, OnnxNode, Operand
 from bevel.ir.ops.nms import NmsAttrs, selected_rows
+from bevel.ir.types import Dim
 
 
 def _threshold(node: OnnxNode, index: int, what: str) -> float | None:
@@ -39,8 +40,10 @@ def convert_non_max_suppression(builder: Builder, node: OnnxNode) -> Operand:
             f"that ends in front of it: make boxes {boxes!r} and scores {scores!r} outputs and select in the application",
         )
     attrs = NmsAttrs(most[0], iou, score, bool(center))
-    shapes = (node.static(node.shape(0), "boxes"), node.static(node.shape(1), "scores"))
-    if len(shapes[0]) == len(shapes[1]) == 3 and selected_rows(attrs, *shapes) == 0:
+    for name in (d.name for d in (*node.shape(0), *node.shape(1)) if isinstance(d, Dim)):
+        node.refuse(f"its rows cannot be counted while dimension {name!r} is open", f"fixed shapes: --dim {name}=N (dims=)")
+    fixed = node.static(node.shape(0), "boxes"), node.static(node.shape(1), "scores")
+    if len(fixed[0]) == len(fixed[1]) == 3 and selected_rows(attrs, *fixed) == 0:
         return np.empty((0, 3), np.int64)
     return node.emit("NonMaxSuppression", [node.operand(0), node.operand(1)], attrs)
 
