@@ -22,8 +22,14 @@ def _threshold(node: OnnxNode, index: int, what: str) -> float | None:
 
 def convert_non_max_suppression(builder: Builder, node: OnnxNode) -> Operand:
     """NonMaxSuppression; what selects no box at all is an empty constant."""
-    center = node.integer("center_point_box", 0)
     boxes, scores = node.input_name(0), node.input_name(1)
+    if not builder.pad_nms:
+        node.refuse(
+            "the number of boxes it selects depends on the data",
+            "--pad-nms (pad_nms=True), which fills the rows that an image leaves empty with -1 (docs/detectors.md), or a model "
+            f"that ends in front of it: make boxes {boxes!r} and scores {scores!r} outputs and select in the application",
+        )
+    center = node.integer("center_point_box", 0)
     most = node.known_ints(2, "max_output_boxes_per_class") or (0,)
     iou, score = _threshold(node, 3, "iou_threshold") or 0.0, _threshold(node, 4, "score_threshold")
     if len(most) > 1 or not 0 <= iou <= 1 or center not in (0, 1):
@@ -33,12 +39,6 @@ def convert_non_max_suppression(builder: Builder, node: OnnxNode) -> Operand:
         )
     if most[0] <= 0:
         return np.empty((0, 3), np.int64)
-    if not builder.pad_nms:
-        node.refuse(
-            "the number of boxes it selects depends on the data",
-            "--pad-nms (pad_nms=True), which fills the rows that an image leaves empty with -1 (docs/detectors.md), or a model "
-            f"that ends in front of it: make boxes {boxes!r} and scores {scores!r} outputs and select in the application",
-        )
     attrs = NmsAttrs(most[0], iou, score, bool(center))
     for name in (d.name for d in (*node.shape(0), *node.shape(1)) if isinstance(d, Dim)):
         node.refuse(f"its rows cannot be counted while dimension {name!r} is open", f"fixed shapes: --dim {name}=N (dims=)")

@@ -215,4 +215,4 @@ def test_the_number_of_rows_must_be_known(tmp_path: Path) -> None:
 
 def test_what_selects_nothing_is_empty(tmp_path: Path) -> None:
     feeds = {"boxes": BOXES, "scores": SCORES}
-    assert run(imported(tmp_path, suppression(BOXES, SCORES, 0, 0.5, None)), feeds)["y"].shape == (0, 3)
+    assert run(imported(tmp_path, suppression(BOXES, SCORES, 0, 0.5, None), **PADS), feeds)["y"].shape == (0, 3)
