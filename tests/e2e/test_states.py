@@ -399,3 +399,34 @@ def test_models_that_come_quantized(typed: str, codes: Callable[[int], Any], tmp
     }
     assert tensors["h"] == tensors["hn"]
     assert tensors["h"][0] == "int8"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_chunks_of_any_length(threads: int, tmp_path: Path) -> None:
+    """Run-time extents leave states alone: a sum over a stream is the same however it is cut."""
+    node = helper.make_node
+    nodes = [node("ReduceSum", ["x", "axis"], ["part"], keepdims=0), node("Add", ["h", "part"], ["hn"])]
+    path = save(tmp_path, "chunks", nodes, {"x": [1, "t", 6], "h": [1, 6]}, {"hn": [1, 6]}, {"axis": np.array([1])})
+    artifact = bevel.compile(path, bits="fp32", dims={"t": (1, 9)}, output=tmp_path / "chunks.bevel", states={"h": "hn"})
+    stream = np.random.default_rng(0).normal(size=(1, 20, 6)).astype(np.float32)
+    with HostModel(artifact, threads) as model:
+        for lengths in ((9, 1, 3, 7), (1,) * 20, (5, 8, 2, 5)):
+            model.reset_state()
+            for end, length in zip(np.cumsum(lengths), lengths, strict=True):
+                model.set_inputs({"x": stream[:, end - length : end]})
+                model.run()
+            np.testing.assert_allclose(model.outputs()["hn"], stream.sum(axis=1), atol=1e-5)
+
+
+def test_run_takes_a_bare_file_for_the_one_input_that_is_no_state(
+    fp32: Artifact, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", frames("recurrent")[0])
+    with pytest.raises(SystemExit) as leave:
+        main(["run", str(fp32.path), "--input", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npz"), "--json"])
+    assert leave.value.code == 0
+    assert json.loads(capfd.readouterr().out)["outputs"].keys() == {"p", "hn", "cn"}
+    with HostModel(fp32) as model, np.load(tmp_path / "y.npz") as found:
+        model.set_inputs({"x": frames("recurrent")[0]})
+        model.run()
+        np.testing.assert_array_equal(found["p"], model.outputs()["p"])
