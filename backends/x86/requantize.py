@@ -4,8 +4,8 @@ In: vectors of int32 sums and per-channel parameters packed here. Out: int32 cod
 
 The 64-bit products come from vpmuldq, which multiplies the low half of every 64-bit lane: even channels as they are, odd channels
 after a shift. Sums are first clamped to +-limit, per channel, where any sum beyond gives a code far outside every code range;
-with that the shifted product fits int32 for any multiplier (a scale may be as large as 2^30), so the halves are joined by a
-shuffle and the zero point is added in 32 bits, which no shift amount can overflow.
+with that the product shifted by n - 1 fits int32 for any multiplier (a scale may be as large as 2^30), so the halves are joined
+by a shuffle; rounding, the last bit of the shift and the zero point follow in 32 bits, which no shift amount can overflow.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from bevel.backends.kernels.tiling import store_valid
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.errors import CheckFailed
 
-# Any code beyond this saturates, and twice the step of one sum (2^30) still fits int32.
-_FAR = 1 << 29
+# Any code beyond this saturates, and twice this and the double step of one sum (at most 2^30) still fit int32.
+_FAR = 1 << 28
+# With a shift of 1 the step could be larger; codes of any sum but 0 saturate from here on.
+_STEEP = 1 << 20
 # AVX2 has no arithmetic 64-bit shift: products are made non-negative by this before a logical shift.
 _LIFT = 62
 
@@ -35,10 +37,11 @@ def limits(multiplier: Array, shift: Array) -> Array:
 
 
 def pack(constants: ConvConstants, lanes: int, lifted: bool) -> Array:
-    """Parameters as int64, one record of 4.5 * lanes elements per vector of channels.
+    """Parameters as int64, one record of 3.5 * lanes elements per vector of channels.
 
-    A record is six arrays of lanes / 2 int64 (multiplier, shift and rounding constant, each for even then odd channels), then
-    three of `lanes` int32 (-limit, limit, zero point). With `lifted`, the zero point takes 2^(62-n) back, modulo 2^32.
+    A record is four arrays of lanes / 2 int64 (multiplier and shift - 1, each for even then odd channels), then three of `lanes`
+    int32: -limit, limit, and 2 z + 1, since (p + 2^(n-1) >> n) + z is (p >> n-1) + 2 z + 1 >> 1. With `lifted`, the last takes
+    2^(63-n) back, modulo 2^32.
     """
     if constants.multiplier is None or constants.shift is None:
         raise CheckFailed("a requantized convolution was packed without multiplier and shift")
@@ -51,12 +54,12 @@ def pack(constants: ConvConstants, lanes: int, lifted: bool) -> Array:
 
     m, n = padded(constants.multiplier, 0), padded(constants.shift, 1)
     bound = padded(limits(constants.multiplier, constants.shift), 0)
-    rounding = np.left_shift(np.int64(1), n - 1)
-    zero = np.full_like(n, constants.y_zero_point)
+    m = np.where(n == 1, np.minimum(m, _STEEP), m)
+    offset = np.full_like(n, 2 * constants.y_zero_point + 1)
     if lifted:
-        zero -= np.left_shift(np.int64(1), _LIFT - n)
-    wide = [half for values in (m, n, rounding) for half in (values[:, 0::2], values[:, 1::2])]
-    narrow = np.concatenate([-bound, bound, zero], axis=1).astype(np.uint64).astype(np.uint32).view(np.int64)
+        offset -= np.left_shift(np.int64(1), _LIFT + 1 - n)
+    wide = [half for values in (m, n - 1) for half in (values[:, 0::2], values[:, 1::2])]
+    narrow = np.concatenate([-bound, bound, offset], axis=1).astype(np.uint64).astype(np.uint32).view(np.int64)
     return np.ascontiguousarray(np.concatenate([*wide, narrow], axis=1)).ravel()
 
 
@@ -72,13 +75,13 @@ def requantize(k: Builder, sums: Expr, params: Buffer, channel: Expr, lanes: int
         lifted: whether to shift logically (AVX2).
     """
     half = lanes // 2
-    base = channel * 9 // 2
+    base = channel * 7 // 2
 
     def wide(index: int) -> Expr:
         return k.load(params, base + index * half, half)
 
     def narrow(index: int) -> Expr:
-        return k.bitcast(wide(6 + index), "int32", lanes)
+        return k.bitcast(wide(4 + index), "int32", lanes)
 
     bits = k.const(32, "int64", half)
 
@@ -87,13 +90,12 @@ def requantize(k: Builder, sums: Expr, params: Buffer, channel: Expr, lanes: int
         return k.shift_right(k.shift_left(value, bits), bits)
 
     def shifted(value: Expr, parity: int) -> Expr:
-        product = value * low(wide(parity))
-        n, rounding = wide(2 + parity), wide(4 + parity)
+        product, n = value * low(wide(parity)), wide(2 + parity)
         if lifted:
-            # |product| < 2^62, so lifting it fits int64; the rounded sum may pass 2^63 and is unsigned.
+            # |product| < 2^62, so lifting it fits int64.
             product = product + k.const(1 << _LIFT, "int64", half)
-            product, n, rounding = (k.bitcast(v, "uint64", half) for v in (product, n, rounding))
-        return k.bitcast(k.shift_right(product + rounding, n), "int32", lanes)
+            product, n = (k.bitcast(v, "uint64", half) for v in (product, n))
+        return k.bitcast(k.shift_right(product, n), "int32", lanes)
 
     clamped = k.min(k.max(sums, narrow(0)), narrow(1))
     pairs = k.bitcast(clamped, "int64", half)
@@ -102,7 +104,7 @@ def requantize(k: Builder, sums: Expr, params: Buffer, channel: Expr, lanes: int
     # Little-endian: lane 2i of each holds the low half of 64-bit lane i.
     joined = k.shuffle([even, odd], [i if i % 2 == 0 else lanes + i - 1 for i in range(lanes)])
     total = k.wrapping_add(k.bitcast(joined, "uint32", lanes), k.bitcast(narrow(2), "uint32", lanes), lanes)
-    return k.bitcast(total, "int32", lanes)
+    return k.shift_right(k.bitcast(total, "int32", lanes), k.const(1, "int32", lanes))
 
 
 def clamp_codes(k: Builder, codes: Expr, lanes: int, bounds: Sequence[Expr]) -> Expr:
