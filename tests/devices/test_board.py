@@ -467,7 +467,7 @@ def test_board_command_is_usable_as_a_device(tmp_path: Path, end: signal.Signals
         profile = load_profile(tmp_path / "devices/demo.toml")
         assert profile.ssh is not None
         with SshTransport(profile.ssh) as transport:
-            assert transport.info.features == {"neon", "dotprod"}
+            assert transport.info.features == {"neon", "dotprod", "fp16"}
     finally:
         server.send_signal(end)
         assert server.wait(30) == 0
