@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 # Every real computes as float32; element types of 8 bits and fewer would lose their meaning with that.
 REAL_TYPES = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16, onnx_ir.DataType.DOUBLE)
 # One tensor of 2^31 elements exceeds every device bevel serves; a declared size beyond it is an attack or a mistake.
-MAX_ELEMENTS = 2**31
+MAX_ELEMENTS = 2**31 - 1
 # What may be computed at import: shape arithmetic and tables, not a network on constants.
 MAX_FOLDED = 2**26
 MAX_FOLDED_MACS = 2**32

@@ -120,6 +120,8 @@ def _check_proto(path: Path, proto: ModelProto) -> int:
         if not name or not name.isprintable():
             raise UnsupportedModel(f"{path}: a value is called {name!r}, expected printable text")
     for node in proto.graph.node:
+        if not node.op_type.isprintable() or not node.domain.isprintable():
+            raise UnsupportedModel(f"{path}: an operator is called {node.op_type!r} of {node.domain!r}, expected printable text")
         for name in node.input:
             if name and name not in seen:
                 raise UnsupportedModel(f"{path}: node {node.name!r} ({node.op_type}) reads {name!r}, which nothing computes")

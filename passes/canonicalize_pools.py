@@ -49,7 +49,7 @@ def _reduce(graph: Graph, node: Node) -> None:
         and before.inputs[0].type.elem == source.type.elem
     ):
         source, axes = before.inputs[0], tuple(sorted(NHWC[a] for a in axes))
-    if axes != (2, 3):
+    if axes != (2, 3) or not all(isinstance(d, int) and d >= 1 for d in source.type.shape[2:]):
         return
     result = node.output
     pooled = (*source.type.shape[:2], 1, 1)
