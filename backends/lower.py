@@ -2,8 +2,7 @@
 
 In: a verified FLOAT or INTEGER graph whose symbolic dimensions have upper bounds, and a target. Out: kernel calls over one
 arena with packed weights. Four steps, each a method of `_Lowering` in this order: fuse nodes into problems while assigning
-layouts, choose a kernel per problem, pack constants, plan the arena. Kernels never change a value: every fusion here computes
-exactly what the graph says.
+layouts, choose a kernel per problem, pack constants, plan the arena. Every fusion here computes exactly what the graph says.
 
 Symbolic dimensions are laid out at their bounds, so strides, offsets and the arena are static; only loops end early. What the
 user sees is contiguous at the actual extents: where that differs, "Spread" and "Compact" copy at the graph's border.
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bevel.backends.constant_pool import ConstantPool
 from bevel.backends.kernel import Buf, ConvConstants, ConvProblem, NodeProblem, Problem, RuntimeExtent, problem_dims
 from bevel.backends.memory import Request, align, plan_arena
 from bevel.backends.packing import LEAST_BYTES, Stored, find_weights
@@ -477,7 +477,7 @@ class _Lowering:
         # Computed dimensions belong to inputs: no value has another.
         symbols = {d.name: d for v in self.graph.inputs for d in v.type.shape if isinstance(d, Dim) and d.lo != d.hi}
         inputs, outputs = [v.name for v, _ in self.inputs], [v.name for v, _ in self.outputs]
-        weights = _Weights()
+        weights = ConstantPool()
         kernels: dict[str, Kernel] = {}
         steps: list[Step] = []
         stored: list[Stored] = []
@@ -587,36 +587,13 @@ class _Lowering:
         return offsets, size, lifetimes
 
 
-class _Weights:
-    """Contents of weights.bin: equal arrays are stored once, each 64-byte aligned."""
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-        self._places: dict[bytes, Place] = {}
-
-    def place(self, array: Array) -> Place:
-        """Where `array` is stored, adding it if it is new."""
-        raw = np.ascontiguousarray(array).tobytes()
-        digest = hashlib.sha256(raw).digest()
-        if digest not in self._places:
-            self._data.extend(bytes(align(len(self._data)) - len(self._data)))
-            self._places[digest] = Place("weights", len(self._data))
-            self._data.extend(raw)
-        return self._places[digest]
-
-    def blob(self) -> bytes:
-        """All bytes, with the readable tail."""
-        return bytes(self._data) + bytes(align(len(self._data)) - len(self._data) + 64)
-
-
 def _elements(type_: TensorType) -> int:
     """Elements at the bounds of symbolic dimensions."""
     return prod(d if isinstance(d, int) else d.hi or 1 for d in type_.shape)
 
 
 def _scale(type_: TensorType) -> float:
-    elem = type_.elem
-    return elem.scale[0] if isinstance(elem, Quant) and elem.per_tensor else 1.0
+    return type_.elem.scale[0] if isinstance(type_.elem, Quant) and type_.elem.per_tensor else 1.0
 
 
 def _layer(node: Node) -> str:
