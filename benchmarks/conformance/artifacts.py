@@ -78,13 +78,14 @@ def judge_artifacts(verdicts: Sequence[Verdict], progress: Callable[[int, int], 
             results.append(Verdict(verdict.case, "crash", f"{type(error).__name__}: {error}", verdict.graph))
             continue
         ready.append(Compiled(verdict.case, graph, inputs))
+    refused = len(results)
     # Levels cannot be mixed in one graph.
     for level in (Level.FLOAT, Level.INTEGER):
         chosen = [item for item in ready if item.graph.level is level]
         for first in range(0, len(chosen), PER_ARTIFACT):
             results += _run(chosen[first : first + PER_ARTIFACT], level)
             if progress is not None:
-                progress(len(results), len(ready))
+                progress(len(results) - refused, len(ready))
     return results
 
 
