@@ -218,6 +218,24 @@ def save_profile(profile: Profile, path: Path | None = None) -> Path:
     return path
 
 
+def remove_profile(name: str) -> Path:
+    """Remove the user's own profile `name`; gives the file that was removed.
+
+    Raises:
+        UsageError: the user has no such profile, or it cannot be removed.
+    """
+    path = user_directory() / f"{name}.toml"
+    own = sorted(p.stem for p in user_directory().glob("*.toml"))
+    if name not in own:
+        why = "it ships with bevel" if name in list_profiles() else "there is none"
+        raise UsageError(f"no device profile {name!r} of your own to remove ({why}). Yours: {', '.join(own) or 'none'}")
+    try:
+        path.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot remove device profile {path}: {error.strerror}") from error
+    return path
+
+
 @dataclass
 class _Table:
     """One TOML table being read: typed access that names file and key, and refuses keys nobody asked for."""

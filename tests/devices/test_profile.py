@@ -13,6 +13,7 @@ from bevel.devices.profile import (
     list_profiles,
     load_profile,
     parse_address,
+    remove_profile,
     save_profile,
     user_directory,
 )
@@ -90,6 +91,17 @@ def test_user_profile_shadows_a_shipped_one() -> None:
     assert save_profile(mine) == user_directory() / "raspberry-pi-4.toml"
     assert load_profile("raspberry-pi-4") == mine
     assert list_profiles() == ["host", *SHIPPED]
+
+
+def test_removing_ones_own_profile_shows_the_shipped_one_again() -> None:
+    shipped = load_profile("raspberry-pi-4")
+    path = save_profile(replace(shipped, ssh=Ssh("board.local", "pi")))
+    assert remove_profile("raspberry-pi-4") == path
+    assert load_profile("raspberry-pi-4") == shipped
+    with pytest.raises(UsageError, match=r"'raspberry-pi-4' of your own to remove \(it ships with bevel\). Yours: none"):
+        remove_profile("raspberry-pi-4")
+    with pytest.raises(UsageError, match="there is none"):
+        remove_profile("../raspberry-pi-4")
 
 
 def test_unknown_name_lists_the_known_and_suggests() -> None:

@@ -30,7 +30,7 @@ _VERBS = {
     "profile": ("bevel.cli.profile", "Show where an artifact spends its time, layer by layer."),
     "eval": ("bevel.cli.evaluate", "Measure accuracy and agreement with a baseline."),
     "cost": ("bevel.cli.cost", "Predict latency per layer and precision before compiling."),
-    "devices": ("bevel.cli.devices", "List and show device profiles; check that a device answers."),
+    "devices": ("bevel.cli.devices", "List, show and remove device profiles; check that a device answers."),
     "ops": ("bevel.cli.ops", "List the operators bevel knows."),
 }
 

@@ -1,4 +1,4 @@
-"""`bevel devices`: profiles, and whether a device answers."""
+"""`bevel devices`: the profiles bevel knows, and what is done with one. `bevel devices NAME` is short for `show NAME`."""
 
 from __future__ import annotations
 
@@ -6,54 +6,114 @@ import click
 
 from bevel.cli import options
 from bevel.cli.output import emit, table
-from bevel.devices.profile import Profile, list_profiles, load_profile
+from bevel.devices.profile import Profile, list_profiles, load_profile, remove_profile
 from bevel.devices.resolve import resolve_transport
 
 
-@click.command("devices")
-@click.argument("name", required=False)
-@click.option("--check", is_flag=True, help="Connect to NAME and say what it is.")
+class _DeviceVerbs(click.Group):
+    """A group that takes the name of a device, or a profile's path, where a subcommand could stand."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        known = args[0] in self.commands or args[0].startswith("-")
+        return super().resolve_command(ctx, args if known else ["show", *args])
+
+
+@click.group("devices", cls=_DeviceVerbs, invoke_without_command=True)
 @options.universal
-def command(name: str | None, check: bool, as_json: bool, verbose: bool) -> None:
-    """List device profiles, show one, or check that it answers.
+@click.pass_context
+def command(ctx: click.Context, as_json: bool, verbose: bool) -> None:
+    """List device profiles, and show, check or remove one.
 
     \b
     bevel devices
-    bevel devices raspberry-pi-4
-    bevel devices my-pi.toml --check
+    bevel devices raspberry-pi-4          # the same as: bevel devices show raspberry-pi-4
+    bevel devices check kitchen-pi
     """
-    if name is None:
-        profiles = [load_profile(known) for known in list_profiles()]
-        rows = [(p.name, p.arch, p.cpu, " ".join(sorted(p.features)), _address(p), p.description) for p in profiles]
-        emit(
-            as_json,
-            {"devices": [_document(p) for p in profiles]},
-            [table("devices", ("name", "arch", "cpu", "ISA", "address", ""), rows)],
-        )
-        return
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_devices, as_json=as_json, verbose=verbose)
+    # --json and --verbose hold for the subcommand wherever they stand.
+    given = {"as_json": True} if as_json else {}
+    ctx.default_map = {name: given for name in command.commands}
+
+
+@command.command("list")
+@options.universal
+def list_devices(as_json: bool, verbose: bool) -> None:
+    """List the device profiles: `host`, those that ship with bevel, and your own."""
+    profiles = [load_profile(known) for known in list_profiles()]
+    rows = [(p.name, p.arch, p.cpu, " ".join(sorted(p.features)), _address(p), p.description) for p in profiles]
+    emit(
+        as_json,
+        {"devices": [describe(p) for p in profiles]},
+        [table("devices", ("name", "arch", "cpu", "ISA", "address", ""), rows)],
+    )
+
+
+@command.command("show")
+@click.argument("name")
+@click.option("--check", is_flag=True, help="Connect as well: the same as `bevel devices check NAME`.")
+@options.universal
+def show(name: str, check: bool, as_json: bool, verbose: bool) -> None:
+    """Show the profile NAME, a name that `bevel devices` lists or a TOML file.
+
+    \b
+    bevel devices show raspberry-pi-4
+    """
     profile = load_profile(name)
-    document = _document(profile)
+    document = describe(profile)
     text: list[object] = [f"{key}: {value}" for key, value in document.items()]
     if check:
-        with resolve_transport(profile) as transport:
-            transport.preflight(profile.target())
-            info = transport.info
-            found = {
-                "label": transport.label,
-                "emulated": transport.emulated,
-                "arch": info.arch,
-                "features": sorted(info.features),
-            }
+        found = _check(profile)
         document["check"] = found
         text.append(f"answers: {found}")
     emit(as_json, document, text)
+
+
+@command.command("check")
+@click.argument("name")
+@options.universal
+@click.pass_context
+def check_device(ctx: click.Context, name: str, as_json: bool, verbose: bool) -> None:
+    """Connect to NAME, and compare what the device says with its profile.
+
+    \b
+    bevel devices check kitchen-pi
+    """
+    ctx.invoke(show, name=name, check=True, as_json=as_json, verbose=verbose)
+
+
+@command.command("remove")
+@click.argument("name")
+@options.universal
+def remove(name: str, as_json: bool, verbose: bool) -> None:
+    """Forget your own profile NAME; a shipped profile of that name is seen again.
+
+    \b
+    bevel devices remove kitchen-pi
+    """
+    path = remove_profile(name)
+    emit(as_json, {"removed": name, "file": str(path)}, [f"removed {path}"])
+
+
+def _check(profile: Profile) -> dict[str, object]:
+    """What a device says of itself, after checking that it runs code compiled for `profile`."""
+    with resolve_transport(profile) as transport:
+        transport.preflight(profile.target())
+        info = transport.info
+        return {
+            "label": transport.label,
+            "emulated": transport.emulated,
+            "arch": info.arch,
+            "features": sorted(info.features),
+        }
 
 
 def _address(profile: Profile) -> str:
     return profile.ssh.address if profile.ssh is not None else "-"
 
 
-def _document(profile: Profile) -> dict[str, object]:
+def describe(profile: Profile) -> dict[str, object]:
+    """A profile's JSON document."""
     peaks = profile.peaks
     return {
         "name": profile.name,
