@@ -44,6 +44,10 @@ class ConnectionLost(BoardError):
     """The connection ended before the command's result came back: link drop, reboot, or a killed SSH server."""
 
 
+class DeviceBusy(BoardError):
+    """Another bevel process holds the device's lock, and did so for as long as the caller would wait."""
+
+
 class DiskFull(BoardError):
     """The file system of the work directory has no room."""
 

@@ -5,16 +5,21 @@ In: commands and files. Out: what they print. The work directory is a temporary 
 
 from __future__ import annotations
 
+import os
+import select
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bevel.devices.profile import Profile
 from bevel.devices.remote import BoardInfo
-from bevel.devices.transport import GRACE_S, Transport
+from bevel.devices.transport import GRACE_S, OnStdout, Transport
+
+POLL_MS = 500  # between looks whether the process ended while its output stays open
 
 
 class LocalTransport(Transport):
@@ -60,29 +65,49 @@ class LocalTransport(Transport):
     def _wrap(self, argv: list[str]) -> list[str]:
         return [*self._emulator, *argv]
 
-    def _execute(self, command: str, limit_s: float) -> tuple[bytes, bytes]:
-        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+    def _execute(self, command: str, limit_s: float, on_stdout: OnStdout | None = None) -> tuple[bytes, bytes]:
+        with tempfile.TemporaryFile() as stderr:
             # A session of its own: Ctrl-C reaches bevel alone, which then ends the job through its guard.
             process = subprocess.Popen(
-                ["/bin/sh", "-c", command], stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, start_new_session=True
+                ["/bin/sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
             )
-            try:
-                process.wait(limit_s)
-            except subprocess.TimeoutExpired:
-                pass  # The trailer will be missing, which the caller reports.
-            finally:
-                if process.stdin is not None:
-                    process.stdin.close()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            output = bytearray()
+            with process.stdout:
                 try:
-                    process.wait(GRACE_S)
+                    for chunk in _chunks(process, process.stdout.fileno(), time.monotonic() + limit_s):
+                        output += chunk
+                        if on_stdout is not None:
+                            on_stdout(chunk)
                 finally:
-                    process.kill()
-            stdout.seek(0)
+                    process.stdin.close()  # Past the limit this ends the command; the trailer is then missing.
+                    try:
+                        process.wait(GRACE_S)
+                    finally:
+                        process.kill()
             stderr.seek(0)
-            return stdout.read(), stderr.read()
+            return bytes(output), stderr.read()
 
     def _send(self, local: Path, remote: str) -> None:
         shutil.copyfile(local, remote)
 
     def _fetch(self, remote: str, local: Path) -> None:
         shutil.copyfile(remote, local)
+
+
+def _chunks(process: subprocess.Popen[bytes], descriptor: int, deadline: float) -> Iterator[bytes]:
+    """What arrives at `descriptor` until its end, the process's end, or the deadline."""
+    ready = select.poll()
+    ready.register(descriptor, select.POLLIN)
+    ended = False
+    while time.monotonic() < deadline:
+        # A child that outlived the program may keep the pipe open: what is in it when the program has ended is all.
+        if not ready.poll(0 if ended else POLL_MS):
+            if ended:
+                return
+            ended = process.poll() is not None
+        elif chunk := os.read(descriptor, 1 << 16):
+            yield chunk
+        else:
+            return

@@ -26,7 +26,7 @@ from bevel.devices.errors import (
     RemoteFailed,
 )
 from bevel.devices.profile import Ssh
-from bevel.devices.transport import Transport
+from bevel.devices.transport import OnStdout, Transport
 
 T = TypeVar("T")
 
@@ -63,7 +63,15 @@ class _LoopThread:
         return task.result()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End what still runs, such as a command of another thread's, and the thread."""
+
+        async def wind_up() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(wind_up(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
@@ -93,9 +101,9 @@ class SshTransport(Transport):
             self._thread.stop()
         self._thread = self._info = None
 
-    def _execute(self, command: str, limit_s: float) -> tuple[bytes, bytes]:
+    def _execute(self, command: str, limit_s: float, on_stdout: OnStdout | None = None) -> tuple[bytes, bytes]:
         thread, connection = self._live()
-        return thread.call(self._communicate(connection, command, limit_s))
+        return thread.call(self._communicate(connection, command, limit_s, on_stdout))
 
     def _send(self, local: Path, remote: str) -> None:
         self._copy(lambda sftp: sftp.put(str(local), remote))
@@ -182,20 +190,22 @@ class SshTransport(Transport):
                 self._connection.abort()
         self._connection = self._sftp = None
 
-    async def _communicate(self, connection: asyncssh.SSHClientConnection, command: str, limit_s: float) -> tuple[bytes, bytes]:
+    async def _communicate(
+        self, connection: asyncssh.SSHClientConnection, command: str, limit_s: float, on_stdout: OnStdout | None
+    ) -> tuple[bytes, bytes]:
         """Run `command`, beating on its standard input until it ends, is cancelled or the limit passes."""
-        output = [bytearray(), bytearray()]
         try:
             process = await connection.create_process(command, encoding=None)
         except (asyncssh.Error, OSError):
             return b"", b""
+        stdout, stderr = bytearray(), bytearray()
         collecting = [
-            asyncio.ensure_future(self._collect_stream(stream, buffer))
-            for stream, buffer in zip((process.stdout, process.stderr), output, strict=True)
+            asyncio.ensure_future(self._collect_stream(process.stdout, stdout, on_stdout)),
+            asyncio.ensure_future(self._collect_stream(process.stderr, stderr, None)),
         ]
         beating = asyncio.ensure_future(self._beat(process))
         try:
-            await asyncio.wait(collecting, timeout=limit_s)
+            await asyncio.wait(collecting, timeout=limit_s, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             beating.cancel()
             if not all(task.done() for task in collecting):
@@ -204,14 +214,22 @@ class SshTransport(Transport):
             process.close()
             for task in collecting:
                 task.cancel()
-        return bytes(output[0]), bytes(output[1])
+        for task in collecting:
+            if task.done():
+                task.result()  # raises what the caller's function raised
+        return bytes(stdout), bytes(stderr)
 
-    async def _collect_stream(self, stream: asyncssh.SSHReader[bytes], into: bytearray) -> None:
-        try:
-            while chunk := await stream.read(1 << 16):
-                into += chunk
-        except (asyncssh.Error, OSError):
-            return  # A connection that ends early: what arrived is kept, and the trailer is missing.
+    async def _collect_stream(self, stream: asyncssh.SSHReader[bytes], into: bytearray, on_chunk: OnStdout | None) -> None:
+        while True:
+            try:
+                chunk = await stream.read(1 << 16)
+            except (asyncssh.Error, OSError):
+                return  # A connection that ends early: what arrived is kept, and the trailer is missing.
+            if not chunk:
+                return
+            into += chunk
+            if on_chunk is not None:
+                on_chunk(chunk)
 
     async def _beat(self, process: asyncssh.SSHClientProcess[bytes]) -> None:
         while True:

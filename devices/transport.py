@@ -12,8 +12,10 @@ import posixpath
 import secrets
 import shlex
 import tempfile
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -23,6 +25,7 @@ from bevel.devices.diagnosis import diagnose, refuse_program
 from bevel.devices.elf import HEADER_BYTES, elf_arch
 from bevel.devices.errors import (
     ConnectionLost,
+    DeviceBusy,
     DiskFull,
     IllegalInstruction,
     MissingTool,
@@ -31,11 +34,13 @@ from bevel.devices.errors import (
     UploadCorrupted,
     WrongArchitecture,
 )
-from bevel.devices.remote import INSPECT, PROBE, BoardInfo, launch_command, parse_inspection, parse_probe, split_trailer
+from bevel.devices.lock import ANSWER_S, HOLD_LIMIT_S, HOLDER, LOCK, Hold, describe_caller, parse_holder
+from bevel.devices.remote import INSPECT, PROBE, BoardInfo, Trailer, launch_command, parse_inspection, parse_probe, split_trailer
 from bevel.errors import UsageError
 from bevel.ir.protocols import Target
 
 SHELL_LIMIT_S = 120  # file system work on a slow SD card: hashing 1 GB at 20 MB/s, with room
+OnStdout = Callable[[bytes], None]
 GRACE_S = 15  # beyond the device-side limit before the client calls the connection lost
 
 
@@ -71,6 +76,8 @@ class Transport(ABC):
         self._patience_s = patience_s
         self._info: BoardInfo | None = None
         self._inspected: set[str] = set()
+        self._turn = threading.RLock()
+        self._locked = False
 
     def __enter__(self) -> Self:
         self.open()
@@ -90,10 +97,12 @@ class Transport(ABC):
         """Release the connection. Harmless when there is none."""
 
     @abstractmethod
-    def _execute(self, command: str, limit_s: float) -> tuple[bytes, bytes]:
+    def _execute(self, command: str, limit_s: float, on_stdout: OnStdout | None = None) -> tuple[bytes, bytes]:
         """Run a shell command in the login directory, its standard input open for heartbeats; gives stdout and stderr.
 
         A connection that ends early gives what arrived. Past `limit_s` the command's input is closed, which ends it.
+        `on_stdout` gets each chunk of standard output as it arrives, from any thread; what it raises ends the command and is
+        raised here. Several threads may each have a command running.
         """
 
     @abstractmethod
@@ -215,6 +224,7 @@ class Transport(ABC):
         stdin: bytes | None = None,
         timeout_s: float = 60,
         env: Mapping[str, str] | None = None,
+        on_stdout: OnStdout | None = None,
     ) -> RunResult:
         """Run a program to its end under a device-side limit.
 
@@ -224,6 +234,9 @@ class Transport(ABC):
             stdin: what the program reads; nothing by default.
             timeout_s: limit on the device, rounded up to whole seconds.
             env: variables set for the program.
+            on_stdout: called with each chunk of standard output as it arrives, in order, from a thread of the transport's that
+                also keeps the connection alive: be brief. What it raises ends the program and is raised here. After a lost
+                connection it has seen what arrived.
 
         Returns:
             The program's output and its own exit status, which may be nonzero.
@@ -248,7 +261,7 @@ class Transport(ABC):
             source = self.path(f".stdin-{secrets.token_hex(8)}")
             self._put_bytes(stdin, source)
         try:
-            return self._run(command, limit_s=limit_s, stdin=source, program=program)
+            return self._run(command, limit_s=limit_s, stdin=source, program=program, on_stdout=on_stdout)
         finally:
             if source is not None:
                 self._forget(source)
@@ -323,15 +336,114 @@ class Transport(ABC):
         self._inspected.clear()
         self._shell('rm -rf -- "$1"', self.path(remote_rel), what="clean up")
 
+    @contextmanager
+    def lock(self, purpose: str, wait_s: float = 600, say: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Exclusive use of the device for a `with` block, among all bevel processes on all hosts and all their users.
+
+        The device itself keeps the lock (`bevel.devices.lock`), for as long as this connection lasts: it is free again when the
+        block ends, this process dies, the connection is lost (within `patience`) or the device reboots. A lock within a lock of
+        the same thread and transport does nothing; another thread waits its turn.
+
+        Args:
+            purpose: what for, shown to those who wait.
+            wait_s: how long to wait for whoever holds it.
+            say: called with one line that says who holds it, when one has to wait.
+
+        Raises:
+            DeviceBusy: it was held for `wait_s`; names the holder, what for and since when.
+            MissingTool: the device has no flock.
+            ConnectionLost: the connection was lost; also at the end of the block, when the lock was lost on the way.
+        """
+        if not self._turn.acquire(timeout=max(0.0, wait_s)):
+            raise DeviceBusy(self.label, "another thread of this process holds the device's lock", "Wait for it to finish")
+        try:
+            if self._locked:
+                yield
+                return
+            with self._device_lock(purpose, wait_s, say):
+                self._locked = True
+                try:
+                    yield
+                finally:
+                    self._locked = False
+        finally:
+            self._turn.release()
+
     # How ---------------------------------------------------------------------------------------------------------------
 
-    def _run(self, argv: list[str], *, limit_s: int, stdin: str | None = None, program: str | None = None) -> RunResult:
-        """Launch a command and read its trailer; with `program`, board failures become errors."""
+    @contextmanager
+    def _device_lock(self, purpose: str, wait_s: float, say: Callable[[str], None] | None) -> Iterator[None]:
+        """The lock on the device, without regard to other threads."""
+        hold = self._hold(LOCK, describe_caller(purpose))
+        try:
+            word = hold.word(ANSWER_S)
+            if word == "wait":
+                if say is not None:
+                    say(f"{self.label} is in use by {self._holder()}; waiting")
+                word = hold.word(wait_s)
+                if word is None:
+                    raise DeviceBusy(
+                        self.label,
+                        f"the device is in use by {self._holder()}",
+                        f"Try again later (waited {wait_s:g} s); the lock ends with the process that holds it",
+                    )
+            if word == "missing flock":
+                raise MissingTool(self.label, "flock not found", "Install util-linux, or busybox")
+            if word != "held":
+                raise RemoteFailed(
+                    self.label, f"the device's lock cannot be taken ({word or 'no answer'})", "Check /tmp on the device"
+                )
+            yield
+            if not hold.alive:
+                raise ConnectionLost(
+                    self.label,
+                    f"the lock for {purpose} was lost before its end, so another process may have used the device meanwhile",
+                    "Check power and network, then run again",
+                )
+        finally:
+            hold.release()
+
+    def _holder(self) -> str:
+        """Who holds the device's lock, for messages."""
+        holder = parse_holder(self._shell(HOLDER, what="look who holds the lock"))
+        return str(holder) if holder else "another process"
+
+    def _hold(self, script: str, *args: str) -> Hold:
+        """Start a command that stays on the device until released, or until the connection ends."""
+
+        def start(take: OnStdout) -> None:
+            _, message, trailer = self._launch(["sh", "-c", script, "bevel", *args], limit_s=HOLD_LIMIT_S, on_stdout=take)
+            if trailer is None:
+                raise ConnectionLost(
+                    self.label, f"the connection ended ({_last(message)})", "Check power and network, then run again"
+                )
+
+        def end(pid: str) -> None:
+            self._attempt('kill -s TERM "$1"', pid, what="end a command")
+
+        return Hold(start, end)
+
+    def _launch(
+        self, argv: list[str], *, limit_s: int, stdin: str | None = None, on_stdout: OnStdout | None = None
+    ) -> tuple[bytes, bytes, Trailer | None]:
+        """Launch a command under its guard; gives stdout, stderr and the trailer, None when it did not arrive."""
         nonce = f"bevel-{secrets.token_hex(12)}"
         patience = self._patience_s or limit_s + GRACE_S
         command = launch_command(argv, nonce=nonce, limit_s=limit_s, patience_s=patience, stdin=stdin or "/dev/null")
-        stdout, stderr = self._execute(command, limit_s + GRACE_S)
-        message, trailer = split_trailer(stderr, nonce)
+        stdout, stderr = self._execute(command, limit_s + GRACE_S, on_stdout)
+        return stdout, *split_trailer(stderr, nonce)
+
+    def _run(
+        self,
+        argv: list[str],
+        *,
+        limit_s: int,
+        stdin: str | None = None,
+        program: str | None = None,
+        on_stdout: OnStdout | None = None,
+    ) -> RunResult:
+        """Launch a command and wait for its trailer; with `program`, board failures become errors."""
+        stdout, message, trailer = self._launch(argv, limit_s=limit_s, stdin=stdin, on_stdout=on_stdout)
         if trailer is None:
             text = message.decode(errors="replace").strip()
             why = self._why_lost() + (f" (last message: {text.splitlines()[-1]})" if text else "")
@@ -433,9 +545,13 @@ class Transport(ABC):
             self.upload(local, posixpath.relpath(remote, self.info.workdir))
 
     def _forget(self, *remotes: str) -> None:
-        """Remove temporary files on the way out; a lost connection must not hide the error that led here."""
+        """Remove temporary files on the way out."""
+        self._attempt('rm -f -- "$@"', *remotes, what="remove temporary files")
+
+    def _attempt(self, script: str, *args: str, what: str) -> None:
+        """Tidy up on the way out; a lost connection must not hide the error that led here."""
         try:
-            self._shell('rm -f -- "$@"', *remotes, what="remove temporary files")
+            self._shell(script, *args, what=what)
         except (ConnectionLost, RemoteFailed, DiskFull):
             return
 

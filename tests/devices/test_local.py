@@ -58,6 +58,40 @@ def test_large_output_arrives_whole(here: Transport) -> None:
     assert (len(result.stdout), result.stderr) == (6553600, b"tail")
 
 
+def test_output_is_heard_as_it_comes(here: Transport) -> None:
+    """Each step of the program waits until what it said before was heard: that it ends proves the order."""
+    heard = bytearray()
+    steps = Path(here.path())
+
+    def hear(chunk: bytes) -> None:
+        heard.extend(chunk)
+        if heard.endswith(b"\n"):
+            (steps / f"heard{heard.count(10)}").touch()
+
+    script = "for i in 1 2 3; do echo line $i; until [ -e heard$i ]; do sleep 0.01; done; done; printf tail"
+    result = here.run(["sh", "-c", script], on_stdout=hear, timeout_s=20)
+    assert bytes(heard) == result.stdout == b"line 1\nline 2\nline 3\ntail"
+
+
+def test_an_error_of_the_listener_ends_the_program(here: Transport, tmp_path: Path) -> None:
+    def refuse(_: bytes) -> None:
+        raise ValueError("enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        here.run(["sh", "-c", f"echo $$ >{tmp_path}/pid; echo go; exec sleep 300"], on_stdout=refuse)
+    assert _gone(int((tmp_path / "pid").read_text()))
+
+
+def test_output_left_open_by_a_stray_child_does_not_delay_the_result(here: Transport, tmp_path: Path) -> None:
+    script = (
+        f"setsid sh -c 'echo $$ >{tmp_path}/pid; exec sleep 300' & until [ -s {tmp_path}/pid ]; do sleep 0.01; done; echo done"
+    )
+    try:
+        assert here.run(["sh", "-c", script], timeout_s=30).stdout == b"done\n"
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
 def test_limit_ends_the_whole_process_group(here: Transport, tmp_path: Path) -> None:
     # A child that ignores TERM must go as well.
     script = f"sh -c 'trap \"\" TERM; echo $$ >{tmp_path}/pid; while :; do sleep 1; done' & wait"
@@ -189,7 +223,7 @@ def test_absent_things_are_named(here: Transport, tmp_path: Path) -> None:
 def test_lost_result_is_not_a_status(here: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its trailer a command's outcome is unknown, however clean its output looks."""
     execute = here._execute
-    monkeypatch.setattr(here, "_execute", lambda command, limit: (execute(command, limit)[0], b""))
+    monkeypatch.setattr(here, "_execute", lambda *args: (execute(*args)[0], b""))
     with pytest.raises(errors.ConnectionLost, match="before the result came back"):
         here.run(["true"])
 
