@@ -26,7 +26,7 @@ LINT = [
 ]
 GROUPS: dict[str, list[str]] = {
     "house": ["tests/house"],
-    "unit": ["tests/ir", "tests/passes", "tests/preprocess", "tests/frontend", "tests/runtime", *PARALLEL],
+    "unit": ["tests/ir", "tests/passes", "tests/preprocess", "tests/frontend", "tests/runtime", "tests/benchmarking", *PARALLEL],
     "kernels": ["tests/backends", *PARALLEL],
     "conformance": ["tests/conformance"],
     "devices": ["tests/devices"],

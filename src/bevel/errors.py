@@ -77,6 +77,12 @@ class ToolchainError(BevelError):
     exit_code = 4
 
 
+class StoreError(BevelError):
+    """The measurement store is damaged, locked, of a newer bevel, or its folder cannot be written."""
+
+    exit_code = 4
+
+
 class DeviceError(BevelError):
     """Something went wrong on or on the way to a device. Subclasses name what (see `bevel.devices.errors`)."""
 
