@@ -48,7 +48,9 @@ echo "machine=$(uname -m)"
 echo "kernel=$(uname -r)"
 echo "boot_id=$(cat /proc/sys/kernel/random/boot_id)"
 echo "libc=$(getconf GNU_LIBC_VERSION 2>/dev/null || { command -v ldd >/dev/null && ldd --version 2>&1 | head -n 1; })"
-echo "emulator=${BEVEL_BOARD_EMULATOR-}"
+emulator=${BEVEL_BOARD_EMULATOR-$(cat /etc/bevel-emulated 2>/dev/null)}
+[ -n "$emulator" ] || ! grep -q linux,dummy-virt /proc/device-tree/compatible 2>/dev/null || emulator="qemu's virt machine"
+echo "emulator=$emulator"
 """
     + f'for tool in {" ".join(TOOLS)}; do command -v "$tool" >/dev/null || echo "missing=$tool"; done\n'
     + r"""
