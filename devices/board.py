@@ -15,7 +15,6 @@ import getpass
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,11 +24,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import asyncssh
 import click
 
+from bevel.devices.boards.login import free_port, greets, write_client, write_keys
 from bevel.devices.errors import BoardError
-from bevel.devices.profile import Profile, Ssh, list_profiles, load_profile, save_profile, user_directory
+from bevel.devices.profile import Profile, list_profiles, load_profile, save_profile, user_directory
 from bevel.devices.resolve import emulator_command
 from bevel.devices.ssh import SshTransport
 from bevel.errors import BevelError, ToolchainError, UsageError
@@ -45,10 +44,15 @@ _CPUINFO_FLAGS = {
     },
     "armv7": {"neon": "half thumb fastmult vfp edsp neon vfpv3", "vfpv4": "tls vfpv4 idiva idivt"},
 }
+# The core's part number by which Linux names it, in Arm's own numbering (the main ID register, MIDR).
+_CPU_PARTS = {
+    **{"cortex-a7": 0xC07, "cortex-a15": 0xC0F, "cortex-a53": 0xD03, "cortex-a57": 0xD07, "cortex-a72": 0xD08},
+    **{"cortex-a76": 0xD0B, "neoverse-n1": 0xD0C},
+}
 START_TIMEOUT_S = 20
 # The server in the foreground, and beside it a watcher that ends it and removes its directory ($1) when bevel dies without
 # doing so: the watcher's end of the pipe then closes.
-_SERVE = r"""
+SERVE = r"""
 root=$1; shift
 exec 3<&0 </dev/null
 ((cat <&3; [ -d "$root" ] && kill "$$" && rm -rf -- "$root") >/dev/null 2>&1 &)
@@ -56,8 +60,12 @@ exec "$@" 3<&-
 """
 
 
-def _find(program: str, package: str, *places: str) -> str:
-    """Absolute path of a program; sshd insists on being started by one."""
+def find_program(program: str, package: str, *places: str) -> str:
+    """Absolute path of a program (sshd insists on being started by one); `places` are searched after PATH.
+
+    Raises:
+        ToolchainError: it is not installed; names its Debian package.
+    """
     path = shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", ""), *places]))
     if path is None:
         raise ToolchainError(f"the emulated board needs {program}; install it: apt-get install {package}")
@@ -146,21 +154,18 @@ class EmulatedBoard:
     # How ---------------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        sshd = _find("sshd", "openssh-server", "/usr/sbin", "/usr/local/sbin")
+        sshd = find_program("sshd", "openssh-server", "/usr/sbin", "/usr/local/sbin")
         environment = self._environment(emulator_command(self.profile))
-        host_key, user_key = self._write_keys()
+        keys = write_keys(self.root)
         user = getpass.getuser()
         if os.geteuid() == 0:
             # Debian's service makes sshd's empty directory; it must be there when the service never ran.
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         for _ in range(3):
-            # The port is free when asked for, and may be gone when sshd binds it.
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            self._configure(port, user, host_key, user_key, environment)
+            port = free_port()
+            self._configure(port, user, keys.user, environment)
             log = (self.root / "sshd.log").open("wb")
-            command = ["sh", "-c", _SERVE, "board", str(self.root), sshd, "-D", "-e", *self._options(sshd)]
+            command = ["sh", "-c", SERVE, "board", str(self.root), sshd, "-D", "-e", *self._options(sshd)]
             self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
             log.close()
             if self._answers(port):
@@ -169,15 +174,7 @@ class EmulatedBoard:
             raise ToolchainError(f"the emulated board's sshd does not start: {self._log()}")
         self.profile = replace(
             self.profile,
-            ssh=Ssh(
-                host="127.0.0.1",
-                user=user,
-                port=port,
-                known_hosts=str(self.root / "known_hosts"),
-                identity=str(self.root / "user_key"),
-                config=str(self.ssh_config),
-                workdir=str(self.root / "work"),
-            ),
+            ssh=write_client(self.root, keys, user, port, workdir=str(self.root / "work")),
         )
         assert self.profile.ssh is not None
         try:
@@ -196,11 +193,9 @@ class EmulatedBoard:
     def _answers(self, port: int) -> bool:
         deadline = time.monotonic() + START_TIMEOUT_S
         while self._server is not None and self._server.poll() is None and time.monotonic() < deadline:
-            try:
-                with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
-                    return connection.recv(4) == b"SSH-"
-            except OSError:
-                time.sleep(0.02)
+            if greets(port, timeout_s=1):
+                return True
+            time.sleep(0.02)
         return False
 
     def _log(self) -> str:
@@ -210,7 +205,7 @@ class EmulatedBoard:
         """What every session's environment holds; builds the library that makes it a board."""
         machine, uname = _MACHINES[self.profile.arch]
         library = self.root / "board_exec.so"
-        compiler = os.environ.get("CC") or _find("cc", "gcc")
+        compiler = os.environ.get("CC") or find_program("cc", "gcc")
         source = Path(__file__).with_name("board_exec.c")
         options = ["-shared", "-fPIC", "-O1", f"-DBOARD_MACHINE={machine}", f'-DBOARD_UNAME="{uname}"']
         built = subprocess.run([*compiler.split(), *options, "-o", library, source, "-ldl"], capture_output=True, check=False)
@@ -218,7 +213,10 @@ class EmulatedBoard:
             raise ToolchainError(f"{compiler} cannot compile {source}: {built.stderr.decode(errors='replace').strip()}")
         names = _CPUINFO_FLAGS[self.profile.arch]
         flags = " ".join(flag for feature, flag in names.items() if feature in self.profile.features)
-        core = "processor\t: {}\nFeatures\t: " + flags + "\nCPU architecture: 8\n\n"
+        part = _CPU_PARTS.get(self.profile.qemu_cpu or "")
+        identity = f"CPU implementer\t: 0x41\nCPU architecture: {7 if self.profile.arch == 'armv7' else 8}\n"
+        identity += f"CPU part\t: {part:#x}\n" if part is not None else ""
+        core = "processor\t: {}\nFeatures\t: " + flags + "\n" + identity + "\n"
         cpuinfo = self.root / "cpuinfo"
         cpuinfo.write_text("".join(core.format(index) for index in range(self.profile.cores)))
         home = self.root / "home"
@@ -228,6 +226,7 @@ class EmulatedBoard:
             "HOME": str(home),
             "LD_PRELOAD": str(library),
             "BEVEL_BOARD_ROOT": str(self.root),
+            "BEVEL_LOCK_DIR": str(self.root),
             "BEVEL_BOARD_CPUINFO": str(cpuinfo),
             "BEVEL_BOARD_QEMU": emulator[0],
             "BEVEL_BOARD_EMULATOR": " ".join([Path(emulator[0]).name, *emulator[1:]]),
@@ -237,21 +236,9 @@ class EmulatedBoard:
             environment["QEMU_LD_PREFIX"] = emulator[emulator.index("-L") + 1]
         return environment
 
-    def _write_keys(self) -> tuple[str, str]:
-        """Make the board's and its user's key pairs; gives the public halves."""
-        public = []
-        for name in ("host_key", "user_key"):
-            key = asyncssh.generate_private_key("ssh-ed25519", comment="bevel emulated board")
-            path = self.root / name
-            path.touch(mode=0o600)
-            path.write_bytes(key.export_private_key("openssh"))
-            public.append(key.export_public_key("openssh").decode().strip())
-        return public[0], public[1]
-
-    def _configure(self, port: int, user: str, host_key: str, user_key: str, environment: dict[str, str]) -> None:
+    def _configure(self, port: int, user: str, user_key: str, environment: dict[str, str]) -> None:
         root = self.root
         (root / "authorized_keys").write_text(user_key + "\n")
-        (root / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}\n")
         server = {
             "Port": port,
             "ListenAddress": "127.0.0.1",
@@ -269,15 +256,6 @@ class EmulatedBoard:
             "SetEnv": " ".join(f'"{key}={value}"' for key, value in environment.items()),
         }
         (root / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in server.items()))
-        client = {
-            "HostName": "127.0.0.1",
-            "Port": port,
-            "User": user,
-            "IdentityFile": root / "user_key",
-            "IdentitiesOnly": "yes",
-            "UserKnownHostsFile": root / "known_hosts",
-        }
-        self.ssh_config.write_text("Host board 127.0.0.1\n" + "".join(f"  {key} {value}\n" for key, value in client.items()))
 
 
 @click.command()
