@@ -6,7 +6,7 @@ other architectures are refused, and uname and /proc/cpuinfo are the board's (se
 board is taken (keys, SFTP, limits, signals, missing instructions), but its userland is native and its times mean nothing:
 transports to it are marked emulated. Needs `openssh-server`, `qemu-user` and a C compiler; no root.
 
-`python -m bevel.devices.board --arch aarch64 --cpu cortex-a72` runs one until Ctrl-C.
+`bevel devices emulate` runs one until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -24,14 +23,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import click
-
 from bevel.devices.boards.login import free_port, greets, write_client, write_keys
 from bevel.devices.errors import BoardError
-from bevel.devices.profile import Profile, list_profiles, load_profile, save_profile, user_directory
+from bevel.devices.profile import Profile, load_profile
 from bevel.devices.resolve import emulator_command
 from bevel.devices.ssh import SshTransport
-from bevel.errors import BevelError, ToolchainError, UsageError
+from bevel.errors import ToolchainError, UsageError
 
 # e_machine and uname of each architecture a board can have, and how its Linux spells features in /proc/cpuinfo.
 _MACHINES = {"aarch64": (183, "aarch64"), "armv7": (40, "armv7l")}
@@ -256,44 +253,3 @@ class EmulatedBoard:
             "SetEnv": " ".join(f'"{key}={value}"' for key, value in environment.items()),
         }
         (root / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in server.items()))
-
-
-@click.command()
-@click.option("--arch", default="aarch64", type=click.Choice(sorted(_MACHINES)), help="Architecture of the board.")
-@click.option("--cpu", default="cortex-a72", show_default=True, help="CPU as qemu-user names it.")
-@click.option("--save-as", metavar="NAME", help="Make it a device of this name (--device NAME) while it runs.")
-def main(arch: str, cpu: str, save_as: str | None) -> None:
-    """Run an emulated board until Ctrl-C."""
-    try:
-        _serve(arch, cpu, save_as)
-    except BevelError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-
-
-def _serve(arch: str, cpu: str, save_as: str | None) -> None:
-    candidates = [load_profile(name) for name in list_profiles() if name != "host"]
-    of_arch = [profile for profile in candidates if profile.arch == arch]
-    if not of_arch:
-        raise UsageError(f"no device profile has arch {arch}; add one to {user_directory()}")
-    profile = next((profile for profile in of_arch if profile.qemu_cpu == cpu), of_arch[0])
-    # SIGTERM as Ctrl-C, so that the board is taken down either way.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with EmulatedBoard(profile, cpu) as board:
-        saved = save_profile(replace(board.profile, name=save_as)) if save_as else None
-        try:
-            click.echo(f"emulated {arch} board ({cpu}) is up")
-            click.echo(f"  log in: ssh -F {board.ssh_config} board")
-            if saved is not None:
-                click.echo(f"  use it: bevel run model.bevel --device {save_as}")
-            while True:
-                signal.pause()
-        except KeyboardInterrupt:
-            return
-        finally:
-            if saved is not None:
-                saved.unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    main()

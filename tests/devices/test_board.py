@@ -457,9 +457,9 @@ def test_board_ends_with_a_killed_owner(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_board_command_is_usable_as_a_device(tmp_path: Path, end: signal.Signals) -> None:
-    """`python -m bevel.devices.board --save-as NAME`: a device for as long as it runs."""
+    """`bevel devices emulate --as NAME`: a device for as long as it runs."""
     environment = {**os.environ, "BEVEL_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "bevel.devices.board", "--arch", "aarch64", "--cpu", "cortex-a76", "--save-as", "demo"]
+    command = [sys.executable, "-m", "bevel", "devices", "emulate", "fast", "--of", "raspberry-pi-5", "--as", "demo"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert server.stdout is not None

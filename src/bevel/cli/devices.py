@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bevel.cli import options
+from bevel.cli import emulate, options
 from bevel.cli.output import emit, table
 from bevel.devices.profile import Profile, list_profiles, load_profile, remove_profile
 from bevel.devices.resolve import resolve_transport
@@ -22,7 +22,7 @@ class _DeviceVerbs(click.Group):
 @options.universal
 @click.pass_context
 def command(ctx: click.Context, as_json: bool, verbose: bool) -> None:
-    """List device profiles, and show, check or remove one.
+    """List device profiles, and show, check, emulate or remove one.
 
     \b
     bevel devices
@@ -93,6 +93,9 @@ def remove(name: str, as_json: bool, verbose: bool) -> None:
     """
     path = remove_profile(name)
     emit(as_json, {"removed": name, "file": str(path)}, [f"removed {path}"])
+
+
+command.add_command(emulate.command)
 
 
 def _check(profile: Profile) -> dict[str, object]:
