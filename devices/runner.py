@@ -75,33 +75,38 @@ class DeviceRunner:
         self.artifact.check_inputs(inputs)
         names = [str(t["name"]) for t in self.artifact.manifest["inputs"] if str(t["name"]) in inputs]
         outputs = [str(t["name"]) for t in self.artifact.manifest["outputs"]]
+        files = f"{self.transport.scratch()}/io"
+        remote = self.transport.path(files)
         args: list[str] = ["--batch"] * batch + ["--reset-state"] * reset_state
         with tempfile.TemporaryDirectory(prefix="bevel-io-") as local:
             for index, name in enumerate(names):
                 file = Path(local) / f"in.{index}.npy"
                 np.save(file, np.ascontiguousarray(inputs[name]), allow_pickle=False)
-                self.transport.upload(file, f"{self._folder}/io/in.{index}.npy")
-                args += ["--input", f"{name}=io/in.{index}.npy"]
+                self.transport.upload(file, f"{files}/in.{index}.npy")
+                args += ["--input", f"{name}={remote}/in.{index}.npy"]
             for index, name in enumerate(outputs):
-                args += ["--output", f"{name}=io/out.{index}.npy"]
+                args += ["--output", f"{name}={remote}/out.{index}.npy"]
             try:
                 self._call(args)
                 result = {}
                 for index, name in enumerate(outputs):
                     file = Path(local) / f"out.{index}.npy"
-                    self.transport.download(f"{self._folder}/io/out.{index}.npy", file)
+                    self.transport.download(f"{files}/out.{index}.npy", file)
                     result[name] = np.load(file, allow_pickle=False)
             finally:
-                self.transport.cleanup(f"{self._folder}/io")
+                self.transport.cleanup(files)
         return result
 
     def bench(self, *, warmup: int, runs: int, dims: Mapping[str, int] | None = None) -> dict[str, Any]:
-        """One process of timed runs: `bevel-run --bench`; all samples in nanoseconds.
+        """One process of `runs` timed blocks: first and last line of `bevel-run --bench` in one, and "samples_ns" of the blocks.
 
-        `dims` chooses run-time extents; without it they are those of the first golden case.
+        Without `warmup` nothing runs before them but one call. `dims` chooses run-time extents; without it they are those of the
+        first golden case.
         """
         self.install()
-        return self._call(["--bench", "--samples", "--warmup", str(warmup), "--runs", str(runs), *_dim_args(dims)])
+        blocks = ["--blocks", str(runs), "--block-ms", "1", *(["--warmup-ms", "0"] if warmup <= 1 else [])]
+        head, *timed, end = self._lines(["--bench", *blocks, *_dim_args(dims)], least=2)
+        return {**head, **end, "samples_ns": [block["wall_ns"] for block in timed]}
 
     def profile(self, *, runs: int, dims: Mapping[str, int] | None = None) -> dict[str, Any]:
         """Per-layer times: `bevel-run --profile`; `dims` as for `bench`."""
@@ -119,7 +124,11 @@ class DeviceRunner:
         return self._call(["--selftest", "--golden", "selftest"])
 
     def _call(self, args: Sequence[str]) -> dict[str, Any]:
-        """Run bevel-run in its folder and parse the JSON it prints."""
+        """Run bevel-run in its folder and parse the JSON object it prints."""
+        return self._lines(args, least=1)[0]
+
+    def _lines(self, args: Sequence[str], *, least: int) -> list[dict[str, Any]]:
+        """Run bevel-run in its folder and parse the JSON objects it prints, one a line and at least `least`."""
         argv = ["bin/bevel-run", "--threads", str(self.threads), "--weights", "weights.bin", *args]
         result: RunResult = self.transport.run(argv, cwd=self._folder, timeout_s=_LIMIT_S)
         message = result.stderr.decode(errors="replace").strip()
@@ -129,13 +138,16 @@ class DeviceRunner:
                 raise error(f"{self.transport.label}: {message or result.stdout.decode(errors='replace').strip()}")
             raise RemoteFailed(self.transport.label, f"bevel-run failed with {result.exit_status}: {message}", "See its message")
         try:
-            answer = json.loads(result.stdout)
+            lines = [json.loads(line) for line in result.stdout.splitlines()]
         except json.JSONDecodeError as problem:
             raise RemoteFailed(
                 self.transport.label, f"bevel-run printed no JSON ({problem})", "Compile the artifact again"
             ) from problem
-        assert isinstance(answer, dict)
-        return answer
+        if len(lines) < least:
+            raise RemoteFailed(
+                self.transport.label, f"bevel-run printed {len(lines)} lines of JSON", "Compile the artifact again"
+            )
+        return lines
 
 
 def _dim_args(dims: Mapping[str, int] | None) -> list[str]:

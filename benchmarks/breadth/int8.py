@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import platform
 import resource
@@ -188,17 +189,10 @@ def _compile(one: Subject, cache: Path, output: Path) -> tuple[float, float]:
 
 
 def peak_rss_mb(artifact: Artifact) -> float:
-    """Largest resident set of bevel-run, in MB, as Linux says while it runs: a child's rusage would count its parent's."""
-    command = [str(artifact.runner), "--bench", "--warmup", "2", "--runs", "500"]
-    peak = 0
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            fields = dict(
-                line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if ":" in line
-            )
-            peak = max(peak, int(fields.get("VmHWM", "0").split()[0]))
-            time.sleep(0.005)
-    return peak * 1024 / 1e6
+    """Largest resident set of bevel-run, in MB, as it reads it from Linux: a child's rusage would count its parent's."""
+    command = [str(artifact.runner), "--bench", "--blocks", "2"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return int(json.loads(lines[-1])["rss_kib"]) * 1024 / 1e6
 
 
 def costs(name: str, one: Subject, folder: Path) -> Iterator[str]:

@@ -1,23 +1,16 @@
-/* bevel_run.c: the program bin/bevel-run. Runs, times, profiles and self-tests the model it is linked with; prints one JSON object.
+/* bevel_run.c: the program bin/bevel-run. Runs, times, profiles and self-tests the model it is linked with; prints JSON.
  *
  * Exit codes: 0 ok, 1 a check failed, 2 usage or bad input data, 3 damaged or foreign artifact, 4 this device cannot run it. */
 #define _POSIX_C_SOURCE 200809L
+#include "measure.h"
 #include "run.h"
 #include "run_float.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-static void print_string(const char *s)
+void print_string(const char *s)
 {
     putchar('"');
     for (; *s; s++) {
@@ -32,8 +25,7 @@ static void print_string(const char *s)
     putchar('"');
 }
 
-/* Print the extents in force as a JSON member, nothing for a model without dimensions. */
-static void print_dims(const bevel_model *model)
+void print_dims(const bevel_model *model)
 {
     for (size_t i = 0; i < bevel_num_dims(); i++) {
         printf(i ? ", " : "\"dims\": {");
@@ -112,65 +104,10 @@ static int mode_selftest(bevel_model *model, const options *o)
     return failures ? EXIT_CHECK : 0;
 }
 
-/* Inputs of a timed run: --input files, else the first golden case, else (or where --dim chooses another size) zeros. Returns which. */
-static const char *prepare(bevel_model *model, const options *o)
-{
-    if (o->inputs > 0) {
-        int64_t rows;
-        npy_array *arrays = open_inputs(model, o, &rows);
-        if (rows < 1)
-            fail(EXIT_USAGE, "the input files are empty");
-        float *staging = allocate(largest_staging(model));
-        for (size_t i = 0; i < bevel_num_inputs(); i++)
-            feed(model, i, &arrays[i], 0, staging);
-        free(staging);
-        return "given";
-    }
-    if (o->dims == 0 && feed_golden(model, o, 0))
-        return "selftest";
-    for (size_t i = 0; i < bevel_num_inputs(); i++)
-        memset(bevel_input(model, i)->data, 0, bevel_input(model, i)->nbytes);
-    must(bevel_state_reset(model), "zeros");
-    return "zeros";
-}
-
 static int by_value(const void *a, const void *b)
 {
     uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
     return (x > y) - (x < y);
-}
-
-static int mode_bench(bevel_model *model, const options *o, uint64_t open_ns)
-{
-    const char *source = prepare(model, o);
-    size_t n = (size_t)o->runs;
-    uint64_t *ns = allocate(n * sizeof *ns);
-    uint64_t before = now_ns(), first = 0;
-    for (long i = 0; i < o->warmup; i++) {
-        must(bevel_run(model), "warm-up");
-        if (i == 0)
-            first = now_ns() - before;
-    }
-    for (size_t i = 0; i < n; i++) {
-        before = now_ns();
-        must(bevel_run(model), "run");
-        ns[i] = now_ns() - before;
-    }
-    printf("{");
-    print_dims(model);
-    printf("\"threads\": %ld, \"warmup\": %ld, \"runs\": %zu, \"input\": \"%s\", \"open_ns\": %llu, \"first_run_ns\": %llu, ", o->threads,
-           o->warmup, n, source, (unsigned long long)open_ns, (unsigned long long)(o->warmup ? first : ns[0]));
-    if (o->samples) {
-        printf("\"samples_ns\": [");
-        for (size_t i = 0; i < n; i++)
-            printf("%s%llu", i ? ", " : "", (unsigned long long)ns[i]);
-        printf("], ");
-    }
-    qsort(ns, n, sizeof *ns, by_value);
-    printf("\"ns\": {\"min\": %llu, \"p10\": %llu, \"median\": %llu, \"p90\": %llu, \"max\": %llu}}\n", (unsigned long long)ns[0],
-           (unsigned long long)ns[n / 10], (unsigned long long)ns[n / 2], (unsigned long long)ns[n * 9 / 10],
-           (unsigned long long)ns[n - 1]);
-    return 0;
 }
 
 static int mode_profile(bevel_model *model, const options *o)
@@ -180,7 +117,7 @@ static int mode_profile(bevel_model *model, const options *o)
     if (n > SIZE_MAX / sizeof(uint64_t) / (steps + 1))
         fail(EXIT_USAGE, "--runs is too large");
     uint64_t *ns = allocate(steps * sizeof *ns), *samples = allocate(steps * n * sizeof *samples);
-    for (long i = 0; i < o->warmup; i++)
+    for (long i = 0; i < 10; i++)
         must(bevel_run(model), "warm-up");
     for (size_t r = 0; r < n; r++) {
         must(bevel_profile(model, ns, steps), "profile");
@@ -259,6 +196,10 @@ int main(int argc, char **argv)
 {
     options o;
     parse_options(argc, argv, &o);
+    if (o.pins && pin_to(o.pin, o.pins) != 0)
+        fail(EXIT_USAGE, "--pin: %s", strerror(errno));
+    if (o.mode == START)
+        return mode_start(argc, argv, &o);
     bevel_model *model;
     uint64_t before = now_ns();
     must(bevel_open(o.weights, NULL, (int)o.threads, &model), o.weights);
@@ -271,6 +212,8 @@ int main(int argc, char **argv)
     case PROFILE: code = mode_profile(model, &o); break;
     case SELFTEST: code = mode_selftest(model, &o); break;
     case INFO: code = mode_info(model, &o); break;
+    case FIRST: code = mode_first(model, &o); break;
+    case START: break; /* before the model was opened */
     }
     bevel_close(model);
     if (fflush(stdout) != 0)

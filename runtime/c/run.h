@@ -1,4 +1,5 @@
-/* run.h: the parts of the runner: options and errors (run_options.c), files and golden vectors (run_data.c), modes (bevel_run.c).
+/* run.h: the parts of the runner: options and errors (run_options.c), files and golden vectors (run_data.c), modes (bevel_run.c and
+ * one file for each that measures).
  *
  * Whatever goes wrong ends the program: no function here returns an error. */
 #ifndef BEVEL_RUN_H
@@ -10,15 +11,18 @@
 #include <stdio.h>
 
 enum { EXIT_CHECK = 1, EXIT_USAGE = 2, EXIT_ARTIFACT = 3, EXIT_DEVICE = 4 };
-enum { MAX_TENSORS = 256, PATH_BYTES = 4096, GOLDEN_BYTES = PATH_BYTES + 64 };
+enum { MAX_TENSORS = 256, MAX_PINS = 256, MAX_CPUS = 1024, PATH_BYTES = 4096, GOLDEN_BYTES = PATH_BYTES + 64 };
 
 typedef struct {
-    enum { RUN, BENCH, PROFILE, SELFTEST, INFO } mode;
+    enum { RUN, BENCH, PROFILE, SELFTEST, INFO, START, FIRST } mode; /* FIRST is one start of START */
     const char *input[MAX_TENSORS], *output[MAX_TENSORS], *dim[MAX_TENSORS];
     size_t inputs, outputs, dims;
     char weights[PATH_BYTES], golden[PATH_BYTES];
-    int batch, as_float, samples, reset_state;
-    long threads, warmup, runs;
+    int batch, as_float, reset_state, cold;
+    long threads, runs, blocks, block_ms, warmup_ms, evict_kib, starts;
+    int pin[MAX_PINS];
+    size_t pins;
+    const char *sysfs;
 } options;
 
 /* An open output file. */
@@ -39,6 +43,9 @@ __attribute__((noreturn, format(printf, 2, 3))) void fail(int code, const char *
 void must(bevel_status status, const char *what);
 
 void *allocate(size_t nbytes);
+
+/* The path of this program. */
+void program_path(char out[PATH_BYTES], const char *argv0);
 
 /* ---- run_data.c ---- */
 
@@ -69,5 +76,23 @@ int open_golden(const options *o, long test, const char *kind, size_t index, cha
 
 /* Put golden case `test` into the inputs, dimensions as its files have them; 0 when there is no such case. */
 int feed_golden(bevel_model *model, const options *o, long test);
+
+/* Fill the inputs of a measurement: --input files, else the first golden case, else (where --dim chooses another size, and in starts,
+ * which read no files) zeros. Returns which. */
+const char *prepare(bevel_model *model, const options *o);
+
+/* ---- bevel_run.c ---- */
+
+/* Print `s` as JSON. */
+void print_string(const char *s);
+
+/* Print the extents in force as a JSON member and a comma, nothing for a model without dimensions. */
+void print_dims(const bevel_model *model);
+
+/* ---- run_bench.c, run_start.c: modes; they return the exit code ---- */
+
+int mode_bench(bevel_model *model, const options *o, uint64_t open_ns);
+int mode_start(int argc, char **argv, const options *o);
+int mode_first(bevel_model *model, const options *o);
 
 #endif

@@ -288,3 +288,24 @@ int feed_golden(bevel_model *model, const options *o, long test)
     }
     return 1;
 }
+
+const char *prepare(bevel_model *model, const options *o)
+{
+    if (o->inputs > 0) {
+        int64_t rows;
+        npy_array *arrays = open_inputs(model, o, &rows);
+        if (rows < 1)
+            fail(EXIT_USAGE, "the input files are empty");
+        float *staging = allocate(largest_staging(model));
+        for (size_t i = 0; i < bevel_num_inputs(); i++)
+            feed(model, i, &arrays[i], 0, staging);
+        free(staging);
+        return "given";
+    }
+    if (o->dims == 0 && o->mode != FIRST && feed_golden(model, o, 0))
+        return "selftest";
+    for (size_t i = 0; i < bevel_num_inputs(); i++)
+        memset(bevel_input(model, i)->data, 0, bevel_input(model, i)->nbytes);
+    must(bevel_state_reset(model), "zeros");
+    return "zeros";
+}

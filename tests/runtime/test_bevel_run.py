@@ -132,20 +132,8 @@ def test_missing_weights_and_golden(copied: Artifact) -> None:
     )
 
 
-def test_bench_profile_info(built: Artifact) -> None:
-    """JSON of the timing modes."""
-    result = run(built, "--bench", "--runs", 20, "--warmup", 2, "--samples")
-    assert result["runs"] == len(result["samples_ns"]) == 20
-    assert result["input"] == "selftest"
-    ns = result["ns"]
-    assert 0 < ns["min"] <= ns["p10"] <= ns["median"] <= ns["p90"] <= ns["max"]
-    assert ns["median"] == sorted(result["samples_ns"])[10]
-    profile = run(built, "--profile", "--runs", 5)
-    assert [layer["name"] for layer in profile["layers"]] == ["table", "gemm", "max"]
-    assert profile["layers"][1]["macs"] == 8192
-    assert profile["total_ns"] == sum(layer["ns"]["median"] for layer in profile["layers"])
-    info = run(built, "--info")
-    assert info["inputs"] == [
+def test_info(built: Artifact) -> None:
+    assert run(built, "--info")["inputs"] == [
         {"name": "x", "dtype": "uint8", "shape": [1, 64, 16], "scale": 0.100000001, "zero_point": 128, "bytes": 1024}
     ]
 
@@ -158,6 +146,10 @@ def test_usage_errors(built: Artifact, tiny: Any, tmp_path: Path) -> None:
     assert "unexpected argument" in run(built, "stray", code=2)
     assert "usage" in run(built, "--frobnicate", code=2)
     assert "more than one mode" in run(built, "--bench", "--info", code=2)
+    assert "--blocks 0" in run(built, "--bench", "--blocks", 0, code=2)
+    assert "--start none" in run(built, "--start", "none", code=2)
+    for cpus in ("", "0,", "0-1", "1024", "one"):
+        assert f"--pin {cpus}: expected CPU,CPU" in run(built, "--info", "--pin", cpus, code=2)
     assert "'x' is missing" in run(built, code=2)
     assert "given twice" in run(built, "--input", f"x={good}", "--input", f"x={good}", code=2)
     assert "the model has 1 inputs" in run(built, "--input", good, "--input", good, code=2)

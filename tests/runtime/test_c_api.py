@@ -118,7 +118,15 @@ def test_no_undefined_behaviour(sanitized: Callable[[str], Path], built: Artifac
     # The runner leaves its buffers to the operating system when it exits.
     environment = {"ASAN_OPTIONS": "detect_leaks=0"}
     common = ["--weights", str(built.weights), "--golden", str(built.path / "selftest")]
-    for mode in ("--selftest", "--selftest --threads 3", "--bench --runs 3", "--profile --runs 3", "--info"):
+    for mode in (
+        "--selftest",
+        "--selftest --threads 3",
+        "--bench --blocks 3",
+        "--bench --cold --blocks 3 --evict-kib 64",
+        "--profile --runs 3",
+        "--start 2",
+        "--info",
+    ):
         done = subprocess.run([run, *mode.split(), *common], capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr
     good = (built.path / "selftest" / "0.in.0.npy").read_bytes()
@@ -138,7 +146,7 @@ def test_threads_do_not_race(sanitized: Callable[[str], Path], built: Artifact) 
     """The thread sanitizer sees no data race between steps, runs, start and stop."""
     run = sanitized("thread")
     files = ["--weights", str(built.weights), "--golden", str(built.path / "selftest")]
-    command = [str(run), "--bench", "--threads", "3", "--runs", "50", *files]
+    command = [str(run), "--bench", "--threads", "3", "--blocks", "3", "--block-ms", "1", *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("the thread sanitizer cannot run on this kernel's memory layout")

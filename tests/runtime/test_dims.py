@@ -185,7 +185,7 @@ def test_c_api(sized: Artifact) -> None:
 def bevel_run(artifact: Artifact, *arguments: object, code: int = 0) -> Any:
     done = subprocess.run([artifact.runner, *map(str, arguments)], capture_output=True, text=True, check=False)
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
-    return done.stderr if code >= 2 else json.loads(done.stdout)
+    return done.stderr if code >= 2 else json.loads(done.stdout.splitlines()[0])
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -218,7 +218,7 @@ def test_runner_reports_and_refuses_extents(sized: Artifact, tmp_path: Path) -> 
         {"name": "cols", "lo": 1, "hi": COLS, "extent": COLS},
         {"name": "rows", "lo": 1, "hi": ROWS, "extent": 2},
     ]
-    assert bevel_run(sized, "--bench", "--runs", 3, "--dim", "rows=2")["dims"] == {"cols": COLS, "rows": 2}
+    assert bevel_run(sized, "--bench", "--blocks", 2, "--dim", "rows=2")["dims"] == {"cols": COLS, "rows": 2}
     assert bevel_run(sized, "--profile", "--runs", 3, "--dim", "cols=1")["dims"] == {"cols": 1, "rows": ROWS}
     for arguments, message in (
         (["--info", "--dim", "rows=9"], "dimension 'rows' is 9, expected 1..8"),

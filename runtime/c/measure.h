@@ -1,0 +1,36 @@
+/* measure.h: clocks, the canary, and what the operating system counts about this process. Integers only; times in nanoseconds. */
+#ifndef BEVEL_MEASURE_H
+#define BEVEL_MEASURE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+uint64_t now_ns(void);
+
+/* Time that one call of now_ns takes, as the steps between calls show it. */
+uint64_t now_cost_ns(void);
+
+/* Processor time of all threads of this process. */
+uint64_t process_ns(void);
+
+/* How often the system took a core away from a thread of this process. */
+int64_t involuntary_switches(void);
+
+/* Peak resident memory of this program in KiB. */
+int64_t peak_rss_kib(void);
+
+/* Run the canary: a fixed chain of dependent integer operations in registers, 60-200 us on the boards' cores. It touches no memory and
+ * leaves nothing to reorder, so its time follows the core's clock (and who else runs on the core) and nothing else: two runs that
+ * differ were not measured at the same speed. It is the same chain on every device and in every process. */
+uint64_t canary_ns(void);
+
+/* Keep this thread, and those that it starts, on these CPUs; returns 0, or -1 with errno. */
+int pin_to(const int *cpus, size_t count);
+
+/* The CPU that runs this thread. */
+int current_cpu(void);
+
+/* Sort and return the middle one; the upper of two. */
+uint64_t median_of(uint64_t *values, size_t count);
+
+#endif
