@@ -16,18 +16,21 @@ from bevel.devices.host import cpu_features, normalize_arch
 
 # The job and its guard each lead a session of their own, so that one kill reaches all their children. The guard reads the
 # client's heartbeat from the connection; end of file (connection closed, SSH server killed, client interrupted) or silence
-# (link down) ends the job. The wait's status is 128 + signal for a job that a signal ended.
+# (link down) ends the job. It reads it as standard input: shells such as Android's mksh keep other descriptors from children.
+# toybox's timeout puts the program into a group of its own, out of that kill's reach, unless it is told not to; busybox's does
+# not, and knows no such option. The wait's status is 128 + signal for a job that a signal ended.
 LAUNCH = r"""
 nonce=$1 limit=$2 patience=$3 input=$4; shift 4
 export LC_ALL=C
 exec 3<&0
 read -r begin idle </proc/uptime
-setsid timeout -k 1 "$limit" "$@" <"$input" 3<&- &
+timeout --foreground 9 true 2>/dev/null && group=--foreground || group=
+setsid timeout $group -k 1 "$limit" "$@" <"$input" 3<&- &
 job=$!
 setsid sh -c '
-while [ -n "$(timeout "$2" dd bs=1 count=1 2>/dev/null <&3)" ]; do :; done
+while [ -n "$(timeout "$2" dd bs=1 count=1 2>/dev/null)" ]; do :; done
 kill -s TERM -- "-$1" "$1"; sleep 1; kill -s KILL -- "-$1" "$1"
-' guard "$job" "$patience" </dev/null >/dev/null 2>&1 &
+' guard "$job" "$patience" <&3 >/dev/null 2>&1 &
 guard=$!
 exec 3<&-
 wait "$job"
