@@ -22,7 +22,8 @@ from bevel.devices.errors import (
     RemoteTimeout,
     WrongArchitecture,
 )
-from bevel.devices.remote import ProgramFacts, Trailer
+from bevel.devices.remote import BoardInfo, ProgramFacts, Trailer
+from bevel.ir.protocols import Target
 
 _GLIBC = re.compile(r"version `?(GLIBC_[\d.]+)'? not found")
 _LOADER = re.compile(
@@ -49,6 +50,28 @@ def refuse_program(where: str, program: str, facts: ProgramFacts, arch: str) -> 
         )
     if not facts.executable:
         return NotExecutable(where, f"{program} has no execute permission for this user", "chmod +x it, or upload it again")
+    return None
+
+
+def refuse_target(where: str, info: BoardInfo, target: Target) -> BoardError | None:
+    """Why programs compiled for `target` cannot run on the device that `info` describes; None when they can."""
+    if info.arch != target.arch:
+        return WrongArchitecture(
+            where, f"the device is {info.arch}, {target.name} is {target.arch}", "Pass --device with the profile of this device"
+        )
+    if lacking := target.features - info.features:
+        return IllegalInstruction(
+            where,
+            f"the CPU lacks {', '.join(sorted(lacking))}, which {target.name} is compiled for; "
+            f"it has {', '.join(sorted(info.features)) or 'none of the features bevel uses'}",
+            "Compile for a profile with fewer features",
+        )
+    if info.noexec:
+        return NotExecutable(
+            where,
+            f"the work directory {info.workdir} is on a file system mounted noexec",
+            "Set workdir in the profile's [ssh] table to a directory on another file system",
+        )
     return None
 
 

@@ -5,6 +5,7 @@ In: commands and files. Out: what they print. The work directory is a temporary 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shutil
@@ -19,6 +20,8 @@ from bevel.devices.profile import Profile
 from bevel.devices.remote import BoardInfo
 from bevel.devices.transport import GRACE_S, OnStdout, Transport
 
+PREFIX = "bevel-run-"
+ABANDONED_S = 3600  # a work directory this old and unclaimed has lost its process
 POLL_MS = 500  # between looks whether the process ended while its output stays open
 
 
@@ -34,6 +37,7 @@ class LocalTransport(Transport):
         super().__init__(f"{profile.name} under {emulator[0]}" if emulator else "this machine", "", patience_s=0)
         self._profile = profile
         self._emulator = list(emulator)
+        self._claim = -1
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.emulated = bool(emulator)
 
@@ -52,15 +56,18 @@ class LocalTransport(Transport):
         return info
 
     def _connect(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="bevel-run-")
+        self._folder = tempfile.TemporaryDirectory(prefix=PREFIX)
         self._workdir = self._folder.name
+        self._claim = os.open(self._workdir, os.O_RDONLY)
+        fcntl.flock(self._claim, fcntl.LOCK_EX)
+        _sweep(Path(self._workdir).parent)
 
-    def close(self) -> None:
+    def _disconnect(self) -> None:
         """Remove the work directory."""
-        self._info = None
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+            os.close(self._claim)
 
     def _wrap(self, argv: list[str]) -> list[str]:
         return [*self._emulator, *argv]
@@ -89,11 +96,29 @@ class LocalTransport(Transport):
             stderr.seek(0)
             return bytes(output), stderr.read()
 
-    def _send(self, local: Path, remote: str) -> None:
+    def _send(self, local: Path, remote: str, offset: int) -> None:
         shutil.copyfile(local, remote)
 
     def _fetch(self, remote: str, local: Path) -> None:
         shutil.copyfile(remote, local)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the work directories of killed processes: those whose claim the kernel took back."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        try:
+            if time.time() - folder.stat().st_mtime < ABANDONED_S:
+                continue  # perhaps made this instant, and not yet claimed
+            claim = os.open(folder, os.O_RDONLY)
+        except OSError:
+            continue  # another user's, or gone meanwhile
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(claim)
 
 
 def _chunks(process: subprocess.Popen[bytes], descriptor: int, deadline: float) -> Iterator[bytes]:

@@ -16,8 +16,11 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from bevel.devices.errors import ConnectionLost, DeviceBusy, MissingTool, RemoteFailed
 
 HOLD_LIMIT_S = 7 * 24 * 3600  # the device-side end of a hold nobody released: a week
 ANSWER_S = 60  # the device's first word: a slow board starts a shell and a few tools
@@ -44,6 +47,16 @@ HOLDER = r"""
 folder=${BEVEL_LOCK_DIR:-/tmp}; [ -d "$folder" ] || folder=/data/local/tmp
 read -r now idle </proc/uptime
 cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' | grep "^bevel-lock-holder $folder/bevel-device.lock " | sed "s/^/$now /" || :
+"""
+# $1: absolute path of a directory that exists as long as this command. Its lock tells the next probe that it is in use; the
+# probe may remove it in the instant before it is locked.
+SCRATCH = r"""
+folder=$1
+echo "pid $$"
+trap 'rm -rf -- "$folder"; exit' TERM HUP
+until mkdir -p -- "$folder" || exit; exec <"$folder" && flock -n 0; [ -d "$folder" ]; do :; done
+echo made
+while :; do sleep 3600 </dev/null & wait; done
 """
 _HOLDER = re.compile(r"^(?P<now>[\d.]+) bevel-lock-holder \S+ (?P<since>[\d.]+) (?P<who>.*)$", re.MULTILINE)
 
@@ -135,6 +148,57 @@ class Hold:
                 self._started.set()
             else:
                 self._words.put(word)
+
+
+@contextmanager
+def hold_lock(
+    where: str,
+    start: Callable[..., Hold],
+    look: Callable[[], str],
+    purpose: str,
+    wait_s: float,
+    say: Callable[[str], None] | None,
+) -> Iterator[None]:
+    """The device's lock for a `with` block; see `bevel.devices.transport.Transport.lock`.
+
+    Args:
+        where: transport label for messages.
+        start: starts a hold with a script and its arguments.
+        look: gives `HOLDER`'s output.
+        purpose: as there.
+        wait_s: as there.
+        say: as there.
+    """
+
+    def holder() -> str:
+        return str(parse_holder(look()) or "another process")
+
+    hold = start(LOCK, describe_caller(purpose))
+    try:
+        word = hold.word(ANSWER_S)
+        if word == "wait":
+            if say is not None:
+                say(f"{where} is in use by {holder()}; waiting")
+            word = hold.word(wait_s)
+            if word is None:
+                raise DeviceBusy(
+                    where,
+                    f"the device is in use by {holder()}",
+                    f"Try again later (waited {wait_s:g} s); the lock ends with the process that holds it",
+                )
+        if word == "missing flock":
+            raise MissingTool(where, "flock not found", "Install util-linux, or busybox")
+        if word != "held":
+            raise RemoteFailed(where, f"the device's lock cannot be taken ({word or 'no answer'})", "Check /tmp on the device")
+        yield
+        if not hold.alive:
+            raise ConnectionLost(
+                where,
+                f"the lock for {purpose} was lost before its end, so another process may have used the device meanwhile",
+                "Check power and network, then run again",
+            )
+    finally:
+        hold.release()
 
 
 def describe_caller(purpose: str) -> str:

@@ -42,10 +42,13 @@ printf '\n%s %s %s %s\n' "$nonce" "$status" "$begin" "$end" >&2
 
 TOOLS = ("timeout", "setsid", "dd", "od", "df", "sha256sum", "env", "mv", "chmod", "rm")
 
-# $1: work directory.
+# $1: work directory. First removes what nobody holds or wants any more: scratch directories that a reboot left, and parts of
+# files that were cut off three days ago.
 PROBE = (
     r"""
 mkdir -p -- "$1" && cd -- "$1" || exit 73
+for folder in .scratch-*; do [ -d "$folder" ] && (exec <"$folder" && flock -n 0) && rm -rf -- "$folder"; done 2>/dev/null
+find .part-* -prune -mtime +2 -exec rm -f -- {} \; 2>/dev/null
 echo "workdir=$(pwd -P)"
 echo "machine=$(uname -m)"
 echo "kernel=$(uname -r)"
@@ -70,6 +73,18 @@ INSPECT = r"""
 df -Pk -- "$1" | tail -n 1
 od -An -v -tx1 -N 20 -- "$1"
 echo; cat /proc/mounts
+"""
+
+
+# Four arguments for each uploaded file: its part, its place, its sha256, its mode. Prints the parts that arrived damaged; one
+# that another process has put in place meanwhile is fine.
+INSTALL = r"""
+has() { [ -f "$1" ] && sum=$(sha256sum <"$1") && [ "${sum%% *}" = "$2" ]; }
+while [ $# -gt 0 ]; do
+    if has "$1" "$3"; then chmod "$4" "$1" && mv -f -- "$1" "$2" || exit
+    else has "$2" "$3" || echo "$1"; fi
+    shift 4
+done
 """
 
 

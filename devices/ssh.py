@@ -33,6 +33,7 @@ T = TypeVar("T")
 HEARTBEAT_S = 5
 PATIENCE_S = 20  # four missed heartbeats: a link that is silent this long is down
 CONNECT_TIMEOUT_S = 20
+BLOCK = 4 << 20  # bytes on the way at once: a round trip is lost between blocks
 FAREWELL_S = 4  # the guard gives a job 1 s between TERM and KILL
 
 
@@ -94,19 +95,27 @@ class SshTransport(Transport):
         self._thread = _LoopThread()
         self._connection = self._thread.call(self._dial(self._timeout))
 
-    def close(self) -> None:
+    def _disconnect(self) -> None:
         """Close the connection; what still runs on the device is ended by its guard."""
         if self._thread is not None:
             self._thread.call(self._hang_up())
             self._thread.stop()
-        self._thread = self._info = None
+        self._thread = None
 
     def _execute(self, command: str, limit_s: float, on_stdout: OnStdout | None = None) -> tuple[bytes, bytes]:
         thread, connection = self._live()
         return thread.call(self._communicate(connection, command, limit_s, on_stdout))
 
-    def _send(self, local: Path, remote: str) -> None:
-        self._copy(lambda sftp: sftp.put(str(local), remote))
+    def _send(self, local: Path, remote: str, offset: int) -> None:
+        async def put(sftp: asyncssh.SFTPClient) -> None:
+            async with sftp.open(remote, "r+b" if offset else "wb") as target:
+                with local.open("rb") as source:
+                    source.seek(offset)
+                    at = offset
+                    while block := source.read(BLOCK):
+                        at += await target.write(block, at)
+
+        self._copy(put)
 
     def _fetch(self, remote: str, local: Path) -> None:
         self._copy(lambda sftp: sftp.get(remote, str(local)))

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import secrets
-import shlex
 import tempfile
 import threading
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,26 +21,35 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 
-from bevel.devices.diagnosis import diagnose, refuse_program
+from bevel.devices.diagnosis import diagnose, refuse_program, refuse_target
 from bevel.devices.elf import HEADER_BYTES, elf_arch
 from bevel.devices.errors import (
     ConnectionLost,
     DeviceBusy,
     DiskFull,
-    IllegalInstruction,
     MissingTool,
-    NotExecutable,
     RemoteFailed,
     UploadCorrupted,
     WrongArchitecture,
 )
-from bevel.devices.lock import ANSWER_S, HOLD_LIMIT_S, HOLDER, LOCK, Hold, describe_caller, parse_holder
-from bevel.devices.remote import INSPECT, PROBE, BoardInfo, Trailer, launch_command, parse_inspection, parse_probe, split_trailer
+from bevel.devices.lock import ANSWER_S, HOLD_LIMIT_S, HOLDER, SCRATCH, Hold, hold_lock
+from bevel.devices.remote import (
+    INSPECT,
+    INSTALL,
+    PROBE,
+    BoardInfo,
+    Trailer,
+    launch_command,
+    parse_inspection,
+    parse_probe,
+    split_trailer,
+)
 from bevel.errors import UsageError
 from bevel.ir.protocols import Target
 
 SHELL_LIMIT_S = 120  # file system work on a slow SD card: hashing 1 GB at 20 MB/s, with room
 OnStdout = Callable[[bytes], None]
+FAREWELL_S = 5  # for ending a command that waits for nothing else
 GRACE_S = 15  # beyond the device-side limit before the client calls the connection lost
 
 
@@ -78,6 +87,7 @@ class Transport(ABC):
         self._inspected: set[str] = set()
         self._turn = threading.RLock()
         self._locked = False
+        self._scratch: tuple[str, Hold] | None = None
 
     def __enter__(self) -> Self:
         self.open()
@@ -93,7 +103,7 @@ class Transport(ABC):
         """Make commands possible."""
 
     @abstractmethod
-    def close(self) -> None:
+    def _disconnect(self) -> None:
         """Release the connection. Harmless when there is none."""
 
     @abstractmethod
@@ -106,8 +116,11 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def _send(self, local: Path, remote: str) -> None:
-        """Copy a file to an absolute path on the device; raises OSError when the device could not store it."""
+    def _send(self, local: Path, remote: str, offset: int) -> None:
+        """Copy a file to an absolute path on the device; raises OSError when the device could not store it.
+
+        The first `offset` bytes are there already; a carrier that cannot append sends the whole.
+        """
 
     @abstractmethod
     def _fetch(self, remote: str, local: Path) -> None:
@@ -137,6 +150,16 @@ class Transport(ABC):
         except BaseException:
             self.close()
             raise
+
+    def close(self) -> None:
+        """Release the connection and what it holds on the device. Harmless when there is none."""
+        scratch, self._scratch = self._scratch, None
+        try:
+            if scratch is not None:
+                scratch[1].release()
+        finally:
+            self._info = None
+            self._disconnect()
 
     @property
     def info(self) -> BoardInfo:
@@ -184,26 +207,9 @@ class Transport(ABC):
         Raises:
             WrongArchitecture, IllegalInstruction, NotExecutable: they cannot, and why.
         """
-        info = self.info
-        if info.arch != target.arch:
-            raise WrongArchitecture(
-                self.label,
-                f"the device is {info.arch}, {target.name} is {target.arch}",
-                "Pass --device with the profile of this device",
-            )
-        if lacking := target.features - info.features:
-            raise IllegalInstruction(
-                self.label,
-                f"the CPU lacks {', '.join(sorted(lacking))}, which {target.name} is compiled for; "
-                f"it has {', '.join(sorted(info.features)) or 'none of the features bevel uses'}",
-                "Compile for a profile with fewer features",
-            )
-        if info.noexec:
-            raise NotExecutable(
-                self.label,
-                f"the work directory {info.workdir} is on a file system mounted noexec",
-                "Set workdir in the profile's [ssh] table to a directory on another file system",
-            )
+        refusal = refuse_target(self.label, self.info, target)
+        if refusal is not None:
+            raise refusal
 
     def path(self, remote_rel: str = ".") -> str:
         """Absolute path on the device of a path inside the work directory.
@@ -258,7 +264,7 @@ class Transport(ABC):
         command = ["env", *inner, "sh", "-c", 'mkdir -p -- "$0" && cd -- "$0" && exec "$@"', directory, *wrapped]
         source = None
         if stdin is not None:
-            source = self.path(f".stdin-{secrets.token_hex(8)}")
+            source = self.path(f"{self.scratch()}/stdin-{secrets.token_hex(8)}")
             self._put_bytes(stdin, source)
         try:
             return self._run(command, limit_s=limit_s, stdin=source, program=program, on_stdout=on_stdout)
@@ -270,6 +276,8 @@ class Transport(ABC):
         """Send a file, or a directory with all in it, unless the device already holds the same bytes.
 
         Files arrive under a temporary name, are hashed on the device and then renamed, so a file is there whole or not at all.
+        When the connection is lost, what has arrived stays under that name, and the next upload of the same bytes goes on from
+        there; nobody's asking for it in three days removes it. After any other failure nothing stays.
 
         Returns:
             Number of bytes sent; 0 when everything was there.
@@ -284,26 +292,27 @@ class Transport(ABC):
         digests = {remote: _sha256(path) for remote, path in files.items()}
         folders = sorted({posixpath.dirname(remote) for remote in files})
         self._shell('mkdir -p -- "$@"', *folders, what="make directories")
-        there = self._digests(list(files))
-        stale = {remote: path for remote, path in files.items() if there.get(remote) != digests[remote]}
-        total = sum(path.stat().st_size for path in stale.values())
+        # Named by content, so that whoever sends these bytes next finds them; equal files of one upload are counted through.
+        seen: Counter[str] = Counter()
+        parts = {}
+        for remote, digest in digests.items():
+            parts[remote] = self.path(f".part-{digest}-{seen[digest]}")
+            seen[digest] += 1
+        there = self._contents([*files, *parts.values()])
+        stale = [remote for remote, digest in digests.items() if there.get(remote, (0, ""))[1] != digest]
+        begun = {remote: _common_prefix(files[remote], *there.get(parts[remote], (0, ""))) for remote in stale}
+        total = sum(files[remote].stat().st_size - begun[remote] for remote in stale)
         if not stale:
             return 0
         self._require_room(total)
-        partial = {remote: f"{posixpath.dirname(remote)}/.part-{secrets.token_hex(8)}" for remote in stale}
         try:
-            for remote, path in stale.items():
-                self._store(path, partial[remote])
-            self._verify({partial[remote]: path for remote, path in stale.items()}, digests=[digests[remote] for remote in stale])
-            steps = []
-            for remote, path in stale.items():
-                mode = "755" if path.stat().st_mode & 0o100 else "644"
-                steps.append(
-                    f"chmod {mode} {shlex.quote(partial[remote])} && mv -f {shlex.quote(partial[remote])} {shlex.quote(remote)}"
-                )
-            self._shell(" && ".join(steps), what="rename uploaded files")
+            for remote in stale:
+                self._store(files[remote], parts[remote], begun[remote])
+            self._install([(files[remote], parts[remote], remote, digests[remote]) for remote in stale])
+        except ConnectionLost:
+            raise  # The parts stay: they cannot be removed, and need not be sent again.
         except BaseException:
-            self._forget(*partial.values())
+            self._forget(*(parts[remote] for remote in stale))
             raise
         self._inspected.difference_update(stale)
         return total
@@ -316,8 +325,8 @@ class Transport(ABC):
         """
         remote = self.path(remote_rel)
         partial = local.with_name(f".{local.name}.part-{secrets.token_hex(8)}")
-        expected = self._digests([remote]).get(remote)
-        if expected is None:
+        _, expected = self._contents([remote]).get(remote, (0, ""))
+        if not expected:
             raise RemoteFailed(
                 self.label, f"{remote} is not on the device or cannot be read", "Run the program that writes it first"
             )
@@ -330,6 +339,29 @@ class Transport(ABC):
             raise RemoteFailed(self.label, f"{remote} could not be fetched into {local} ({error})", "Check both disks") from error
         finally:
             partial.unlink(missing_ok=True)
+
+    def scratch(self) -> str:
+        """A directory for files nobody wants once the job is over, relative to the work directory; made when first asked for.
+
+        It goes when the transport is closed, and also when this process dies or the connection is lost, since the device looks
+        after it like after a running program; what a reboot leaves goes when the device is next opened.
+        """
+        if self._scratch is None or not self._scratch[1].alive:
+            name = f".scratch-{secrets.token_hex(8)}"
+            hold = self._hold(SCRATCH, self.path(name))
+            self._scratch = name, hold
+            word = hold.word(ANSWER_S)
+            if word != "made":
+                raise RemoteFailed(
+                    self.label,
+                    f"{self.path(name)} cannot be made ({word or 'no answer'})",
+                    "Check the work directory on the device",
+                )
+        return self._scratch[0]
+
+    def discard(self, remote_rel: str) -> None:
+        """Remove a file or directory of `scratch`, on the way out: a lost connection, which removes it anyway, is no error."""
+        self._forget(self.path(remote_rel))
 
     def cleanup(self, remote_rel: str = ".") -> None:
         """Remove a file or directory of the work directory; by default the whole work directory."""
@@ -360,7 +392,7 @@ class Transport(ABC):
             if self._locked:
                 yield
                 return
-            with self._device_lock(purpose, wait_s, say):
+            with hold_lock(self.label, self._hold, self._holder, purpose, wait_s, say):
                 self._locked = True
                 try:
                     yield
@@ -371,42 +403,9 @@ class Transport(ABC):
 
     # How ---------------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _device_lock(self, purpose: str, wait_s: float, say: Callable[[str], None] | None) -> Iterator[None]:
-        """The lock on the device, without regard to other threads."""
-        hold = self._hold(LOCK, describe_caller(purpose))
-        try:
-            word = hold.word(ANSWER_S)
-            if word == "wait":
-                if say is not None:
-                    say(f"{self.label} is in use by {self._holder()}; waiting")
-                word = hold.word(wait_s)
-                if word is None:
-                    raise DeviceBusy(
-                        self.label,
-                        f"the device is in use by {self._holder()}",
-                        f"Try again later (waited {wait_s:g} s); the lock ends with the process that holds it",
-                    )
-            if word == "missing flock":
-                raise MissingTool(self.label, "flock not found", "Install util-linux, or busybox")
-            if word != "held":
-                raise RemoteFailed(
-                    self.label, f"the device's lock cannot be taken ({word or 'no answer'})", "Check /tmp on the device"
-                )
-            yield
-            if not hold.alive:
-                raise ConnectionLost(
-                    self.label,
-                    f"the lock for {purpose} was lost before its end, so another process may have used the device meanwhile",
-                    "Check power and network, then run again",
-                )
-        finally:
-            hold.release()
-
     def _holder(self) -> str:
-        """Who holds the device's lock, for messages."""
-        holder = parse_holder(self._shell(HOLDER, what="look who holds the lock"))
-        return str(holder) if holder else "another process"
+        """What `HOLDER` prints."""
+        return self._shell(HOLDER, what="look who holds the lock")
 
     def _hold(self, script: str, *args: str) -> Hold:
         """Start a command that stays on the device until released, or until the connection ends."""
@@ -419,7 +418,7 @@ class Transport(ABC):
                 )
 
         def end(pid: str) -> None:
-            self._attempt('kill -s TERM "$1"', pid, what="end a command")
+            self._launch(["kill", "-s", "TERM", pid], limit_s=FAREWELL_S)
 
         return Hold(start, end)
 
@@ -498,27 +497,30 @@ class Transport(ABC):
             files[self.path(posixpath.join(remote_rel, inner))] = path
         return files
 
-    def _digests(self, remotes: list[str]) -> dict[str, str]:
-        """sha256 on the device of those files that exist."""
-        script = 'for f; do [ -f "$f" ] && sha256sum <"$f" || echo -; done'
-        lines = self._shell(script, *remotes, what="hash files").splitlines()
-        return {remote: line.split()[0] for remote, line in zip(remotes, lines, strict=True) if not line.startswith("-")}
+    def _contents(self, remotes: list[str]) -> dict[str, tuple[int, str]]:
+        """Size in bytes and sha256 on the device of those files that exist."""
+        script = 'for f; do [ -f "$f" ] && echo $(wc -c <"$f") $(sha256sum <"$f") || echo -; done'
+        lines = [line.split() for line in self._shell(script, *remotes, what="hash files").splitlines()]
+        return {remote: (int(line[0]), line[1]) for remote, line in zip(remotes, lines, strict=True) if len(line) > 1}
 
-    def _store(self, local: Path, remote: str) -> None:
-        """Send one file; tells a full disk from other refusals, which SFTP reports alike."""
+    def _store(self, local: Path, remote: str, offset: int) -> None:
+        """Send one file, from `offset` on; tells a full disk from other refusals, which SFTP reports alike."""
         try:
-            self._send(local, remote)
+            self._send(local, remote, offset)
         except OSError as error:
-            self._require_room(local.stat().st_size, str(error))
+            self._require_room(local.stat().st_size - offset, str(error))
             raise RemoteFailed(
                 self.label, f"{local} could not be stored ({error})", "Check the work directory on the device"
             ) from error
 
-    def _verify(self, sent: Mapping[str, Path], digests: Sequence[str]) -> None:
-        """Compare hashes on the device with those of the files sent."""
-        arrived = self._digests(list(sent))
-        for (remote, local), digest in zip(sent.items(), digests, strict=True):
-            if arrived.get(remote) != digest:
+    def _install(self, sent: Sequence[tuple[Path, str, str, str]]) -> None:
+        """Hash what arrived on the device and move it into place; each is a local file, its part, its place and its sha256."""
+        steps: list[str] = []
+        for local, part, remote, digest in sent:
+            steps += [part, remote, digest, "755" if local.stat().st_mode & 0o100 else "644"]
+        damaged = self._shell(INSTALL, *steps, what="rename uploaded files").splitlines()
+        for local, part, *_ in sent:
+            if part in damaged:
                 self._require_room(local.stat().st_size, "the file arrived damaged")
                 raise UploadCorrupted(
                     self.label, f"{local} arrived with another hash", "Try again; if it happens twice, check the device's storage"
@@ -545,20 +547,23 @@ class Transport(ABC):
             self.upload(local, posixpath.relpath(remote, self.info.workdir))
 
     def _forget(self, *remotes: str) -> None:
-        """Remove temporary files on the way out."""
-        self._attempt('rm -f -- "$@"', *remotes, what="remove temporary files")
-
-    def _attempt(self, script: str, *args: str, what: str) -> None:
-        """Tidy up on the way out; a lost connection must not hide the error that led here."""
-        try:
-            self._shell(script, *args, what=what)
-        except (ConnectionLost, RemoteFailed, DiskFull):
-            return
+        """Remove temporary files on the way out; a lost connection must not hide the error that led here."""
+        self._launch(["rm", "-rf", "--", *remotes], limit_s=SHELL_LIMIT_S)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _common_prefix(local: Path, size: int, digest: str) -> int:
+    """`size` when a file of that size and sha256 is a beginning of `local`, else 0."""
+    hasher, left = hashlib.sha256(), size
+    with local.open("rb") as stream:
+        while left and (block := stream.read(min(left, 1 << 20))):
+            hasher.update(block)
+            left -= len(block)
+    return size if left == 0 and hasher.hexdigest() == digest else 0
 
 
 def _last(stderr: bytes) -> str:

@@ -45,7 +45,7 @@ def test_output_status_stdin_environment_and_directory(here: Transport) -> None:
     assert result.stdout == b"in\0put\n" + here.path("a/b").encode() + b"\n"
     assert result.stderr == b"hi there\n"
     assert result.exit_status == 7
-    assert not list(Path(here.path()).glob(".stdin-*"))
+    assert not [path for path in Path(here.path()).rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("status", [1, 2, 125, 255])
@@ -178,7 +178,7 @@ def test_damaged_upload_leaves_the_old_file(here: Transport, tmp_path: Path, mon
     local.write_bytes(b"old")
     here.upload(local, "f")
     local.write_bytes(b"new contents")
-    monkeypatch.setattr(here, "_send", lambda source, remote: Path(remote).write_bytes(source.read_bytes()[:-1]))
+    monkeypatch.setattr(here, "_send", lambda source, remote, offset: Path(remote).write_bytes(source.read_bytes()[:-1]))
     with pytest.raises(errors.UploadCorrupted, match="another hash"):
         here.upload(local, "f")
     assert [path.name for path in Path(here.path()).iterdir()] == ["f"]
@@ -194,7 +194,7 @@ def test_disk_that_fills_while_sending(here: Transport, tmp_path: Path, monkeypa
     def pretend(script: str, *args: str, what: str) -> str:
         return next(answers) if "df" in script else shell(script, *args, what=what)
 
-    def refuse(source: Path, remote: str) -> None:
+    def refuse(source: Path, remote: str, offset: int) -> None:
         raise OSError("Failure")
 
     monkeypatch.setattr(here, "_shell", pretend)
