@@ -25,6 +25,7 @@ PROVENANCES = ("measured", "static", "datasheet")
 FEATURES = frozenset(
     {"sse2", "avx2", "fma", "avx512", "avx512_vnni", "amx_int8", "neon", "vfpv4", "fp16", "dotprod", "i8mm"},
 )
+OPTIONAL_PEAKS = ("popcount_gbytes", "table_gbytes")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ADDRESS = re.compile(r"(?:(?P<user>[^@\s]+)@)?(?P<host>\[[^\]]+\]|[^@:\s\[\]]+)(?::(?P<port>\d+))?")
 
@@ -54,12 +55,36 @@ class Peaks:
         int8_gmacs: 8-bit multiply-accumulates into int32.
         launch_us: fixed cost of one kernel call.
         bandwidth_gbs: streaming read by level, nearest first: "l1", "l2", "l3" (where there is one), "dram".
+        popcount_gbytes: bytes whose set bits are counted; None where nobody measured.
+        table_gbytes: bytes looked up in a table of 16; None where nobody measured.
     """
 
     fp32_gmacs: Figure
     int8_gmacs: Figure
     launch_us: Figure
     bandwidth_gbs: Mapping[str, Figure]
+    popcount_gbytes: Figure | None = None
+    table_gbytes: Figure | None = None
+
+
+@dataclass(frozen=True)
+class CoreKind:
+    """Cores of one kind; a big.LITTLE machine has several.
+
+    Attributes:
+        name: such as "cortex-a76"; LLVM's name where it knows the kind.
+        cpus: numbers the operating system gives them.
+        max_ghz: highest clock, None where the system does not say.
+    """
+
+    name: str
+    cpus: tuple[int, ...]
+    max_ghz: float | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of cores."""
+        return len(self.cpus)
 
 
 @dataclass(frozen=True)
@@ -92,6 +117,19 @@ class Ssh:
 
 
 @dataclass(frozen=True)
+class Adb:
+    """How to reach an Android device.
+
+    Attributes:
+        serial: its number in `adb devices`, host:port for one on the network; None for the only device connected.
+        workdir: directory on the device that bevel owns.
+    """
+
+    serial: str | None = None
+    workdir: str = "/data/local/tmp/bevel"
+
+
+@dataclass(frozen=True)
 class Profile:
     """One device.
 
@@ -109,7 +147,12 @@ class Profile:
         memory_mib: memory of the smallest variant of the device.
         peaks: roofline figures.
         ssh: address, None when the device has none.
+        adb: Android device, None when it is none.
         qemu_cpu: what `qemu-user -cpu` calls this CPU; None when qemu cannot emulate its instruction set.
+        core_kinds: its cores, fastest kind first; empty where nobody probed.
+        kernel: release of the kernel it was probed with.
+        libc: its C library, as the device names it.
+        probed: date of the probe (ISO 8601).
     """
 
     name: str
@@ -125,7 +168,12 @@ class Profile:
     memory_mib: int
     peaks: Peaks
     ssh: Ssh | None = None
+    adb: Adb | None = None
     qemu_cpu: str | None = None
+    core_kinds: tuple[CoreKind, ...] = ()
+    kernel: str | None = None
+    libc: str | None = None
+    probed: str | None = None
 
     def target(self) -> Target:
         """What code generation needs of this device."""
@@ -313,9 +361,16 @@ def _read(path: Path) -> Profile:
         memory_mib=top.positive("memory_mib", int),
         peaks=_read_peaks(top.table("peaks", "a table of figures")),
         ssh=_read_ssh(top.table("ssh", "a table with an address")) if "ssh" in data else None,
+        adb=_read_adb(top.table("adb", "a table with a serial")) if "adb" in data else None,
         qemu_cpu=top.text("qemu_cpu", None),
+        core_kinds=_read_core_kinds(top),
+        kernel=top.text("kernel", None),
+        libc=top.text("libc", None),
+        probed=top.text("probed", None),
     )
-    top.seen.add("ssh")
+    top.seen |= {"ssh", "adb"}
+    if profile.ssh is not None and profile.adb is not None:
+        raise top.fail("adb", "and ssh are both given; keep the one by which the device is reached")
     top.done()
     return profile
 
@@ -333,6 +388,22 @@ def _read_caches(top: _Table) -> tuple[Cache, ...]:
     return tuple(sorted(caches, key=lambda cache: cache.level))
 
 
+def _read_core_kinds(top: _Table) -> tuple[CoreKind, ...]:
+    kinds = []
+    for index, entry in enumerate(top.get("core_kinds", list, "a list of tables", [])):
+        if not isinstance(entry, dict):
+            raise top.fail(f"core_kinds[{index}]", f"is {entry!r}; expected a table with name and cpus")
+        table = _Table(top.path, entry, f"core_kinds[{index}].")
+        cpus = table.get("cpus", list, "a list of numbers")
+        if not cpus or not all(isinstance(cpu, int) and cpu >= 0 for cpu in cpus):
+            raise table.fail("cpus", f"is {cpus!r}; expected a list of numbers")
+        clock = float(table.positive("max_ghz")) if "max_ghz" in entry else None
+        kinds.append(CoreKind(table.text("name"), tuple(cpus), clock))
+        table.seen.add("max_ghz")
+        table.done()
+    return tuple(kinds)
+
+
 def _read_peaks(table: _Table) -> Peaks:
     def figure(parent: _Table, key: str) -> Figure:
         entry = parent.table(key, "a table with value, provenance and source")
@@ -344,13 +415,22 @@ def _read_peaks(table: _Table) -> Peaks:
         return result
 
     levels = table.table("bandwidth_gbs", "a table of levels")
-    required = ["l1", "dram"]
-    order = [level for level in ("l1", "l2", "l3", "dram") if level in levels.data or level in required]
+    order = [level for level in ("l1", "l2", "l3", "dram") if level in levels.data or level in ("l1", "dram")]
     bandwidth = {level: figure(levels, level) for level in order}
     levels.done()
-    peaks = Peaks(figure(table, "fp32_gmacs"), figure(table, "int8_gmacs"), figure(table, "launch_us"), bandwidth)
+    popcount, lookup = (figure(table, key) if key in table.data else None for key in OPTIONAL_PEAKS)
+    fp32, int8, launch = (figure(table, key) for key in ("fp32_gmacs", "int8_gmacs", "launch_us"))
+    peaks = Peaks(fp32, int8, launch, bandwidth, popcount, lookup)
     table.done()
     return peaks
+
+
+def _read_adb(table: _Table) -> Adb:
+    result = Adb(serial=table.text("serial", None), workdir=table.text("workdir", Adb.workdir))
+    if result.serial == "" or (result.serial or "").startswith("-"):
+        raise table.fail("serial", f"is {result.serial!r}; expected a serial number of `adb devices`")
+    table.done()
+    return result
 
 
 def _read_ssh(table: _Table) -> Ssh:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from bevel.devices.profile import Figure, Profile, Ssh
+from bevel.devices.profile import OPTIONAL_PEAKS, Adb, CoreKind, Figure, Profile, Ssh
 
 
 def _quote(text: str) -> str:
@@ -18,6 +18,11 @@ def _list(items: tuple[str, ...]) -> str:
 
 def _figure(figure: Figure) -> str:
     return f"{{ value = {figure.value!r}, provenance = {_quote(figure.provenance)}, source = {_quote(figure.source)} }}"
+
+
+def _core_kind(kind: CoreKind) -> str:
+    clock = "" if kind.max_ghz is None else f", max_ghz = {kind.max_ghz!r}"
+    return f"{{ name = {_quote(kind.name)}, cpus = {list(kind.cpus)!r}{clock} }}"
 
 
 def format_profile(profile: Profile) -> str:
@@ -36,10 +41,15 @@ def format_profile(profile: Profile) -> str:
     ]
     if profile.qemu_cpu is not None:
         lines.append(f"qemu_cpu = {_quote(profile.qemu_cpu)}")
+    probed = ("kernel", "libc", "probed")
+    lines += [f"{key} = {_quote(value)}" for key in probed if (value := getattr(profile, key)) is not None]
+    if profile.core_kinds:
+        lines += ["core_kinds = [", *(f"  {_core_kind(kind)}," for kind in profile.core_kinds), "]"]
     lines.append("caches = [")
     lines += [f"  {{ level = {c.level}, kib = {c.bytes // 1024}, line = {c.line} }}," for c in profile.caches]
     lines += ["]", "", "[peaks]"]
     lines += [f"{key} = {_figure(getattr(profile.peaks, key))}" for key in ("fp32_gmacs", "int8_gmacs", "launch_us")]
+    lines += [f"{key} = {_figure(value)}" for key in OPTIONAL_PEAKS if (value := getattr(profile.peaks, key)) is not None]
     lines += ["", "[peaks.bandwidth_gbs]"]
     lines += [f"{level} = {_figure(figure)}" for level, figure in profile.peaks.bandwidth_gbs.items()]
     if profile.ssh is not None:
@@ -48,4 +58,8 @@ def format_profile(profile: Profile) -> str:
         lines += [f"{key} = {_quote(value)}" for key in optional if (value := getattr(profile.ssh, key)) is not None]
         if profile.ssh.workdir != Ssh.workdir:
             lines.append(f"workdir = {_quote(profile.ssh.workdir)}")
+    if profile.adb is not None:
+        lines += ["", "[adb]"]
+        lines += [f"serial = {_quote(profile.adb.serial)}"] if profile.adb.serial is not None else []
+        lines += [f"workdir = {_quote(profile.adb.workdir)}"] if profile.adb.workdir != Adb.workdir else []
     return "\n".join(lines) + "\n"

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from bevel.devices.profile import (
+    OPTIONAL_PEAKS,
     PROVENANCES,
+    CoreKind,
+    Figure,
     Ssh,
     list_profiles,
     load_profile,
@@ -81,7 +84,13 @@ def test_text_reads_back_equal(name: str, tmp_path: Path) -> None:
         name="copy",
         description='quotes " backslash \\ tab\t ü \x7f',
         ssh=Ssh("fe80::1", "pi", 2222, known_hosts="/k h", identity="/i", config="/c", workdir="/data/w"),
+        core_kinds=(CoreKind("cortex-a76", (4, 5), 2.4), CoreKind("cortex-a55", (0, 1, 2, 3))),
+        kernel="6.6.20",
+        libc="glibc 2.36",
+        probed="2026-01-31",
     )
+    figures = {key: Figure(1.5, "measured", key) for key in OPTIONAL_PEAKS}
+    profile = replace(profile, peaks=replace(profile.peaks, **figures))
     path = save_profile(profile, tmp_path / "copy.toml")
     assert load_profile(path) == profile
 
@@ -122,6 +131,7 @@ def test_unknown_name_lists_the_known_and_suggests() -> None:
         ('features = ["neon"]', 'features = ["neno"]', "features has neno; known: .*neon"),
         ('provenance = "static"', 'provenance = "guess"', r"peaks\.\S+ is 'guess'; expected one of measured"),
         ("[peaks]", "[peaks", "is not valid TOML"),
+        ("[peaks]", 'core_kinds = [{ name = "x", cpus = ["0"] }]\n[peaks]', r"core_kinds\[0\]\.cpus is \['0'\]; expected a list"),
         ('name = "raspberry-pi-4"', 'name = "other"', "they must agree"),
         ('address = "pi@board"', 'address = "pi@board:99999"', "not of the form user@host:port"),
         ('address = "pi@board"', 'adress = "pi@board"', r"ssh\.address is missing"),
