@@ -281,6 +281,15 @@ class RuntimeExtent(Protocol):
         ...
 
 
+@runtime_checkable
+class Selective(Protocol):
+    """What a generator has besides `Generator` when the ones after it are faster for some problems it is legal for."""
+
+    def pays(self, problem: Problem, target: Target) -> bool:
+        """Whether it is expected to be the fastest for a legal `problem`, by a static estimate."""
+        ...
+
+
 def outer_extent(problem: ConvProblem, most: int, rows_per_unit: int, rows: int) -> int | Extent:
     """The parallel extent of a convolution whose units cover its outermost axis in order.
 

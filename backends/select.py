@@ -11,7 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import Protocol
 
-from bevel.backends.kernel import ConvProblem, Generator, Problem, RuntimeExtent, Tile, is_dynamic, problem_dims
+from bevel.backends.kernel import ConvProblem, Generator, Problem, RuntimeExtent, Selective, Tile, is_dynamic, problem_dims
 from bevel.errors import UnsupportedOp
 from bevel.ir.protocols import Target
 
@@ -64,6 +64,7 @@ def choose(problem: Problem, target: Target, layer: str, ranker: KernelRanker | 
     """
     reasons: list[str] = []
     candidates: list[Choice] = []
+    reluctant: Choice | None = None
     for generator in generators(target.arch):
         if is_dynamic(problem) and not isinstance(generator, RuntimeExtent):
             reasons.append(f"{generator.name}: takes no run-time extents")
@@ -73,11 +74,16 @@ def choose(problem: Problem, target: Target, layer: str, ranker: KernelRanker | 
             reasons.append(f"{generator.name}: {reason}")
             continue
         tiles = generator.tiles(problem, target)
+        if ranker is None and isinstance(generator, Selective) and not generator.pays(problem, target):
+            reluctant = reluctant or Choice(generator, tiles[0])
+            continue
         if ranker is None:
             return Choice(generator, tiles[0])
         candidates.extend(Choice(generator, tile) for tile in tiles)
     if ranker is not None and candidates:
         return ranker.rank(problem, target, candidates)[0]
+    if reluctant is not None:
+        return reluctant
     if is_dynamic(problem):
         raise UnsupportedOp(_needs_fixed(problem, layer, reasons))
     raise UnsupportedOp(f"layer {layer!r}: no kernel computes {problem} on {target.name} ({'; '.join(reasons)})")

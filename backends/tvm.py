@@ -248,6 +248,14 @@ class Builder:
         """A pure LLVM intrinsic, for example `call("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, u8, s8)`."""
         return self._ns.T.call_llvm_pure_intrin(result, intrinsic, *operands)
 
+    def effect(self, intrinsic: str, *operands: Expr) -> None:
+        """A statement: an LLVM intrinsic that returns nothing and may read and write memory."""
+        self._ns.B.evaluate(self._ns.T.call_llvm_intrin("void", intrinsic, *operands))
+
+    def address(self, buffer: Buffer, offset: Expr) -> Expr:
+        """The address of an element, for `effect`."""
+        return self._ns.T.address_of(buffer[offset])
+
     def fma(self, a: Expr, b: Expr, c: Expr, lanes: int = 1) -> Expr:
         """float32 a * b + c with one rounding."""
         return self.call("float32" if lanes == 1 else f"float32x{lanes}", "llvm.fma", a, b, c)

@@ -48,7 +48,8 @@ class HalfKernel(MicroKernel):
         k: Builder,
         acc: Buffer,
         x: Buffer,
-        pixels: Sequence[Expr],
+        origin: Expr,
+        offsets: Sequence[int],
         weights: Buffer,
         base: Expr,
         nv: int,
@@ -56,17 +57,17 @@ class HalfKernel(MicroKernel):
         unroll: int,
     ) -> None:
         """See `MicroKernel.accumulate`; `acc` is float32, the sums of each block half."""
-        sums = range(0, len(pixels) * nv * self.lanes, self.lanes)
+        sums = range(0, len(offsets) * nv * self.lanes, self.lanes)
 
         def block(first: Expr, size: int) -> None:
             half = k.alloc(len(sums) * self.lanes, "float16")
             for at in sums:
                 k.store(half, at, k.const(0.0, "float16", self.lanes), self.lanes)
-            sources = [pixel + first for pixel in pixels]
-            super(HalfKernel, self).accumulate(k, half, x, sources, weights, base + first * (nv * self.lanes), nv, size, unroll)
-            for at in sums:
-                wide = k.cast(k.load(half, at, self.lanes), "float32", self.lanes)
-                k.store(acc, at, k.load(acc, at, self.lanes) + wide, self.lanes)
+            at = base + first * (nv * self.lanes)
+            super(HalfKernel, self).accumulate(k, half, x, origin + first, offsets, weights, at, nv, size, unroll)
+            for slot in sums:
+                wide = k.cast(k.load(half, slot, self.lanes), "float32", self.lanes)
+                k.store(acc, slot, k.load(acc, slot, self.lanes) + wide, self.lanes)
 
         whole, rest = divmod(run, BLOCK)
         if whole:

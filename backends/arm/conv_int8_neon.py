@@ -36,9 +36,9 @@ class WideningKernel(NeonInteger):
     # Partial sums wrap: the bias that absorbs the zero point makes the total right modulo 2^32.
     acc_dtype = "uint32"
 
-    def init(self, k: Builder, acc: Buffer, mr: int, nv: int, bias: Buffer, channel: Expr) -> None:
+    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
         """Partial sums start at zero; `result` adds the bias."""
-        for at in range(0, mr * nv * self.slot, 4):
+        for at in range(0, len(offsets) * nv * self.slot, 4):
             k.store(acc, at, k.const(0, "uint32", 4), 4)
 
     def accumulate(
@@ -46,7 +46,8 @@ class WideningKernel(NeonInteger):
         k: Builder,
         acc: Buffer,
         x: Buffer,
-        pixels: Sequence[Expr],
+        origin: Expr,
+        offsets: Sequence[int],
         weights: Buffer,
         base: Expr,
         nv: int,
@@ -58,12 +59,12 @@ class WideningKernel(NeonInteger):
 
         def group(index: Expr, lanes: int) -> None:
             # Held in an array so that every pixel is loaded once, before the first weight.
-            columns = k.alloc(len(pixels) * lanes, "int8")
-            for i, pixel in enumerate(pixels):
-                k.store(columns, i * lanes, k.load(x, pixel + index * self.kgroup, lanes), lanes)
+            columns = k.alloc(len(offsets) * lanes, "int8")
+            for i, offset in enumerate(offsets):
+                k.store(columns, i * lanes, k.load(x, origin + offset + index * self.kgroup, lanes), lanes)
             for c in range(channels):
                 w = k.load(weights, base + (index * channels + c) * self.kgroup, lanes)
-                for i in range(len(pixels)):
+                for i in range(len(offsets)):
                     at = (i * channels + c) * 4
                     total = k.load(acc, at, 4)
                     for products in self.products(k, k.load(columns, i * lanes, lanes), w, lanes):
@@ -84,7 +85,7 @@ class WideningKernel(NeonInteger):
         parts = [self.neon.multiply(k, half(k, x, start), half(k, w, start)) for start in range(0, lanes, 8)]
         return parts if self.wide or lanes == 8 else [parts[0] + parts[1]]
 
-    def result(self, k: Builder, acc: Buffer, i: int, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
+    def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
         """Partial sums added up pairwise, plus the bias."""
         at = (i * nv + j) * self.slot
         sums = self.neon.sum_lanes(k, [k.load(acc, at + c * 4, 4) for c in range(4)])

@@ -8,6 +8,8 @@ so weights of -128 are exact. Weights `[block][tap][K/4][channel][4]`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bevel.backends.arm.neon import A32
 from bevel.backends.arm.requantize import NeonInteger
 from bevel.backends.kernel import ConvProblem, Problem
@@ -38,9 +40,9 @@ class BroadcastKernel(NeonInteger):
         """Two halves of two channels each."""
         return [k.load(weights, offset + at, 8) for at in (0, 8)]
 
-    def init(self, k: Builder, acc: Buffer, mr: int, nv: int, bias: Buffer, channel: Expr) -> None:
+    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
         """Partial sums start at zero; `result` adds the bias."""
-        for at in range(0, mr * nv * self.slot, 4):
+        for at in range(0, len(offsets) * nv * self.slot, 4):
             k.store(acc, at, k.const(0, "uint32", 4), 4)
 
     def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr) -> Expr:
@@ -49,7 +51,7 @@ class BroadcastKernel(NeonInteger):
         sums = [self.neon.add_pairs(k, a, self.neon.multiply(k, x, part)) for a, part in zip(halves, w, strict=True)]
         return k.shuffle(sums, range(8))
 
-    def result(self, k: Builder, acc: Buffer, i: int, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
+    def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
         """The two partial sums of each channel, plus the bias."""
         at = (i * nv + j) * self.slot
         total = self.neon.sums_of_neighbours(k, k.load(acc, at, 4), k.load(acc, at + 4, 4))

@@ -70,6 +70,8 @@ class MicroKernel(abc.ABC):
         weight_dtype: packed weight element.
         params_dtype: element of the packed requantization parameters.
         copy_lanes: elements per vector of the copy into scratch.
+        sums_in_memory: whether accumulators are in memory after `finish`, so that the epilogue is a loop over pixels; else it
+            is unrolled.
     """
 
     lanes: int
@@ -80,11 +82,32 @@ class MicroKernel(abc.ABC):
     weight_dtype: str = "float32"
     params_dtype: str = "int64"
     copy_lanes: int = 16
+    sums_in_memory: bool = False
 
     @property
     def slot(self) -> int:
         """Accumulator elements per pixel and result vector."""
         return self.acc_lanes or self.lanes
+
+    def padded_run(self, run: int) -> int:
+        """Elements per reduction run in the packed weights: whole K-groups."""
+        return -(-run // self.kgroup) * self.kgroup
+
+    def acc_rows(self, offsets: Sequence[int]) -> Sequence[int]:
+        """Where the accumulators of each pixel of a tile lie, counted in rows of nv * slot elements."""
+        return range(len(offsets))
+
+    def enter(self, k: Builder, offsets: Sequence[int], nv: int, run: int) -> None:
+        """Prepare the core for tiles whose pixels begin at `offsets`; before the loops over such tiles. By default nothing."""
+        return
+
+    def leave(self, k: Builder) -> None:
+        """Undo what `enter` did; once, at the end of a kernel. By default nothing."""
+        return
+
+    def finish(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int) -> None:
+        """Put the sums where `result` reads them, after the last reduction run. By default they are there."""
+        return
 
     def operands(self, k: Builder, x: Buffer, offset: Expr, groups: int) -> list[Expr]:
         """Input of one pixel for `groups` consecutive K-groups from element `offset`, each as `mac` takes it."""
@@ -98,13 +121,13 @@ class MicroKernel(abc.ABC):
         """`acc` plus the products of one K-group."""
         raise NotImplementedError(f"{type(self).__name__} overrides accumulate")
 
-    def init(self, k: Builder, acc: Buffer, mr: int, nv: int, bias: Buffer, channel: Expr) -> None:
+    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
         """Start the accumulators of a tile; by default at the bias of channels [channel, channel + nv * lanes)."""
         for j in range(nv):
             value = k.load(bias, HEADER + channel + j * self.lanes, self.lanes)
             if self.acc_dtype == "uint32":
                 value = k.bitcast(value, "uint32", self.lanes)
-            for i in range(mr):
+            for i in range(len(offsets)):
                 k.store(acc, (i * nv + j) * self.lanes, value, self.lanes)
 
     def accumulate(
@@ -112,7 +135,8 @@ class MicroKernel(abc.ABC):
         k: Builder,
         acc: Buffer,
         x: Buffer,
-        pixels: Sequence[Expr],
+        origin: Expr,
+        offsets: Sequence[int],
         weights: Buffer,
         base: Expr,
         nv: int,
@@ -125,7 +149,8 @@ class MicroKernel(abc.ABC):
             k: builder.
             acc: slot (i * nv + j) belongs to pixel i and result vector j.
             x: buffer of `x_dtype`.
-            pixels: element offset of the run in `x`, per pixel.
+            origin: element offset in `x` of the run of a pixel at offset 0.
+            offsets: of each pixel from there.
             weights: packed weights.
             base: element offset of this tap and block.
             nv: result vectors.
@@ -136,7 +161,7 @@ class MicroKernel(abc.ABC):
         step = nv * self.lanes * self.kgroup
 
         def some(first: Expr, count: int) -> None:
-            columns = [self.operands(k, x, p + first * self.kgroup, count) for p in pixels]
+            columns = [self.operands(k, x, origin + offset + first * self.kgroup, count) for offset in offsets]
             for u in range(count):
                 w = [self.load_weights(k, weights, base + (first + u) * step + j * self.lanes * self.kgroup) for j in range(nv)]
                 for i, column in enumerate(columns):
@@ -153,8 +178,8 @@ class MicroKernel(abc.ABC):
         if groups > done:
             some(k.i32(done), groups - done)
 
-    def result(self, k: Builder, acc: Buffer, i: int, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
-        """Sums of pixel i, vector j (whose first channel is `channel`): `lanes` float32 or int32."""
+    def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
+        """Sums of the pixel in row i of `acc`, vector j (whose first channel is `channel`): `lanes` float32 or int32."""
         value = k.load(acc, (i * nv + j) * self.lanes, self.lanes)
         return k.bitcast(value, "int32", self.lanes) if self.acc_dtype == "uint32" else value
 
@@ -275,7 +300,23 @@ class Geometry:
     @property
     def padded_run(self) -> int:
         """Elements per reduction run in the packed weights."""
-        return -(-self.run // self.micro.kgroup) * self.micro.kgroup
+        return self.micro.padded_run(self.run)
+
+    def offsets(self, rows: int, width: int) -> list[int]:
+        """Element offset of every pixel of a tile in the input, from its first."""
+        p, pitch = self.shape, self.shape.stride_h * self.staging.row_elements
+        return [r * pitch + c * p.stride_w * p.c for r in range(rows) for c in range(width)]
+
+    @property
+    def bodies(self) -> list[tuple[int, int, int]]:
+        """Tiles of one block of channels over one image: how many, and their rows and width."""
+        found = []
+        for run in self.rows:
+            if run.size > 1:
+                found.append((run.count, run.size, self.shape.ow))
+            else:
+                found += [(run.count * pixels.count, 1, pixels.size) for pixels in split(self.shape.ow, self.mr)]
+        return found
 
 
 def legal(problem: ConvProblem, micro: MicroKernel) -> str | None:
@@ -373,6 +414,12 @@ class _Nest:
         self.y = k.param("y", problem.out_dtype, widened=True)
         lo, hi, self.scratch = k.range_params(micro.x_dtype)
         self.source = self.scratch if g.staging.needed else self.x
+        self.units(lo, hi)
+        micro.leave(k)
+
+    def units(self, lo: Expr, hi: Expr) -> None:
+        """Units [lo, hi) of the parallel axis."""
+        k, g = self.k, self.g
         if g.by_columns:
             if g.staging.needed:
                 g.staging.copy(k, self.x, self.scratch, self.zero(), k.i32(0), k.i32(0), k.i32(g.shape.oh))
@@ -458,6 +505,9 @@ class _Nest:
             if len(g.rows) > 1:
                 first = k.min(k.max(start, k.i32(run.first)), k.i32(run.first + run.count))
                 bounds = (first, k.max(k.min(stop, k.i32(run.first + run.count)), first))
+            tiles = split(p.ow, p.ow if run.size > 1 else g.mr)
+            if len(tiles) == 1:
+                g.micro.enter(k, g.offsets(run.size, tiles[0].size), nv, g.run)
             with k.serial(*bounds) as group:
                 row = run.start + (group - run.first) * run.size
                 source_row = (row - staged_row) * p.stride_h
@@ -465,36 +515,28 @@ class _Nest:
                     source_row = image * p.h + row * p.stride_h
                 source = source_row * g.staging.row_elements + first_input
                 target = (image * p.oh + row) * (p.ow * p.oc) + channel
-                if run.size > 1:
-                    self.tile(source, target, channel, run.size, p.ow, nv, valid)
-                    continue
-                for pixels in split(p.ow, g.mr):
+                for pixels in tiles:
+                    if len(tiles) > 1:
+                        g.micro.enter(k, g.offsets(1, pixels.size), nv, g.run)
                     with k.serial(pixels.count) as index:
                         column = pixels.start + index * pixels.size
-                        self.tile(
-                            source + column * (p.stride_w * p.c),
-                            target + column * p.oc,
-                            channel,
-                            1,
-                            pixels.size,
-                            nv,
-                            valid,
-                        )
+                        at = source + column * (p.stride_w * p.c), target + column * p.oc
+                        self.tile(*at, channel, run.size, pixels.size, nv, valid)
 
     def tile(self, source: Expr, target: Expr, channel: Expr, rows: int, width: int, nv: int, valid: int) -> None:
         """One register tile: `rows` x `width` pixels by `nv` vectors."""
         k, g, p, micro = self.k, self.g, self.g.shape, self.g.micro
-        mr = rows * width
-        acc = k.alloc(mr * nv * micro.slot, micro.acc_dtype)
-        micro.init(k, acc, mr, nv, self.bias, channel)
-        offsets = [r * p.stride_h * g.staging.row_elements + c * p.stride_w * p.c for r in range(rows) for c in range(width)]
+        offsets = g.offsets(rows, width)
+        acc_rows = micro.acc_rows(offsets)
+        acc = k.alloc((max(acc_rows) + 1) * nv * micro.slot, micro.acc_dtype)
+        micro.init(k, acc, offsets, nv, self.bias, channel)
         # Blocks before this one hold `channel` channels of taps * padded_run weights each.
         base = channel * (g.taps * g.padded_run)
         tap_size = g.padded_run * nv * micro.lanes
 
         def tap(index: Expr, position: Expr) -> None:
-            pixels = [source + position + offset for offset in offsets]
-            micro.accumulate(k, acc, self.source, pixels, self.weights, base + index * tap_size, nv, g.run, self.unroll)
+            at = base + index * tap_size
+            micro.accumulate(k, acc, self.source, source + position, offsets, self.weights, at, nv, g.run, self.unroll)
 
         with k.serial(p.kh) as kh:
             row = kh * (p.dilation_h * g.staging.row_elements)
@@ -503,28 +545,62 @@ class _Nest:
                     tap(kh * p.kw + kw, row + kw * (p.dilation_w * p.c))
             else:
                 tap(kh, row)
-        self.epilogue(acc, target, channel, offsets_to_output(rows, width, p), nv, valid)
+        micro.finish(k, acc, offsets, nv)
+        # A tile's pixels follow each other in the output: it is one row wide or has all columns.
+        if not micro.sums_in_memory:
+            for i, row in enumerate(acc_rows):
+                self.epilogue(acc, k.i32(row), target + i * p.oc, channel, nv, valid)
+            return
+        for run in _runs(acc_rows):
+            with k.serial(run.times) as t, k.serial(run.count) as i:
+                pixel = run.pixel + t * run.count + i
+                self.epilogue(acc, run.row + t * run.pitch + i, target + pixel * p.oc, channel, nv, valid)
 
-    def epilogue(self, acc: Buffer, target: Expr, channel: Expr, offsets: Sequence[int], nv: int, valid: int) -> None:
-        """Turn accumulators into results and store those of existing channels."""
+    def epilogue(self, acc: Buffer, row: Expr, target: Expr, channel: Expr, nv: int, valid: int) -> None:
+        """Turn the accumulators of one pixel, in a row of `acc`, into results, and store those of existing channels."""
         k, problem, micro = self.k, self.g.problem, self.g.micro
         lanes = micro.lanes
-        for i, offset in enumerate(offsets):
-            sums = [micro.result(k, acc, i, j, nv, self.bias, channel + j * lanes) for j in range(nv)]
-            if problem.out_dtype in ("uint8", "int8"):
-                codes = [micro.requantize(k, value, self.params, channel + j * lanes) for j, value in enumerate(sums)]
-                limits = [k.load(self.bias, k.i32(1)), k.load(self.bias, k.i32(2))] if problem.clamp else []
-                micro.store_codes(k, self.y, target + offset, codes, valid, limits)
+        sums = [micro.result(k, acc, row, j, nv, self.bias, channel + j * lanes) for j in range(nv)]
+        if problem.out_dtype in ("uint8", "int8"):
+            codes = [micro.requantize(k, value, self.params, channel + j * lanes) for j, value in enumerate(sums)]
+            limits = [k.load(self.bias, k.i32(1)), k.load(self.bias, k.i32(2))] if problem.clamp else []
+            micro.store_codes(k, self.y, target, codes, valid, limits)
+            return
+        for j, value in enumerate(sums):
+            if problem.relu:
+                value = k.max(value, k.splat(k.f32(0.0), lanes))
+            if problem.clamp and problem.out_dtype in FLOATS:
+                value = k.max(value, k.splat(k.load(self.bias, k.i32(0)), lanes))
+                value = k.min(value, k.splat(k.load(self.bias, k.i32(1)), lanes))
+            store_valid(k, self.y, target + j * lanes, value, lanes, min(lanes, valid - j * lanes))
+
+
+@dataclass
+class _Run:
+    """Pixels whose accumulators lie in rows at two distances: `times` groups of `count` neighbours, `pitch` rows apart."""
+
+    pixel: int
+    row: int
+    count: int = 1
+    times: int = 1
+    pitch: int = 0
+
+
+def _runs(rows: Sequence[int]) -> list[_Run]:
+    """`rows`, one of each pixel, as few loops."""
+    neighbours: list[_Run] = []
+    for pixel, row in enumerate(rows):
+        if neighbours and row == neighbours[-1].row + neighbours[-1].count:
+            neighbours[-1].count += 1
+        else:
+            neighbours.append(_Run(pixel, row))
+    found: list[_Run] = []
+    for run in neighbours:
+        last = found[-1] if found else None
+        if last is not None and last.count == run.count:
+            pitch = run.row - last.row - (last.times - 1) * last.pitch
+            if last.times == 1 or pitch == last.pitch:
+                last.times, last.pitch = last.times + 1, pitch
                 continue
-            for j, value in enumerate(sums):
-                if problem.relu:
-                    value = k.max(value, k.splat(k.f32(0.0), lanes))
-                if problem.clamp and problem.out_dtype in FLOATS:
-                    value = k.max(value, k.splat(k.load(self.bias, k.i32(0)), lanes))
-                    value = k.min(value, k.splat(k.load(self.bias, k.i32(1)), lanes))
-                store_valid(k, self.y, target + offset + j * lanes, value, lanes, min(lanes, valid - j * lanes))
-
-
-def offsets_to_output(rows: int, width: int, p: ConvProblem) -> list[int]:
-    """Element offset of every pixel of a tile in the output."""
-    return [(r * p.ow + c) * p.oc for r in range(rows) for c in range(width)]
+        found.append(run)
+    return found

@@ -84,6 +84,11 @@ class ConvGenerator:
         ranked = sorted(shapes, key=lambda shape: self._cycles(Geometry(_conv(problem), self.micro, *shape)))
         return [{"mr": mr, "nv": nv, "unroll": self.pipeline.unroll} for mr, nv in ranked]
 
+    def cycles(self, problem: Problem, target: Target) -> float:
+        """Estimated cycles of the inner loops with the best tile: to compare generators of one result, not to predict times."""
+        tile = self.tiles(problem, target)[0]
+        return self._cycles(Geometry(_conv(problem), self.micro, tile["mr"], tile["nv"]))
+
     def _cycles(self, g: Geometry) -> float:
         """Cycles of the inner loops of all tiles, as the pipeline's throughputs bound them."""
         steps = g.taps * g.padded_run // self.micro.kgroup

@@ -52,6 +52,14 @@ X86_VNNI = Target(
     "x86_64-linux-gnu",
     ("-prefer-256-bit",),
 )
+X86_AMX = Target(
+    "test-amx",
+    "x86_64",
+    frozenset({"avx2", "fma", "avx512", "avx512_vnni", "amx_int8"}),
+    "cascadelake",
+    "x86_64-linux-gnu",
+    ("+amx-tile", "+amx-int8", "-prefer-256-bit"),
+)
 A72 = Target("test-a72", "aarch64", frozenset({"neon"}), "cortex-a72", "aarch64-linux-gnu")
 A53 = Target("test-a53", "aarch64", frozenset({"neon"}), "cortex-a53", "aarch64-linux-gnu")
 A76 = Target(
@@ -74,7 +82,10 @@ _CPU_FLAGS = {
     "fma": ("fma",),
     "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
     "avx512_vnni": ("avx512_vnni",),
+    "amx_int8": ("amx_tile", "amx_int8"),
 }
+# System call and arguments that ask Linux for permission to use AMX's tiles.
+_ARCH_PRCTL, _REQ_XCOMP_PERM, _XTILEDATA = 158, 0x1023, 18
 
 
 @functools.cache
@@ -95,6 +106,8 @@ def skip_unless_runs(target: Target) -> None:
         missing = [f for name in target.features for f in _CPU_FLAGS.get(name, ()) if f not in host_flags()]
         if missing:
             pytest.skip(f"{target.name} needs CPU flags this host lacks: {', '.join(missing)}")
+        if target.has("amx_int8") and ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQ_XCOMP_PERM, _XTILEDATA) != 0:
+            pytest.skip(f"{target.name}: the system does not permit AMX")
         return
     if platform.machine() == target.arch:
         return

@@ -19,6 +19,7 @@ from bevel.backends.kernels.matmul import MatMulGenerator
 from bevel.ir.protocols import Target
 from tests.backends.harness import (
     A72,
+    X86_AMX,
     X86_AVX2,
     X86_AVX512,
     X86_BASE,
@@ -35,7 +36,7 @@ GENERATORS = [g for g in x86.GENERATORS if not isinstance(g, MatMulGenerator)]
 
 SAME = {"pad_top": 1, "pad_left": 1, "pad_bottom": 1, "pad_right": 1}
 # Each generator is tested on the least target that has its features.
-TARGETS = {"sse2": X86_BASE, "avx2": X86_AVX2, "avx512": X86_AVX512, "vnni": X86_VNNI}
+TARGETS = {"sse2": X86_BASE, "avx2": X86_AVX2, "avx512": X86_AVX512, "vnni": X86_VNNI, "amx": X86_AMX}
 
 
 def conv(h: int, w: int, c: int, oc: int, k: int = 1, **fields: Any) -> ConvProblem:
@@ -64,6 +65,11 @@ DENSE = {
     "cropped": conv(8, 8, 3, 5, 3, stride_h=3, stride_w=3),
     "wide_padding": conv(2, 2, 3, 4, 5, pad_top=4, pad_left=4, pad_bottom=4, pad_right=4),
     "many_blocks": conv(60, 60, 8, 4, 3, **SAME),
+    # Widths whose short rows share a band of AMX tiles, or do not; reductions of one, two and three steps.
+    "square7": conv(7, 7, 48, 40, 3, **SAME),
+    "square10": conv(10, 10, 32, 24, 3, **SAME),
+    "strided14": conv(14, 14, 80, 33, 3, stride_h=2, stride_w=2, **SAME),
+    "deep": conv(1, 49, 200, 70),
     "one_tall_block": conv(3, 40, 33, 4, 3, dilation_h=1, pad_left=2),
 }
 DEPTHWISE = {
@@ -171,7 +177,7 @@ def test_every_tile(isa: str, tmp_path: Path) -> None:
     check(cases, target, tmp_path)
 
 
-@pytest.mark.parametrize("isa", ["sse2", "avx2", "vnni"])
+@pytest.mark.parametrize("isa", ["sse2", "avx2", "vnni", "amx"])
 def test_requantization_is_exact_at_the_extremes(isa: str, tmp_path: Path) -> None:
     """Sums at both ends of int32, ties, every kind of shift, zero and largest multipliers, all zero points and clamps."""
     target = TARGETS[isa]
@@ -201,7 +207,7 @@ def test_requantization_is_exact_at_the_extremes(isa: str, tmp_path: Path) -> No
     check(cases, target, tmp_path)
 
 
-@pytest.mark.parametrize("isa", ["sse2", "avx2", "vnni"])
+@pytest.mark.parametrize("isa", ["sse2", "avx2", "vnni", "amx"])
 def test_sums_are_exact_for_extreme_codes(isa: str, tmp_path: Path) -> None:
     """Largest and smallest codes and weights, including -128, which saturate any 16-bit intermediate sum."""
     target = TARGETS[isa]

@@ -18,17 +18,18 @@ from bevel.backends.kernel import ConvProblem, Generator, Tile
 from bevel.backends.kernels.matmul import MatMulGenerator
 from bevel.backends.tvm import PrimFunc, compile_object
 from bevel.ir.protocols import Target
-from tests.backends.harness import X86_AVX2, X86_AVX512, X86_BASE, X86_VNNI
+from tests.backends.harness import X86_AMX, X86_AVX2, X86_AVX512, X86_BASE, X86_VNNI
 
 # Products of activations have tests of their own.
 GENERATORS = [g for g in x86.GENERATORS if not isinstance(g, MatMulGenerator)]
 
-TARGETS = {"sse2": X86_BASE, "avx2": X86_AVX2, "avx512": X86_AVX512, "vnni": X86_VNNI}
+TARGETS = {"sse2": X86_BASE, "avx2": X86_AVX2, "avx512": X86_AVX512, "vnni": X86_VNNI, "amx": X86_AMX}
 MULTIPLY = {
     "x86_conv_f32_avx512": "vfmadd",
     "x86_conv_f32_avx2": "vfmadd",
     "x86_conv_f32_sse2": "mulps",
     "x86_conv_int8_vnni": "vpdpbusd",
+    "x86_conv_int8_amx": "tdpbusd",
     "x86_conv_int8_avx2": "vpmaddwd",
     "x86_conv_int8_sse2": "pmaddwd",
     "x86_depthwise_f32_avx512": "vfmadd",
@@ -38,7 +39,7 @@ MULTIPLY = {
     "x86_depthwise_int8_sse2": "pmaddwd",
 }
 # Wide enough that every tile has its full size, and channels for every block of vectors.
-DENSE = ConvProblem(1, 8, 168, 64, 12 * 16, 3, 3, pad_top=1, pad_left=1, pad_bottom=1, pad_right=1)
+DENSE = ConvProblem(1, 8, 168, 256, 12 * 16, 3, 3, pad_top=1, pad_left=1, pad_bottom=1, pad_right=1)
 DEPTHWISE = ConvProblem(1, 8, 96, 96, 96, 3, 3, pad_top=1, pad_left=1, pad_bottom=1, pad_right=1, groups=96)
 
 
@@ -130,7 +131,9 @@ def test_register_tiles_do_not_spill(generator: Generator, tmp_path: Path) -> No
         listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         multiply = MULTIPLY[generator.name]
         loops = [loop for loop in inner_loops(listing) if any(line.startswith(multiply) for line in loop)]
-        assert loops, f"{generator.name} {dict(tile)} has no inner loop with {multiply}"
+        # LLVM unrolls short reductions of AMX, whose sums no register allocator moves, whole.
+        unrolled = multiply == "tdpbusd" and multiply in listing
+        assert loops or unrolled, f"{generator.name} {dict(tile)} has no inner loop with {multiply}"
         for loop in loops:
             stack = [line for line in loop if "(%rsp)" in line and re.search(r"%[xyz]mm", line)]
             if "depthwise" in generator.name:

@@ -1,0 +1,232 @@
+"""int8 dense convolution and GEMM with AMX: tdpbusd multiplies a tile of uint8 codes by a tile of int8 weights into int32 tiles.
+
+One instruction does 16 pixels x 16 channels x 64 reduction elements. Sums are exact modulo 2^32, as with vpdpbusd. The registers
+are eight tiles of up to 16 rows of 64 bytes: pixels lie in *bands*, runs of pixels at one distance in memory, a band being a tile
+that is loaded straight from the input. Pixels of several short image rows share a band where the border between the rows is whole
+pixels; the sums of what lies between are computed and not stored.
+
+Weights are packed as for vpdpbusd. Sums pass through memory to the requantization. A thread needs the operating system's
+permission for tiles (runtime/c/isa.c asks for it); a kernel leaves no tile configuration behind.
+
+Reference: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bevel.backends.kernel import ConvProblem, Problem, Tile
+from bevel.backends.kernels.conv import HEADER, Geometry
+from bevel.backends.kernels.generator import TILE_OVERHEAD, ConvGenerator, Pipeline
+from bevel.backends.tvm import Buffer, Builder, Expr
+from bevel.backends.x86.conv_int8_vnni import CONV_INT8_VNNI, VnniKernel
+from bevel.ir.protocols import Target
+
+TILES = 8
+ROWS = 16
+ROW_BYTES = 64
+
+
+@dataclass
+class Band:
+    """Pixels of one tile: at `first`, first + pitch, ... elements; some of the `rows` may lie between images' rows.
+
+    Attributes:
+        first: offset of the first pixel.
+        pitch: elements from one row of the tile to the next; 0 while there is one.
+        rows: of the tile.
+    """
+
+    first: int
+    pitch: int = 0
+    rows: int = 1
+
+    def place(self, offset: int) -> int | None:
+        """Row of the pixel at `offset`, None when this band cannot hold it."""
+        distance = offset - self.first
+        pitch = self.pitch or distance
+        if distance <= 0 or distance % pitch or distance // pitch >= ROWS:
+            return None
+        self.pitch, self.rows = pitch, distance // pitch + 1
+        return self.rows - 1
+
+
+def bands(offsets: Sequence[int]) -> tuple[list[Band], list[int]]:
+    """The bands of a tile of pixels, and each pixel's row, counting 16 rows to a band."""
+    found: list[Band] = []
+    rows: list[int] = []
+    for offset in offsets:
+        row = found[-1].place(offset) if found else None
+        if row is None:
+            found.append(Band(offset))
+            row = 0
+        rows.append(ROWS * (len(found) - 1) + row)
+    return found, rows
+
+
+class AmxKernel(VnniKernel):
+    """Tiles b * nv + j hold the sums of band b and vector j, the next ones the bands' codes, the rest take turns for weights."""
+
+    sums_in_memory = True
+
+    def padded_run(self, run: int) -> int:
+        """Whole steps: of at most 64 elements, balanced, so that a run of 96 is twice 48."""
+        return -(-run // self.step(run)) * self.step(run)
+
+    def step(self, run: int) -> int:
+        """Reduction elements of one tile multiplication, a multiple of 4."""
+        steps = -(-run // ROW_BYTES)
+        return -(-run // (4 * steps)) * 4
+
+    def acc_rows(self, offsets: Sequence[int]) -> Sequence[int]:
+        """See `bands`."""
+        return bands(offsets)[1]
+
+    def enter(self, k: Builder, offsets: Sequence[int], nv: int, run: int) -> None:
+        """Load the tile configuration: palette 1, then the bytes of a row and the rows of each tile."""
+        found, _ = bands(offsets)
+        step = self.step(run)
+        tiles = [(band.rows, ROW_BYTES) for band in found for _ in range(nv)] + [(band.rows, step) for band in found]
+        tiles += [(step // 4, ROW_BYTES)] * (TILES - len(tiles))
+        configuration = np.zeros(ROW_BYTES, np.uint8)
+        configuration[0] = 1
+        configuration[16:32:2] = [width for _, width in tiles]
+        configuration[48:56] = [rows for rows, _ in tiles]
+        memory = k.alloc(8, "int64")
+        for i, word in enumerate(configuration.view(np.int64).tolist()):
+            k.store(memory, k.i32(i), k.const(word, "int64"))
+        k.effect("llvm.x86.ldtilecfg", k.address(memory, k.i32(0)))
+
+    def leave(self, k: Builder) -> None:
+        """Threads that use no tiles are switched faster."""
+        k.effect("llvm.x86.tilerelease")
+
+    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
+        """Every row of a tile of sums is the same 16 biases: rows 0 bytes apart."""
+        found, _ = bands(offsets)
+        for b in range(len(found)):
+            for j in range(nv):
+                address = k.address(bias, HEADER + channel + j * self.lanes)
+                k.effect("llvm.x86.tileloadd64", _tile(k, b * nv + j), address, k.const(0, "int64"))
+
+    def accumulate(
+        self,
+        k: Builder,
+        acc: Buffer,
+        x: Buffer,
+        origin: Expr,
+        offsets: Sequence[int],
+        weights: Buffer,
+        base: Expr,
+        nv: int,
+        run: int,
+        unroll: int,
+    ) -> None:
+        """See `MicroKernel.accumulate`; `unroll` counts tile multiplications of each band and vector."""
+        found, _ = bands(offsets)
+        step = self.step(run)
+        steps = self.padded_run(run) // step
+        codes, first_weights = len(found) * nv, len(found) * (nv + 1)
+        turns = TILES - first_weights
+        width = nv * self.lanes * self.kgroup
+        pitches = [k.const(band.pitch or step, "int64") for band in found]
+
+        def one(index: Expr, turn: int) -> None:
+            for b, band in enumerate(found):
+                address = k.address(x, origin + band.first + index * step)
+                k.effect("llvm.x86.tileloadd64", _tile(k, codes + b), address, pitches[b])
+            for j in range(nv):
+                tile = _tile(k, first_weights + (turn * nv + j) % turns)
+                address = k.address(weights, base + index * (step // self.kgroup * width) + j * self.lanes * self.kgroup)
+                k.effect("llvm.x86.tileloadd64", tile, address, k.const(width, "int64"))
+                for b in range(len(found)):
+                    k.effect("llvm.x86.tdpbusd", _tile(k, b * nv + j), _tile(k, codes + b), tile)
+
+        done = 0
+        if steps >= 2 * unroll:
+            done = steps // unroll * unroll
+            with k.serial(steps // unroll) as g:
+                for u in range(unroll):
+                    one(g * unroll + u, u)
+        for u in range(done, steps):
+            one(k.i32(u), u)
+
+    def finish(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int) -> None:
+        """Store the tiles of sums into `acc`, each pixel's vectors side by side."""
+        found, _ = bands(offsets)
+        for b in range(len(found)):
+            for j in range(nv):
+                address = k.address(acc, k.i32((b * ROWS * nv + j) * self.lanes))
+                k.effect("llvm.x86.tilestored64", _tile(k, b * nv + j), address, k.const(nv * ROW_BYTES, "int64"))
+
+    def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
+        """Sums as they are in memory; a loop that stores them unchanged must not become a call of memcpy."""
+        return k.opaque(super().result(k, acc, i, j, nv, bias, channel), "int32", self.lanes)
+
+
+def _tile(k: Builder, index: int) -> Expr:
+    """A tile register as an operand."""
+    return k.const(index, "int8")
+
+
+class AmxConv(ConvGenerator):
+    """Register arrangements that a problem's image fits, and when tile multiplication is the faster way."""
+
+    def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
+        """For each arrangement of registers the most pixels that fit its bands, by estimated cycles, best first."""
+        assert isinstance(problem, ConvProblem)
+        found = []
+        for most, nv in self.shapes:
+            g = next(g for g in (Geometry(problem, self.micro, mr, nv) for mr in range(most * ROWS, 0, -1)) if _fits(g, most))
+            found.append((self._cycles(g), g.mr, nv))
+        return [{"mr": mr, "nv": nv, "unroll": self.pipeline.unroll} for _, mr, nv in sorted(found)]
+
+    def pays(self, problem: Problem, target: Target) -> bool:
+        """Against vpdpbusd, which needs no detour through memory: short reductions and few pixels are better there."""
+        assert isinstance(problem, ConvProblem)
+        if CONV_INT8_VNNI.legal(problem, target) is not None:
+            return True
+        return self.cycles(problem, target) < CONV_INT8_VNNI.cycles(problem, target)
+
+    def _cycles(self, g: Geometry) -> float:
+        """Cycles of the inner loops (Sapphire Rapids): one per row of pixels multiplied, half of one per row loaded."""
+        assert isinstance(self.micro, AmxKernel)
+        step = self.micro.step(g.run)
+        steps = g.taps * g.padded_run // step
+        total = 0.0
+        for count, rows, width in g.bodies:
+            sizes = [band.rows for band in bands(g.offsets(rows, width))[0]]
+            for columns in g.columns:
+                # Each multiplication waits for its tiles, and one band uses each weight tile too few times to hide that.
+                wait = SINGLE_BAND if len(sizes) == 1 else 1.0
+                multiply = wait * columns.size * sum(max(size, LEAST_CYCLES) for size in sizes)
+                load = (sum(sizes) + columns.size * step / 4) / self.pipeline.loads
+                detour = DETOUR * columns.size * sum(sizes)
+                total += count * columns.count * (steps * max(multiply, load) + detour + 4 * TILE_OVERHEAD)
+        return g.problem.groups * g.shape.batch * total
+
+
+def _fits(g: Geometry, most: int) -> bool:
+    """Whether every tile of the image lies in at most `most` bands."""
+    return all(len(bands(g.offsets(rows, width))[0]) <= most for _, rows, width in g.bodies)
+
+
+# A tile multiplication of few rows still passes all rows of weights.
+LEAST_CYCLES = 8
+# One band: cycles of a multiplication over those of two bands.
+SINGLE_BAND = 1.4
+# Cycles of one vector of sums that passes through memory.
+DETOUR = 4
+CONV_INT8_AMX = AmxConv(
+    name="x86_conv_int8_amx",
+    arch="x86_64",
+    features=("avx512", "amx_int8"),
+    dtype="uint8",
+    out_dtypes=("uint8", "int32"),
+    micro=AmxKernel(),
+    shapes=((2, 2), (1, 4), (1, 3), (3, 1), (1, 1)),
+    pipeline=Pipeline(macs=1, loads=2, in_flight=4, unroll=2),
+)
