@@ -186,6 +186,29 @@ def link(toolchain: Toolchain, model_c: str, objects: dict[str, bytes], out: Pat
     return Linked(shared, archive, runner, linkage)
 
 
+def link_program(toolchain: Toolchain, archive: Path, source: Path, program: Path) -> None:
+    """Link a C program against an artifact's model, statically and with symbols, to look at what its kernels do.
+
+    Args:
+        toolchain: for the artifact's architecture.
+        archive: the artifact's libmodel.a, whose model and kernels are taken as they are.
+        source: the program; it may include the runtime's headers.
+        program: file to write; its code is at the addresses its symbols name.
+
+    Raises:
+        ToolchainError: a command failed; shows its message.
+    """
+    with tempfile.TemporaryDirectory(prefix="bevel-link-") as temporary:
+        work = Path(temporary)
+        members = _run([*toolchain.ar, "t", str(archive.absolute())], work).split()
+        model = [member for member in members if member in ("model.o", "kernels.o")]
+        _run([*toolchain.ar, "x", str(archive.absolute()), *model], work)
+        library = _runtime_objects(toolchain.static, _NO_FLOAT[toolchain.arch], (_INTEGER_SOURCES, _FLOAT_SOURCES))
+        _run([*toolchain.static, *_COMPILE, "-I", str(C_DIR), "-c", str(source.absolute()), "-o", "main.o"], work)
+        flags = ("-static", "-no-pie", "-Wl,--gc-sections")
+        _run([*toolchain.static, *flags, "main.o", *model, *library, "-o", str(program.absolute()), *_LIBRARIES], work)
+
+
 def runtime_digest() -> str:
     """SHA-256 over the runtime's C sources: part of the key of everything measured or cached with it."""
     digest = hashlib.sha256()

@@ -62,3 +62,16 @@ def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return program
 
     return build
+
+
+@pytest.fixture(scope="session")
+def arm_linker() -> Callable[[Path, Path], None]:
+    """Links one C file into a static aarch64 program at fixed addresses, with its symbols."""
+    compiler = _arm_compiler()
+    if compiler is None:
+        pytest.skip("no C compiler for aarch64: apt-get install gcc-aarch64-linux-gnu, or pip install ziglang")
+
+    def link(source: Path, program: Path) -> None:
+        subprocess.run([*compiler, "-static", "-no-pie", "-O1", "-o", program, source], check=True)
+
+    return link

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from bevel.cli import options
+from bevel.cli.instructions import show_instructions
 from bevel.cli.output import emit, table
 from bevel.devices.runner import DeviceRunner
 from bevel.report import short_name
@@ -18,18 +19,30 @@ from bevel.runtime.artifact import Artifact
 @options.device()
 @options.threads
 @click.option("--runs", type=click.IntRange(1), default=200, show_default=True, help="Timed runs.")
+@click.option("--instructions", is_flag=True, help="Count instructions under emulation instead: exact, and no time.")
 @options.dims
 @options.universal
 def command(
-    artifact: Path, device: str | None, threads: int, runs: int, dims: tuple[str, ...], as_json: bool, verbose: bool
+    artifact: Path,
+    device: str | None,
+    threads: int,
+    runs: int,
+    instructions: bool,
+    dims: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Time every layer of ARTIFACT on its device.
 
     \b
     bevel profile model.bevel
     bevel profile model.bevel --device raspberry-pi-4 --json
+    bevel profile model.bevel --device raspberry-pi-4 --instructions
     """
     opened = Artifact.open(artifact)
+    if instructions:
+        show_instructions(opened, device, options.parse_extents(dims), as_json)
+        return
     extents = opened.extents(options.parse_extents(dims))
     with options.open_transport(opened, device) as transport:
         answer = DeviceRunner(opened, transport, threads).profile(runs=10 if transport.emulated else runs, dims=extents)
