@@ -1,4 +1,4 @@
-"""Measuring: statistics of known values, repeated rounds, and inputs of every type through every contestant."""
+"""`bevel bench`: repeated rounds, inputs of every type through every contestant, and what the command prints and writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bevel.benchmarking.statistics import Latency, summarize, t95
 from bevel.benchmarking.worker import bevel_call, measure
 from bevel.compiler import Options, compile_model
 from bevel.data import save_arrays
@@ -18,42 +17,6 @@ from bevel.devices.resolve import emulator_command
 from bevel.errors import ToolchainError
 from bevel.runtime.host import HostModel
 from tests.cli.conftest import KWS, KWS_INPUT, Bevel, images, save
-
-
-def test_interval_is_taken_over_processes() -> None:
-    """Three processes with medians 1, 2 and 3: mean 2, standard deviation 1, t(2) = 4.303."""
-    latency = summarize([[1.0, 1.0, 1.0], [2.0, 2.0], [3.0, 3.0, 30.0]])
-    assert latency.median == 2.0
-    half = 4.303 / np.sqrt(3)
-    assert latency.ci95 == pytest.approx((0.0, 2 + half)), "no time is negative"
-    assert latency.p10 == 1.0
-    assert latency.unstable
-
-
-def test_equal_processes_are_stable_however_their_samples_scatter() -> None:
-    latency = summarize([[1.0, 2.0, 9.0], [2.0, 0.1, 3.0]])
-    assert latency.ci95 == (2.0, 2.0)
-    assert not latency.unstable
-
-
-def test_one_process_shows_its_extremes() -> None:
-    assert summarize([[1.0, 2.0, 4.0]]).ci95 == (1.0, 4.0)
-
-
-def test_disturbed_blocks_make_a_median_unstable() -> None:
-    assert not Latency(1.0, 1.0, (1.0, 1.0), 1.0, disturbed=0.2).unstable
-    assert Latency(1.0, 1.0, (1.0, 1.0), 1.0, disturbed=0.3).unstable
-
-
-@pytest.mark.parametrize("processes", [[], [[]], [[1.0], []]])
-def test_no_samples_have_no_latency(processes: list[list[float]]) -> None:
-    with pytest.raises(ValueError, match="no samples"):
-        summarize(processes)
-
-
-@pytest.mark.parametrize(("degrees", "quantile"), [(1, 12.706), (4, 2.776), (15, 2.131), (16, 2.120), (30, 2.042), (120, 1.980)])
-def test_student_quantiles(degrees: int, quantile: float) -> None:
-    assert t95(degrees) == pytest.approx(quantile, abs=0.01)
 
 
 class Machine:
