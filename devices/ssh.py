@@ -7,6 +7,9 @@ keep-alives go on whatever the caller does.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import re
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -147,7 +150,7 @@ class SshTransport(Transport):
         }
         options = {key: value for key, value in given.items() if value is not None}
         options |= {"connect_timeout": timeout, "login_timeout": timeout, "keepalive_interval": HEARTBEAT_S}
-        verify = "log in once with ssh by hand and compare the key's fingerprint with the device's own"
+        verify = f"log in once with ssh by hand (`{ssh.command}`) and compare the key's fingerprint with the device's own"
         try:
             settled = asyncssh.SSHClientConnectionOptions(host=ssh.host, **options)
             if settled.known_hosts is None:
@@ -156,10 +159,14 @@ class SshTransport(Transport):
                 )
             return await asyncio.wait_for(asyncssh.connect(ssh.host, **options), 2 * timeout)
         except asyncssh.HostKeyNotVerifiable as error:
+            if _knows_host(settled):
+                raise HostKeyRejected(
+                    where,
+                    "its host key is not the one accepted before: the device was set up again, or another answers in its place",
+                    f"Find out which; for a new key, `ssh-keygen -R` the old one and {verify}",
+                ) from error
             raise HostKeyRejected(
-                where,
-                f"its host key is unknown or is not the accepted one ({error.reason})",
-                f"If the device is new or was set up again, {verify}",
+                where, f"its host key is unknown ({error.reason})", f"If the device is new, {verify}"
             ) from error
         except asyncssh.PermissionDenied as error:
             key = f" with {ssh.identity}" if ssh.identity else ""
@@ -169,10 +176,6 @@ class SshTransport(Transport):
         except (asyncssh.KeyImportError, asyncssh.ConfigParseError, asyncssh.KeyEncryptionError) as error:
             raise AuthenticationFailed(
                 where, f"the SSH key or configuration cannot be used ({error})", "Check identity and config in the [ssh] table"
-            ) from error
-        except ConnectionRefusedError as error:
-            raise ConnectionRefused(
-                where, "nothing listens on that port", "Start sshd on the device, or correct the port in the profile"
             ) from error
         except socket.gaierror as error:
             raise HostUnreachable(
@@ -186,8 +189,15 @@ class SshTransport(Transport):
             kind = HostKeyRejected if error.filename == _expand(ssh.known_hosts) else AuthenticationFailed
             raise kind(where, f"{error.filename} does not exist", "Check the paths in the profile's [ssh] table") from error
         except (asyncssh.Error, OSError) as error:
+            # asyncio joins the errors of a name's several addresses in one text, without their kind.
+            numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", str(error))}
+            if numbers == {errno.ECONNREFUSED}:
+                raise ConnectionRefused(
+                    where, "nothing listens on that port", "Start sshd on the device, or correct the port in the profile"
+                ) from error
+            reason = ", ".join(os.strerror(number) for number in sorted(numbers)) or str(error)
             raise HostUnreachable(
-                where, f"cannot connect ({error})", "Check power, network and the address in the profile"
+                where, f"cannot connect ({reason})", "Check power, network and the address in the profile"
             ) from error
 
     async def _hang_up(self) -> None:
@@ -280,6 +290,15 @@ class SshTransport(Transport):
             ) from error
         except asyncssh.Error as error:
             raise OSError(str(error)) from error
+
+
+def _knows_host(options: asyncssh.SSHClientConnectionOptions) -> bool:
+    """Whether a key of the host was accepted before."""
+    files = options.known_hosts or str(Path("~/.ssh/known_hosts").expanduser())
+    try:
+        return any(asyncssh.match_known_hosts(files, options.host_key_alias or options.host, "", options.port)[:2])
+    except OSError:
+        return False
 
 
 def _expand(path: str | None) -> str | None:
