@@ -31,7 +31,17 @@ _log = logging.getLogger(__name__)
 # that the compiler itself refuses floating point in them (_NO_FLOAT).
 _INTEGER_SOURCES = ("runtime", "weights", "pool", "isa", "sha256")
 _FLOAT_SOURCES = ("convert",)
-_RUNNER_INTEGER_SOURCES = ("bevel_run", "run_options", "run_data", "run_bench", "run_start", "measure", "sensors", "npy")
+_RUNNER_INTEGER_SOURCES = (
+    "bevel_run",
+    "run_options",
+    "run_data",
+    "run_bench",
+    "run_profile",
+    "run_start",
+    "measure",
+    "sensors",
+    "npy",
+)
 _RUNNER_FLOAT_SOURCES = ("run_float",)
 
 _COMPILE = (

@@ -22,7 +22,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function below changes its meaning. */
-#define BEVEL_ABI_VERSION 3
+#define BEVEL_ABI_VERSION 4
 
 #if defined(__GNUC__)
 #define BEVEL_API __attribute__((visibility("default")))
@@ -100,6 +100,9 @@ typedef struct bevel_step {
 
 typedef struct bevel_model bevel_model;
 
+/* A counter that rises steadily, in whatever unit. */
+typedef uint64_t (*bevel_clock)(void);
+
 /* Open the model. `arena` is NULL (memory is allocated and freed by bevel_close) or at least bevel_arena_bytes(threads) bytes, 64-byte
  * aligned, owned by the caller until bevel_close. `threads` counts the calling thread: 1 starts none. The format, length and model of
  * the weights are checked; their hash is not (see bevel_verify), so that opening stays in the microseconds. */
@@ -126,8 +129,10 @@ BEVEL_API bevel_status bevel_run(bevel_model *model);
 /* Set all states to real zeros, as after bevel_open. A program may also write a state like any other input. */
 BEVEL_API bevel_status bevel_state_reset(bevel_model *model);
 
-/* Like bevel_run, and store the nanoseconds of each step in ns[0..count); count must be bevel_num_steps. */
-BEVEL_API bevel_status bevel_profile(bevel_model *model, uint64_t *ns, size_t count);
+/* Like bevel_run, and read `clock` before step `first` and after each of `count` steps from there on: times[0..count], count + 1
+ * readings. The difference of two neighbours is the time of a step and of one reading. Where that costs too much, time few steps in a
+ * run and others in the next. A `clock` of NULL is CLOCK_MONOTONIC in nanoseconds. After an error `times` is undefined. */
+BEVEL_API bevel_status bevel_profile(bevel_model *model, size_t first, size_t count, bevel_clock clock, uint64_t *times);
 
 /* Compare the weights with the SHA-256 compiled into the code. */
 BEVEL_API bevel_status bevel_verify(const bevel_model *model);

@@ -104,50 +104,6 @@ static int mode_selftest(bevel_model *model, const options *o)
     return failures ? EXIT_CHECK : 0;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return (x > y) - (x < y);
-}
-
-static int mode_profile(bevel_model *model, const options *o)
-{
-    const char *source = prepare(model, o);
-    size_t steps = bevel_num_steps(), n = (size_t)o->runs;
-    if (n > SIZE_MAX / sizeof(uint64_t) / (steps + 1))
-        fail(EXIT_USAGE, "--runs is too large");
-    uint64_t *ns = allocate(steps * sizeof *ns), *samples = allocate(steps * n * sizeof *samples);
-    for (long i = 0; i < 10; i++)
-        must(bevel_run(model), "warm-up");
-    for (size_t r = 0; r < n; r++) {
-        must(bevel_profile(model, ns, steps), "profile");
-        for (size_t s = 0; s < steps; s++)
-            samples[s * n + r] = ns[s];
-    }
-    uint64_t total = 0;
-    printf("{");
-    print_dims(model);
-    printf("\"threads\": %ld, \"runs\": %zu, \"input\": \"%s\", \"layers\": [", o->threads, n, source);
-    for (size_t s = 0; s < steps; s++) {
-        const bevel_step *step = bevel_step_at(s);
-        uint64_t *mine = samples + s * n;
-        qsort(mine, n, sizeof *mine, by_value);
-        printf("%s{\"name\": ", s ? ", " : "");
-        print_string(step->layer);
-        printf(", \"op\": ");
-        print_string(step->op);
-        printf(", \"kernel\": ");
-        print_string(step->kernel);
-        printf(", \"bits\": ");
-        print_string(step->bits);
-        printf(", \"macs\": %llu, \"bytes\": %llu, \"ns\": {\"min\": %llu, \"median\": %llu}}", (unsigned long long)step->macs,
-               (unsigned long long)step->bytes, (unsigned long long)mine[0], (unsigned long long)mine[n / 2]);
-        total += mine[n / 2];
-    }
-    printf("], \"total_ns\": %llu}\n", (unsigned long long)total);
-    return 0;
-}
-
 static void print_tensors(const bevel_model *model, int is_input)
 {
     size_t count = is_input ? bevel_num_inputs() : bevel_num_outputs();

@@ -7,8 +7,15 @@
 
 uint64_t now_ns(void);
 
-/* Time that one call of now_ns takes, as the steps between calls show it. */
-uint64_t now_cost_ns(void);
+/* A counter that rises steadily. */
+typedef uint64_t (*measure_clock)(void);
+
+/* The steady counter that is cheapest to read: the processor's own where it may be read directly and is in step on all cores, else
+ * now_ns. `sysfs` is where Linux says whether it trusts the counter. */
+measure_clock cheapest_clock(const char *sysfs);
+
+/* Thousandths of a nanosecond that one reading takes. */
+uint64_t clock_cost_ps(measure_clock clock);
 
 /* Processor time of all threads of this process. */
 uint64_t process_ns(void);

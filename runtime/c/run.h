@@ -89,9 +89,17 @@ void print_string(const char *s);
 /* Print the extents in force as a JSON member and a comma, nothing for a model without dimensions. */
 void print_dims(const bevel_model *model);
 
-/* ---- run_bench.c, run_start.c: modes; they return the exit code ---- */
+/* ---- run_bench.c, run_profile.c, run_start.c: modes, which return the exit code ---- */
+
+/* Run once; nanoseconds, without those of the clock. */
+uint64_t timed_run(bevel_model *model, uint64_t clock_ns);
+
+/* Run until the medians of three successive blocks lie within 2 %, for at least --warmup-ms and at most five times that. *typical
+ * becomes the last median, if there was time for one. Returns whether they agreed. */
+int warm_up(bevel_model *model, const options *o, uint64_t clock_ns, uint64_t *typical);
 
 int mode_bench(bevel_model *model, const options *o, uint64_t open_ns);
+int mode_profile(bevel_model *model, const options *o);
 int mode_start(int argc, char **argv, const options *o);
 int mode_first(bevel_model *model, const options *o);
 

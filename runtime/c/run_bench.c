@@ -59,18 +59,16 @@ static void end_line(void)
         fail(EXIT_DEVICE, "output: %s", strerror(errno));
 }
 
-static uint64_t call(const bench *b)
+uint64_t timed_run(bevel_model *model, uint64_t clock_ns)
 {
     uint64_t before = now_ns();
-    must(bevel_run(b->model), "run");
-    return without(now_ns() - before, b->clock_ns);
+    must(bevel_run(model), "run");
+    return without(now_ns() - before, clock_ns);
 }
 
-/* Call until the medians of AGREEING successive blocks lie within 2 %, for at least --warmup-ms and at most five times that. *typical
- * is the last median. Returns whether they agreed. */
-static int warm_up(const bench *b, uint64_t *typical)
+int warm_up(bevel_model *model, const options *o, uint64_t clock_ns, uint64_t *typical)
 {
-    uint64_t least = (uint64_t)b->o->warmup_ms * 1000000u, block_ns = (uint64_t)b->o->block_ms * 1000000u;
+    uint64_t least = (uint64_t)o->warmup_ms * 1000000u, block_ns = (uint64_t)o->block_ms * 1000000u;
     uint64_t medians[AGREEING] = {0}, begin = now_ns(), times[WARM_CALLS];
     for (size_t i = 0; !stopped; i++) {
         uint64_t elapsed = now_ns() - begin, lo = UINT64_MAX, hi = 0;
@@ -83,7 +81,7 @@ static int warm_up(const bench *b, uint64_t *typical)
             return agree;
         size_t n = 0;
         for (uint64_t since = now_ns(); n == 0 || (n < WARM_CALLS && now_ns() - since < block_ns && !stopped); n++)
-            times[n] = call(b);
+            times[n] = timed_run(model, clock_ns);
         *typical = medians[i % AGREEING] = median_of(times, n);
     }
     return 0;
@@ -191,9 +189,9 @@ int mode_bench(bevel_model *model, const options *o, uint64_t open_ns)
     sigaction(SIGINT, &action, NULL);
     sensors_open(o->sysfs);
     const char *source = prepare(model, o);
-    bench b = {model, o, 1, now_cost_ns(), NULL, 0};
-    uint64_t first_ns = call(&b), typical = first_ns;
-    int settled = warm_up(&b, &typical);
+    bench b = {model, o, 1, clock_cost_ps(now_ns) / 1000, NULL, 0};
+    uint64_t first_ns = timed_run(model, b.clock_ns), typical = first_ns;
+    int settled = warm_up(model, o, b.clock_ns, &typical);
     int64_t rss_kib = 0;
     if (o->cold) {
         /* Before the memory to walk through counts as the model's. */

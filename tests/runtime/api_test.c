@@ -34,6 +34,9 @@ static void fill(bevel_model *m, int seed)
         x[i] = (unsigned char)(i * 31 + (size_t)seed * 7);
 }
 
+static uint64_t ticks;
+static uint64_t tick(void) { return ++ticks; }
+
 int main(int argc, char **argv)
 {
     CHECK(argc == 2);
@@ -71,10 +74,17 @@ int main(int argc, char **argv)
     CHECK(allocations == 0);
 
     /* Inner checks of the other calls. */
-    uint64_t ns[3];
+    uint64_t ns[4];
     float values[1024];
-    CHECK(bevel_profile(a, ns, 2) == BEVEL_E_ARGUMENT && bevel_profile(a, NULL, 3) == BEVEL_E_ARGUMENT);
-    CHECK(bevel_profile(a, ns, 3) == BEVEL_OK);
+    CHECK(bevel_profile(a, 0, 4, NULL, ns) == BEVEL_E_ARGUMENT && bevel_profile(a, 0, 3, NULL, NULL) == BEVEL_E_ARGUMENT);
+    CHECK(bevel_profile(a, 4, 0, NULL, ns) == BEVEL_E_ARGUMENT && bevel_profile(a, 2, (size_t)-1, NULL, ns) == BEVEL_E_ARGUMENT);
+    CHECK(bevel_profile(a, 0, 3, NULL, ns) == BEVEL_OK);
+    CHECK(ns[0] && ns[0] <= ns[1] && ns[1] <= ns[2] && ns[2] <= ns[3]);
+    ticks = 0;
+    memset(ns, 0, sizeof ns);
+    CHECK(bevel_profile(a, 1, 1, tick, ns) == BEVEL_OK && ticks == 2 && ns[0] == 1 && ns[1] == 2 && ns[2] == 0);
+    CHECK(bevel_profile(a, 0, 3, tick, ns) == BEVEL_OK && ticks == 6 && ns[0] == 3 && ns[3] == 6);
+    CHECK(bevel_run(a) == BEVEL_OK && ticks == 6);
     CHECK(bevel_set_input_f32(a, 0, values, 1023) == BEVEL_E_ARGUMENT && bevel_set_input_f32(a, 1, values, 1) == BEVEL_E_ARGUMENT);
     CHECK(bevel_get_output_f32(a, 0, NULL, 512) == BEVEL_E_ARGUMENT && bevel_get_output_f32(a, 0, values, 512) == BEVEL_OK);
     CHECK(bevel_verify(a) == BEVEL_OK);

@@ -218,6 +218,27 @@ def test_starts(built: Artifact) -> None:
     assert "none.bin" in done.stderr
 
 
+@pytest.mark.parametrize("clock", ["tsc", "hpet"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_profile(built: Artifact, tmp_path: Path, clock: str, threads: int) -> None:
+    """All layers in order, their sum, the whole, and timers within 1 % by the tool's own count: whatever one reading costs, and
+    although this model is so short that not even one layer can be timed in every run."""
+    put(tmp_path, devices__system__clocksource__clocksource0__current_clocksource=clock)
+    options = ("--runs", 40, "--threads", threads, "--sysfs", tmp_path, "--warmup-ms", 1)
+    (answer,) = lines(built.runner, "--profile", *options)
+    assert [layer["name"] for layer in answer["layers"]] == ["table", "gemm", "max"]
+    assert answer["layers"][1]["macs"] == 8192
+    for layer in answer["layers"]:
+        assert 0 <= layer["ns"]["min"] <= min(layer["ns"]["median"], layer["ns"]["mean"])
+    assert answer["layers"][1]["ns"]["min"] > 0
+    assert answer["total_ns"] == sum(layer["ns"]["mean"] for layer in answer["layers"])
+    assert (answer["runs"], answer["input"], answer["threads"]) == (40, "selftest", threads)
+    assert answer["whole_ns"] > 0
+    assert answer["clock_ns"] > 0
+    assert 1 <= answer["steps_per_run"] <= 3
+    assert 0 < answer["overhead"] <= 0.01
+
+
 @pytest.mark.qemu
 def test_arm(built_arm: Artifact, run_arm: list[str], tmp_path: Path) -> None:
     """The cross-compiled runner has the same modes."""
@@ -226,3 +247,6 @@ def test_arm(built_arm: Artifact, run_arm: list[str], tmp_path: Path) -> None:
     assert (len(blocks), end["blocks"], {block["mc"] for block in blocks}) == (4, 4, {50000})
     cold, *_ = lines(*run_arm, built_arm.runner, "--bench", "--cold", "--evict-kib", 100, *BRIEF)
     assert (head["cold"], cold["evict_kib"]) == (False, 100)
+    (answer,) = lines(*run_arm, built_arm.runner, "--profile", "--runs", 5)
+    assert len(answer["layers"]) == 3
+    assert answer["overhead"] <= 0.01
