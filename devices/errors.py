@@ -36,6 +36,14 @@ class HostUnreachable(BoardError):
     """The name does not resolve, or there is no route."""
 
 
+class DeviceNotFound(BoardError):
+    """adb sees no such device, or several and none is named."""
+
+
+class DeviceOffline(BoardError):
+    """adb sees the device, which does not take commands: offline, or in its boot loader or recovery."""
+
+
 class ConnectTimeout(HostUnreachable):
     """Nothing answered in time."""
 

@@ -25,7 +25,8 @@ from bevel.devices.errors import ConnectionLost, DeviceBusy, MissingTool, Remote
 HOLD_LIMIT_S = 7 * 24 * 3600  # the device-side end of a hold nobody released: a week
 ANSWER_S = 60  # the device's first word: a slow board starts a shell and a few tools
 
-# Waits for the lock, then becomes the process that holds it: its last argument says who it is.
+# Waits for the lock, then becomes the process that holds it: its last argument says who it is. What it waits for is in
+# the background because mksh heeds a signal only between its foreground children.
 # $1: who and what for. `flock` works on a file opened for reading, so users share one that belongs to another. The file is
 # standard input because shells such as Android's mksh keep other descriptors from children.
 LOCK = r"""
@@ -37,9 +38,9 @@ command -v flock >/dev/null || { echo "missing flock"; exit; }
 [ -e "$lock" ] || (umask 0; set -C; : >"$lock") 2>/dev/null
 [ -r "$lock" ] || { echo "unusable $lock"; exit; }
 exec <"$lock"
-flock -n 0 || { echo wait; flock 0; }
+flock -n 0 || { echo wait; exec 3<&0; flock 0 <&3 & wait $!; exec 3<&-; }
 read -r now idle </proc/uptime
-exec sh -c 'echo held; while :; do sleep 3600 </dev/null; done' "bevel-lock-holder $lock $now $who"
+exec sh -c 'echo held; while :; do sleep 3600 </dev/null & wait; done' "bevel-lock-holder $lock $now $who"
 """
 
 # Prints the seconds since which the lock is held, and by whom; nothing when that cannot be seen.

@@ -1,4 +1,4 @@
-"""Chooses how to reach a device: its SSH address, else this machine when it can run the code, else qemu-user.
+"""Chooses how to reach a device: its SSH address or adb, else this machine when it can run the code, else qemu-user.
 
 An address in the profile always wins: who names a board wants that board measured, even one this machine could stand in for.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from bevel.devices.adb import AdbTransport
 from bevel.devices.host import detect_host
 from bevel.devices.local import LocalTransport
 from bevel.devices.profile import Profile
@@ -57,6 +58,8 @@ def resolve_transport(profile: Profile, host: Profile | None = None) -> Transpor
     """
     if profile.ssh is not None:
         return SshTransport(profile.ssh)
+    if profile.adb is not None:
+        return AdbTransport(profile.adb)
     host = host or detect_host()
     if host.arch == profile.arch and profile.features <= host.features:
         return LocalTransport(profile)
