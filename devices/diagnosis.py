@@ -46,7 +46,7 @@ def refuse_program(where: str, program: str, facts: ProgramFacts, arch: str) -> 
         return NotExecutable(
             where,
             f"{program} lies on a file system mounted noexec",
-            "Set workdir in the profile's [ssh] table to a directory on another file system",
+            "Set workdir in the device's profile to a directory on another file system",
         )
     if not facts.executable:
         return NotExecutable(where, f"{program} has no execute permission for this user", "chmod +x it, or upload it again")
@@ -70,7 +70,7 @@ def refuse_target(where: str, info: BoardInfo, target: Target) -> BoardError | N
         return NotExecutable(
             where,
             f"the work directory {info.workdir} is on a file system mounted noexec",
-            "Set workdir in the profile's [ssh] table to a directory on another file system",
+            "Set workdir in the device's profile to a directory on another file system",
         )
     return None
 

@@ -185,7 +185,7 @@ class Transport(ABC):
             raise RemoteFailed(
                 self.label,
                 f"the work directory {self._workdir} cannot be made or entered ({_last(result.stderr)})",
-                "Set workdir in the profile's [ssh] table to a directory you may write",
+                "Set workdir in the device's profile to a directory you may write",
             )
         try:
             info, missing = parse_probe(text)
@@ -536,7 +536,7 @@ class Transport(ABC):
                 self.label,
                 f"{size} bytes do not fit into {self.info.workdir}, which has {free} bytes left"
                 + (f" ({symptom})" if symptom else ""),
-                "Free some space, or set workdir in the profile's [ssh] table to another file system",
+                "Free some space, or set workdir in the device's profile to another file system",
             )
 
     def _put_bytes(self, data: bytes, remote: str) -> None:
