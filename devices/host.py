@@ -5,13 +5,15 @@ Serves both the `host` profile and the probe of a remote board, which sends its 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bevel.devices.profile import Figure, Peaks, Profile, load_profile
+from bevel.devices.profile import Figure, Peaks, Profile, load_profile, user_directory
 from bevel.errors import UsageError
 from bevel.ir.protocols import Cache
 
@@ -38,29 +40,46 @@ _X86_CPUS = (
     ("skylake-avx512", _SKYLAKE),
     ("haswell", _HASWELL),
 )
-# Main ID register part numbers of implementer 0x41 (Arm Ltd.), as in LLVM's Host.cpp.
+# Kinds of ARM core by implementer and part of the main ID register, as LLVM's Host.cpp names them.
+_ARM, _QUALCOMM = 0x41, 0x51
 _ARM_CPUS = {
-    0xC07: "cortex-a7",
-    0xC09: "cortex-a9",
-    0xC0F: "cortex-a15",
-    0xD03: "cortex-a53",
-    0xD04: "cortex-a35",
-    0xD05: "cortex-a55",
-    0xD07: "cortex-a57",
-    0xD08: "cortex-a72",
-    0xD09: "cortex-a73",
-    0xD0A: "cortex-a75",
-    0xD0B: "cortex-a76",
-    0xD0C: "neoverse-n1",
-    0xD0D: "cortex-a77",
-    0xD40: "neoverse-v1",
-    0xD41: "cortex-a78",
-    0xD44: "cortex-x1",
-    0xD46: "cortex-a510",
-    0xD47: "cortex-a710",
-    0xD49: "neoverse-n2",
-    0xD4F: "neoverse-v2",
+    (_ARM, 0xC07): "cortex-a7",
+    (_ARM, 0xC09): "cortex-a9",
+    (_ARM, 0xC0F): "cortex-a15",
+    (_ARM, 0xD03): "cortex-a53",
+    (_ARM, 0xD04): "cortex-a35",
+    (_ARM, 0xD05): "cortex-a55",
+    (_ARM, 0xD07): "cortex-a57",
+    (_ARM, 0xD08): "cortex-a72",
+    (_ARM, 0xD09): "cortex-a73",
+    (_ARM, 0xD0A): "cortex-a75",
+    (_ARM, 0xD0B): "cortex-a76",
+    (_ARM, 0xD0C): "neoverse-n1",
+    (_ARM, 0xD0D): "cortex-a77",
+    (_ARM, 0xD40): "neoverse-v1",
+    (_ARM, 0xD41): "cortex-a78",
+    (_ARM, 0xD42): "cortex-a78ae",
+    (_ARM, 0xD44): "cortex-x1",
+    (_ARM, 0xD46): "cortex-a510",
+    (_ARM, 0xD47): "cortex-a710",
+    (_ARM, 0xD48): "cortex-x2",
+    (_ARM, 0xD49): "neoverse-n2",
+    (_ARM, 0xD4D): "cortex-a715",
+    (_ARM, 0xD4E): "cortex-x3",
+    (_ARM, 0xD4F): "neoverse-v2",
+    (_ARM, 0xD80): "cortex-a520",
+    (_ARM, 0xD81): "cortex-a720",
+    (_ARM, 0xD82): "cortex-x4",
+    (_QUALCOMM, 0x800): "cortex-a73",
+    (_QUALCOMM, 0x801): "cortex-a73",
+    (_QUALCOMM, 0x802): "cortex-a75",
+    (_QUALCOMM, 0x803): "cortex-a75",
+    (_QUALCOMM, 0x804): "cortex-a76",
+    (_QUALCOMM, 0x805): "cortex-a76",
 }
+_ARMV7 = {"cortex-a7", "cortex-a9", "cortex-a15"}
+_ARMV8_0 = {"cortex-a35", "cortex-a53", "cortex-a57", "cortex-a72", "cortex-a73"}
+_ARMV8_2 = {"cortex-a55", "cortex-a75", "cortex-a76", "neoverse-n1", "cortex-a77", "cortex-a78", "cortex-a78ae", "cortex-x1"}
 _MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 
 
@@ -90,9 +109,44 @@ def llvm_cpu(cpuinfo: str, arch: str) -> str:
         return next((name for name, flags in _X86_CPUS if flags <= have), "x86-64")
     implementers = re.findall(r"^CPU implementer\s*:\s*(\S+)", cpuinfo, re.MULTILINE)
     parts = re.findall(r"^CPU part\s*:\s*(\S+)", cpuinfo, re.MULTILINE)
-    ids = {int(part, 0) for who, part in zip(implementers, parts, strict=False) if int(who, 0) == 0x41}
+    ids = {(int(who, 0), int(part, 0)) for who, part in zip(implementers, parts, strict=False)}
     # With several kinds of core, the oldest part number is the smallest instruction set.
     return _ARM_CPUS.get(min(ids), "generic") if ids else "generic"
+
+
+def core_name(midr: int) -> str:
+    """Kind of an ARM core from its main ID register: LLVM's name, else implementer and part."""
+    implementer, part = midr >> 24 & 0xFF, midr >> 4 & 0xFFF
+    return _ARM_CPUS.get((implementer, part), f"arm-{implementer:#x}-{part:#x}")
+
+
+def common_cpu(kinds: Sequence[str], sve: bool) -> str:
+    """LLVM CPU for an ARM machine with these kinds of core: the first one's, unless another has an older instruction set.
+
+    Args:
+        kinds: names as `core_name` gives them, fastest kind first.
+        sve: whether the operating system lets programs use scalable vectors, which LLVM expects of every ARMv9 core.
+    """
+
+    def age(kind: str) -> int:
+        if kind not in _ARM_CPUS.values():
+            return 0
+        return 1 if kind in _ARMV7 else 2 if kind in _ARMV8_0 else 3 if kind in _ARMV8_2 else 4
+
+    chosen = min(kinds, key=age, default="generic")
+    if age(chosen) == 0:
+        return "generic"
+    return "cortex-a78" if age(chosen) == 4 and not sve else chosen
+
+
+def llvm_attrs(arch: str, features: frozenset[str]) -> tuple[str, ...]:
+    """LLVM target attributes of ISA features."""
+    if arch != "x86_64":
+        return tuple(_ARM_ATTRS.get(feature, f"+{feature}") for feature in sorted(features))
+    # LLVM learns from the CPU name; features a masked CPU keeps, and AMX, are named one by one.
+    llvm = {"avx512_vnni": ("+avx512vnni",), "amx_int8": ("+amx-tile", "+amx-int8")}
+    llvm |= {"avx512": ("+avx512f", "+avx512bw", "+avx512cd", "+avx512dq", "+avx512vl", "-prefer-256-bit")}
+    return tuple(attr for feature in sorted(features) for attr in llvm.get(feature, (f"+{feature}",)))
 
 
 def data_caches(sysfs: Path = Path("/sys")) -> tuple[Cache, ...]:
@@ -124,7 +178,7 @@ def _memory_mib(meminfo: str, default: int) -> int:
     return int(match[1]) // 1024 if match else default
 
 
-def _class_profile(arch: str, features: frozenset[str]) -> Profile:
+def class_profile(arch: str, features: frozenset[str]) -> Profile:
     """The richest shipped profile this instruction set covers: whose figures describe it best."""
     names = {
         "x86_64": ("x86-64-avx512-vnni", "x86-64-avx2", "x86-64"),
@@ -140,7 +194,7 @@ def _class_profile(arch: str, features: frozenset[str]) -> Profile:
     )
 
 
-def _scale(peaks: Peaks, source: Profile, ghz: float) -> Peaks:
+def scale_peaks(peaks: Peaks, source: Profile, ghz: float) -> Peaks:
     """Figures of `source` at another clock; DRAM does not follow the core's clock."""
 
     def scaled(figure: Figure, factor: float) -> Figure:
@@ -156,8 +210,21 @@ def _scale(peaks: Peaks, source: Profile, ghz: float) -> Peaks:
     )
 
 
+def figures_file(cpuinfo: str, arch: str) -> Path:
+    """Where figures measured on this machine are kept; another machine, CPU or instruction set has another file."""
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        machine = ""
+    model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    identity = (machine or platform.node(), model[1] if model else "", sorted(cpu_features(cpuinfo, arch)))
+    return user_directory().parent / "hosts" / f"host-{hashlib.sha256(repr(identity).encode()).hexdigest()[:12]}.toml"
+
+
 def detect_host(proc: Path = Path("/proc"), sysfs: Path = Path("/sys"), machine: str | None = None) -> Profile:
-    """Profile of the machine bevel runs on; peak figures are its class's, scaled to its clock.
+    """Profile of the machine bevel runs on.
+
+    Peak figures are those that `bevel devices probe host` measured here, else its class's, scaled to its clock.
 
     Args:
         proc: root of procfs.
@@ -177,28 +244,35 @@ def detect_host(proc: Path = Path("/proc"), sysfs: Path = Path("/sys"), machine:
             "pass --device with another profile"
         ) from error
     features = cpu_features(cpuinfo, arch)
-    base = _class_profile(arch, features)
+    base = class_profile(arch, features)
     cpu = llvm_cpu(cpuinfo, arch)
     clock = _clock_ghz(cpuinfo, sysfs) or base.clock_ghz
     name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    if arch == "x86_64":
-        # LLVM learns from the CPU name; features a masked CPU keeps, and AMX, are named one by one.
-        llvm = {"avx512_vnni": ("+avx512vnni",), "amx_int8": ("+amx-tile", "+amx-int8")}
-        llvm |= {"avx512": ("+avx512f", "+avx512bw", "+avx512cd", "+avx512dq", "+avx512vl", "-prefer-256-bit")}
-        attrs = tuple(attr for feature in sorted(features) for attr in llvm.get(feature, (f"+{feature}",)))
-    else:
-        attrs = tuple(_ARM_ATTRS.get(feature, f"+{feature}") for feature in sorted(features))
-    return replace(
+    host = replace(
         base,
         name="host",
         description=f"this machine: {name[1].strip() if name else cpu}, {os.cpu_count() or 1} cores at {clock:g} GHz",
         cpu=cpu,
-        attrs=attrs,
+        attrs=llvm_attrs(arch, features),
         features=features,
         cores=os.cpu_count() or 1,
         clock_ghz=clock,
         caches=data_caches(sysfs) or base.caches,
         memory_mib=_memory_mib(meminfo, base.memory_mib),
-        peaks=_scale(base.peaks, base, clock),
+        peaks=scale_peaks(base.peaks, base, clock),
         qemu_cpu=None,
+    )
+    figures = figures_file(cpuinfo, arch)
+    if not figures.exists():
+        return host
+    stored = load_profile(figures)
+    return replace(
+        host,
+        clock_ghz=stored.clock_ghz,
+        caches=data_caches(sysfs) or stored.caches,
+        peaks=stored.peaks,
+        core_kinds=stored.core_kinds,
+        kernel=stored.kernel,
+        libc=stored.libc,
+        probed=stored.probed,
     )

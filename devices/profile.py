@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -114,6 +115,17 @@ class Ssh:
         """The spelling used in profiles and messages: user@host:port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.user}@{host}"[0 if self.user else 5 :] + (f":{self.port}" if self.port else "")
+
+    @property
+    def command(self) -> str:
+        """The command with which one logs in likewise by hand, for messages."""
+        files = {"-F ": self.config, "-i ": self.identity, "-o UserKnownHostsFile=": self.known_hosts}
+        parts = ["ssh"]
+        for option, path in files.items():
+            # The shell expands no home directory in what is quoted.
+            parts += (option + str(Path(path).expanduser())).split(" ", 1) if path else []
+        parts += ["-p", str(self.port)] if self.port else []
+        return shlex.join([*parts, f"{self.user}@{self.host}" if self.user else self.host, "true"])
 
 
 @dataclass(frozen=True)
@@ -244,14 +256,23 @@ def load_profile(name_or_path: str | Path) -> Profile:
     )
 
 
+def check_name(name: str) -> None:
+    """Refuse names that no profile's file can have.
+
+    Raises:
+        UsageError: it has other characters, or means this machine.
+    """
+    if _NAME.fullmatch(name) is None or name == "host":
+        raise UsageError(f"device name {name!r} cannot be saved: use letters, digits, '.', '_' and '-', and not 'host'")
+
+
 def save_profile(profile: Profile, path: Path | None = None) -> Path:
     """Write a profile so that `load_profile` gives it back equal; by default into the user's folder.
 
     Raises:
         UsageError: the name cannot be a file name, or the file cannot be written.
     """
-    if _NAME.fullmatch(profile.name) is None or profile.name == "host":
-        raise UsageError(f"device name {profile.name!r} cannot be saved: use letters, digits, '.', '_' and '-', and not 'host'")
+    check_name(profile.name)
     path = path or user_directory() / f"{profile.name}.toml"
     # Imported here: only writers need the printer.
     from bevel.devices.profile_text import format_profile

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from bevel.cli import emulate, options
+from bevel.cli import devices_add, emulate, options
+from bevel.cli.device_document import describe
 from bevel.cli.output import emit, table
 from bevel.devices.profile import Profile, list_profiles, load_profile, remove_profile
 from bevel.devices.resolve import resolve_transport
@@ -22,10 +23,11 @@ class _DeviceVerbs(click.Group):
 @options.universal
 @click.pass_context
 def command(ctx: click.Context, as_json: bool, verbose: bool) -> None:
-    """List device profiles, and show, check, emulate or remove one.
+    """List device profiles, and add, show, check, probe, emulate or remove one.
 
     \b
     bevel devices
+    bevel devices add pi@board.local
     bevel devices raspberry-pi-4          # the same as: bevel devices show raspberry-pi-4
     bevel devices check kitchen-pi
     """
@@ -95,6 +97,8 @@ def remove(name: str, as_json: bool, verbose: bool) -> None:
     emit(as_json, {"removed": name, "file": str(path)}, [f"removed {path}"])
 
 
+command.add_command(devices_add.add)
+command.add_command(devices_add.probe)
 command.add_command(emulate.command)
 
 
@@ -113,24 +117,3 @@ def _check(profile: Profile) -> dict[str, object]:
 
 def _address(profile: Profile) -> str:
     return profile.ssh.address if profile.ssh is not None else "-"
-
-
-def describe(profile: Profile) -> dict[str, object]:
-    """A profile's JSON document."""
-    peaks = profile.peaks
-    return {
-        "name": profile.name,
-        "description": profile.description,
-        "arch": profile.arch,
-        "cpu": profile.cpu,
-        "features": sorted(profile.features),
-        "cores": profile.cores,
-        "clock_ghz": profile.clock_ghz,
-        "address": profile.ssh.address if profile.ssh is not None else None,
-        "peaks": {
-            "fp32_gmacs": peaks.fp32_gmacs.value,
-            "int8_gmacs": peaks.int8_gmacs.value,
-            "provenance": peaks.int8_gmacs.provenance,
-            "bandwidth_gbs": {level: figure.value for level, figure in peaks.bandwidth_gbs.items()},
-        },
-    }
