@@ -32,9 +32,12 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_choice(installed: Callable[..., None]) -> None:
-    """Host: the system's compiler, else zig. Cross: zig, else the distribution's gcc."""
+    """Host: the system's compiler, with zig's runner if there is zig, else zig. Cross: zig, else the distribution's gcc."""
     installed("cc", "ar", "aarch64-linux-gnu-gcc", "aarch64-linux-gnu-ar", zig=True)
-    assert toolchain.find_toolchain("x86_64").shared == ("/usr/bin/cc",)
+    host = toolchain.find_toolchain("x86_64")
+    assert (host.shared, host.static_libc) == (("/usr/bin/cc",), "musl")
+    assert "x86_64-linux-musl" in host.static
+    assert "runner: zig" in host.description
     cross = toolchain.find_toolchain("aarch64")
     assert "aarch64-linux-gnu.2.17" in cross.shared
     assert "aarch64-linux-musl" in cross.static
@@ -42,6 +45,8 @@ def test_choice(installed: Callable[..., None]) -> None:
     installed("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-ar")
     cross = toolchain.find_toolchain("aarch64")
     assert (cross.shared, cross.static_libc) == (("/usr/bin/aarch64-linux-gnu-gcc",), "glibc")
+    installed("cc", "ar")
+    assert toolchain.find_toolchain("x86_64").static == ("/usr/bin/cc",)
     installed(zig=True)
     assert "x86_64-linux-gnu.2.17" in toolchain.find_toolchain("x86_64").shared
 
