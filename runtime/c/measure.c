@@ -6,12 +6,14 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { CANARY_STEPS = 80000, CLOCK_READS = 256, CLOCK_TRIES = 15 };
 
@@ -40,14 +42,9 @@ static uint64_t counter(void)
 static int counter_is_steady(const char *sysfs)
 {
     unsigned a, b, c, d;
-    char path[4096], name[8] = "";
+    char path[4096], name[8];
     snprintf(path, sizeof path, "%s/devices/system/clocksource/clocksource0/current_clocksource", sysfs);
-    FILE *file = fopen(path, "r");
-    if (!file)
-        return 0;
-    int trusted = fgets(name, sizeof name, file) && strcmp(name, "tsc\n") == 0;
-    fclose(file);
-    return trusted && __get_cpuid(0x80000007, &a, &b, &c, &d) && d & 1u << 8;
+    return read_text(path, name, sizeof name) && strcmp(name, "tsc\n") == 0 && __get_cpuid(0x80000007, &a, &b, &c, &d) && d & 1u << 8;
 }
 
 #elif defined(__aarch64__)
@@ -110,15 +107,15 @@ int64_t involuntary_switches(void)
 int64_t peak_rss_kib(void)
 {
     /* Not getrusage: its peak is inherited from the program that started this one. */
-    char line[256];
-    long long kib = 0;
-    FILE *status = fopen("/proc/self/status", "r");
-    while (status && fgets(line, sizeof line, status))
+    char status[4096];
+    if (!read_text("/proc/self/status", status, sizeof status))
+        return 0;
+    for (const char *line = status; line; line = strchr(line, '\n')) {
+        line += *line == '\n';
         if (strncmp(line, "VmHWM:", 6) == 0)
-            kib = strtoll(line + 6, NULL, 10);
-    if (status)
-        fclose(status);
-    return kib;
+            return strtoll(line + 6, NULL, 10);
+    }
+    return 0;
 }
 
 uint64_t canary_ns(void)
@@ -147,9 +144,32 @@ int pin_to(const int *cpus, size_t count)
     return CPU_EQUAL(&set, &found) ? 0 : -1;
 }
 
+size_t allowed_cpus(int *cpus, size_t most)
+{
+    cpu_set_t set;
+    size_t count = 0;
+    if (sched_getaffinity(0, sizeof set, &set) != 0)
+        return 0;
+    for (int cpu = 0; cpu < CPU_SETSIZE && count < most; cpu++)
+        if (CPU_ISSET((size_t)cpu, &set))
+            cpus[count++] = cpu;
+    return count;
+}
+
 int current_cpu(void)
 {
     return sched_getcpu();
+}
+
+int read_text(const char *path, char *text, size_t size)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    ssize_t got = read(fd, text, size - 1);
+    close(fd);
+    text[got > 0 ? got : 0] = 0;
+    return got > 0;
 }
 
 static int by_value(const void *a, const void *b)

@@ -34,8 +34,14 @@ uint64_t canary_ns(void);
 /* Keep this thread, and those that it starts, on these CPUs; returns 0, or -1 with errno. */
 int pin_to(const int *cpus, size_t count);
 
+/* Put the CPUs that this thread may run on into `cpus`, at most `most`; returns how many. */
+size_t allowed_cpus(int *cpus, size_t most);
+
 /* The CPU that runs this thread. */
 int current_cpu(void);
+
+/* Put the beginning of a file into `text`, a string of at most size - 1 bytes; returns whether there was anything. */
+int read_text(const char *path, char *text, size_t size);
 
 /* Sort and return the middle one; the upper of two. */
 uint64_t median_of(uint64_t *values, size_t count);

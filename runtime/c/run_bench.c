@@ -87,13 +87,26 @@ int warm_up(bevel_model *model, const options *o, uint64_t clock_ns, uint64_t *t
     return 0;
 }
 
-/* Read through more memory than the caches hold. Those of the other cores keep what they have: cold times are for one thread. */
-static void evict(const bench *b)
+static void walk(const bench *b)
 {
     unsigned sum = 0;
     for (size_t i = 0; i < b->eviction_bytes; i += 64)
         sum += b->eviction[i];
     __asm__ volatile("" : : "r"(sum));
+}
+
+/* Read through more memory than the caches hold: with several threads on every CPU they may run on, as each has caches of its own. */
+static void evict(const bench *b)
+{
+    int cpus[MAX_CPUS];
+    size_t count = b->o->threads > 1 ? allowed_cpus(cpus, MAX_CPUS) : 0;
+    for (size_t i = 0; i < count; i++)
+        if (pin_to(&cpus[i], 1) == 0)
+            walk(b);
+    if (count == 0)
+        walk(b);
+    else
+        pin_to(cpus, count);
 }
 
 /* Time one block. Returns 0 when a signal ended it early. */

@@ -1,5 +1,5 @@
 /* run_start.c: --start. How long a program takes from nothing to its first result. */
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE /* vfork */
 #include "measure.h"
 #include "run.h"
 
@@ -9,33 +9,21 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Replace this process by one that runs the model once and then writes a byte into `result`. Returns only on failure. */
-static void become_first(int argc, char **argv, int result)
-{
-    char self[PATH_BYTES];
-    char **arguments = allocate((size_t)(argc + 2) * sizeof *arguments);
-    memcpy(arguments, argv, (size_t)argc * sizeof *arguments);
-    arguments[argc] = "--first"; /* stands above --start */
-    arguments[argc + 1] = NULL;
-    program_path(self, argv[0]);
-    dup2(result, STDOUT_FILENO);
-    execv(self, arguments);
-    fprintf(stderr, "bevel-run: %s: cannot be started again: %s\n", self, strerror(errno));
-}
-
-static uint64_t start_once(int argc, char **argv)
+static uint64_t start_once(const char *program, char **arguments)
 {
     int ends[2], status = 0;
     char byte;
     if (pipe(ends) != 0)
         fail(EXIT_DEVICE, "pipe: %s", strerror(errno));
     uint64_t before = now_ns();
-    pid_t child = fork();
+    pid_t child = vfork();
     if (child < 0)
-        fail(EXIT_DEVICE, "fork: %s", strerror(errno));
+        fail(EXIT_DEVICE, "vfork: %s", strerror(errno));
     if (child == 0) {
+        /* Its output is the pipe: the byte that mode_first writes. */
+        dup2(ends[1], STDOUT_FILENO);
         close(ends[0]);
-        become_first(argc, argv, ends[1]);
+        execv(program, arguments);
         _exit(EXIT_DEVICE);
     }
     close(ends[1]);
@@ -47,21 +35,28 @@ static uint64_t start_once(int argc, char **argv)
     close(ends[0]);
     while (waitpid(child, &status, 0) < 0 && errno == EINTR)
         ;
-    if (got != 1 || !WIFEXITED(status) || WEXITSTATUS(status) != 0)
-        fail(WIFEXITED(status) && WEXITSTATUS(status) ? WEXITSTATUS(status) : EXIT_DEVICE, "--start: a start failed");
+    if (got != 1 || status != 0)
+        fail(WIFEXITED(status) && WEXITSTATUS(status) ? WEXITSTATUS(status) : EXIT_DEVICE, "--start: starting %s failed", program);
     return ns;
 }
 
 int mode_start(int argc, char **argv, const options *o)
 {
+    char program[PATH_BYTES];
+    char **arguments = allocate((size_t)(argc + 2) * sizeof *arguments);
+    memcpy(arguments, argv, (size_t)argc * sizeof *arguments);
+    arguments[argc] = "--first"; /* stands above --start */
+    arguments[argc + 1] = NULL;
+    program_path(program, argv[0]);
     uint64_t *ns = allocate((size_t)o->starts * sizeof *ns);
     for (long i = 0; i < o->starts; i++)
-        ns[i] = start_once(argc, argv);
+        ns[i] = start_once(program, arguments);
     printf("{\"start_ns\": [");
     for (long i = 0; i < o->starts; i++)
         printf("%s%llu", i ? ", " : "", (unsigned long long)ns[i]);
     printf("]}\n");
     free(ns);
+    free(arguments);
     return 0;
 }
 

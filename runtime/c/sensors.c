@@ -3,7 +3,6 @@
 #include "sensors.h"
 #include "measure.h"
 
-#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,20 +17,12 @@ static char energy_path[TEXT + 64];
 static int packages, zones;
 static int64_t package_range[SENSOR_PACKAGES];
 
-/* Put the file's first bytes into `text`; 0 when it cannot be read. */
-__attribute__((format(printf, 2, 0))) static int read_text(char text[TEXT], const char *format, va_list args)
+/* Put a file's first bytes into `text`; 0 when it cannot be read. */
+__attribute__((format(printf, 2, 0))) static int read_under(char text[TEXT], const char *format, va_list args)
 {
     char path[PATH];
     int n = snprintf(path, sizeof path, "%s/", base);
-    if (n < 0 || n >= PATH || vsnprintf(path + n, sizeof path - (size_t)n, format, args) >= PATH - n)
-        return 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    ssize_t got = read(fd, text, TEXT - 1);
-    close(fd);
-    text[got > 0 ? got : 0] = 0;
-    return got > 0;
+    return n > 0 && n < PATH && vsnprintf(path + n, sizeof path - (size_t)n, format, args) < PATH - n && read_text(path, text, TEXT);
 }
 
 /* The number a file begins with. *unit is the character after it. */
@@ -48,7 +39,7 @@ __attribute__((format(printf, 1, 2))) static int64_t number(const char *format, 
     char text[TEXT], unit;
     va_list args;
     va_start(args, format);
-    int found = read_text(text, format, args);
+    int found = read_under(text, format, args);
     va_end(args);
     return found ? parse(text, 10, &unit) : SENSOR_UNKNOWN;
 }
@@ -57,7 +48,7 @@ __attribute__((format(printf, 2, 3))) static int read_file(char text[TEXT], cons
 {
     va_list args;
     va_start(args, format);
-    int found = read_text(text, format, args);
+    int found = read_under(text, format, args);
     va_end(args);
     return found;
 }

@@ -201,7 +201,7 @@ def test_cold(built: Artifact, tmp_path: Path) -> None:
     """One call a block, with as much memory walked through as asked for, or four times the largest cache; not counted as peak."""
     put(tmp_path, devices__system__cpu__cpu0__cache__index1__size="2M")
     for arguments, kib in ((("--evict-kib", "20000"), 20_000), ((), 8192)):
-        head, *blocks, end = lines(built.runner, "--bench", "--cold", "--sysfs", tmp_path, *arguments, *BRIEF)
+        head, *blocks, end = lines(built.runner, "--bench", "--cold", "--sysfs", tmp_path, "--threads", 2, *arguments, *BRIEF)
         assert (head["cold"], head["evict_kib"], head["calls"]) == (True, kib, 1)
         assert [block["calls"] for block in blocks] == [1] * 4
         assert end["rss_kib"] < kib
