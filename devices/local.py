@@ -37,7 +37,8 @@ class LocalTransport(Transport):
         super().__init__(f"{profile.name} under {emulator[0]}" if emulator else "this machine", "", patience_s=0)
         self._profile = profile
         self._emulator = list(emulator)
-        self._claim = -1
+        self._lease = -1
+        self._running: set[subprocess.Popen[bytes]] = set()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.emulated = bool(emulator)
 
@@ -58,16 +59,20 @@ class LocalTransport(Transport):
     def _connect(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix=PREFIX)
         self._workdir = self._folder.name
-        self._claim = os.open(self._workdir, os.O_RDONLY)
-        fcntl.flock(self._claim, fcntl.LOCK_EX)
+        self._lease = os.open(self._workdir, os.O_RDONLY)
+        fcntl.flock(self._lease, fcntl.LOCK_EX)
         _sweep(Path(self._workdir).parent)
 
     def _disconnect(self) -> None:
-        """Remove the work directory."""
+        """End what other threads still run, and remove the work directory."""
+        for process in list(self._running):
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(GRACE_S)
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
-            os.close(self._claim)
+            os.close(self._lease)
 
     def _wrap(self, argv: list[str]) -> list[str]:
         return [*self._emulator, *argv]
@@ -81,6 +86,7 @@ class LocalTransport(Transport):
             assert process.stdin is not None
             assert process.stdout is not None
             output = bytearray()
+            self._running.add(process)
             with process.stdout:
                 try:
                     for chunk in _chunks(process, process.stdout.fileno(), time.monotonic() + limit_s):
@@ -93,6 +99,7 @@ class LocalTransport(Transport):
                         process.wait(GRACE_S)
                     finally:
                         process.kill()
+                        self._running.discard(process)
             stderr.seek(0)
             return bytes(output), stderr.read()
 

@@ -76,13 +76,30 @@ echo; cat /proc/mounts
 """
 
 
-# Four arguments for each uploaded file: its part, its place, its sha256, its mode. Prints the parts that arrived damaged; one
-# that another process has put in place meanwhile is fine.
+# $1: work directory; then two arguments for each file to send: its sha256, and the name it shall have on the way, which begins
+# with .part-SHA256-. What a lost connection left of it gets that name, unless it grows: then another process is sending it.
+# Prints size and sha256 of each, or -.
+CLAIM = r"""
+cd -- "$1" || exit; shift
+while [ $# -gt 0 ]; do
+    for part in .part-"$1"-*; do
+        [ -f "$part" ] && size=$(wc -c <"$part") || continue
+        sleep 0.3 2>/dev/null || sleep 1
+        [ "$size" = "$(wc -c <"$part" || :)" ] && mv -- "$part" "$2" && break
+    done 2>/dev/null
+    [ -f "$2" ] && echo $(wc -c <"$2") $(sha256sum <"$2") || echo -
+    shift 2
+done
+"""
+
+# Four arguments for each uploaded file: its part, its place, its sha256, its mode. Prints the parts that arrived damaged and
+# those that are gone, because another process that sends the same file thought them abandoned.
 INSTALL = r"""
 has() { [ -f "$1" ] && sum=$(sha256sum <"$1") && [ "${sum%% *}" = "$2" ]; }
 while [ $# -gt 0 ]; do
     if has "$1" "$3"; then chmod "$4" "$1" && mv -f -- "$1" "$2" || exit
-    else has "$2" "$3" || echo "$1"; fi
+    elif [ -f "$1" ]; then echo "damaged $1"
+    else has "$2" "$3" || echo "gone $1"; fi
     shift 4
 done
 """

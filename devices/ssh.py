@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +38,9 @@ HEARTBEAT_S = 5
 PATIENCE_S = 20  # four missed heartbeats: a link that is silent this long is down
 CONNECT_TIMEOUT_S = 20
 BLOCK = 4 << 20  # bytes on the way at once: a round trip is lost between blocks
+PACKET = 32 << 10  # bytes of one SFTP request, which every server takes
 FAREWELL_S = 4  # the guard gives a job 1 s between TERM and KILL
+RETURN_S = 12  # a device that is booting ends its old connections some seconds before it takes new ones
 
 
 class _LoopThread:
@@ -111,12 +114,15 @@ class SshTransport(Transport):
 
     def _send(self, local: Path, remote: str, offset: int) -> None:
         async def put(sftp: asyncssh.SFTPClient) -> None:
-            async with sftp.open(remote, "r+b" if offset else "wb") as target:
+            async with sftp.open(remote, "r+b" if offset else "wb", block_size=0) as target:
                 with local.open("rb") as source:
                     source.seek(offset)
                     at = offset
                     while block := source.read(BLOCK):
-                        at += await target.write(block, at)
+                        # In order, so that what arrives before a cut is a beginning of the file.
+                        cuts = range(0, len(block), PACKET)
+                        await asyncio.gather(*(target.write(block[cut : cut + PACKET], at + cut) for cut in cuts))
+                        at += len(block)
 
         self._copy(put)
 
@@ -124,7 +130,7 @@ class SshTransport(Transport):
         self._copy(lambda sftp: sftp.get(remote, str(local)))
 
     def _why_lost(self) -> str:
-        """Look once whether the device is back, and whether it is the same boot."""
+        """Look for a while whether the device is back, and whether it is the same boot."""
         before = self._info.boot_id if self._info else None
         if self._thread is None or before is None:
             return super()._why_lost()
@@ -259,7 +265,15 @@ class SshTransport(Transport):
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _boot_id(self) -> str:
-        connection = await self._dial(FAREWELL_S)
+        deadline = time.monotonic() + RETURN_S
+        while True:
+            try:
+                connection = await self._dial(FAREWELL_S)
+                break
+            except (ConnectionRefused, HostUnreachable):
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.5)
         async with connection:
             result = await connection.run("cat /proc/sys/kernel/random/boot_id")
         return str(result.stdout).strip()

@@ -7,35 +7,30 @@ copy a file. Calls are synchronous; an interrupt (Ctrl-C) or a lost connection l
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
 import secrets
 import tempfile
 import threading
-from abc import ABC, abstractmethod
-from collections import Counter
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from bevel.devices.diagnosis import diagnose, refuse_program, refuse_target
-from bevel.devices.elf import HEADER_BYTES, elf_arch
 from bevel.devices.errors import (
     ConnectionLost,
     DeviceBusy,
     DiskFull,
     MissingTool,
     RemoteFailed,
-    UploadCorrupted,
-    WrongArchitecture,
 )
+from bevel.devices.files import FileTransfer
 from bevel.devices.lock import ANSWER_S, HOLD_LIMIT_S, HOLDER, SCRATCH, Hold, hold_lock
 from bevel.devices.remote import (
     INSPECT,
-    INSTALL,
     PROBE,
     BoardInfo,
     Trailer,
@@ -70,7 +65,7 @@ class RunResult:
     seconds: float
 
 
-class Transport(ABC):
+class Transport(FileTransfer):
     """A device one can run programs on. Use as a context manager: opens on entry, closes on exit.
 
     Attributes:
@@ -114,17 +109,6 @@ class Transport(ABC):
         `on_stdout` gets each chunk of standard output as it arrives, from any thread; what it raises ends the command and is
         raised here. Several threads may each have a command running.
         """
-
-    @abstractmethod
-    def _send(self, local: Path, remote: str, offset: int) -> None:
-        """Copy a file to an absolute path on the device; raises OSError when the device could not store it.
-
-        The first `offset` bytes are there already; a carrier that cannot append sends the whole.
-        """
-
-    @abstractmethod
-    def _fetch(self, remote: str, local: Path) -> None:
-        """Copy a file from an absolute path on the device; raises OSError when it could not be read."""
 
     def _why_lost(self) -> str:
         """What is known about the end of the connection, for the message."""
@@ -211,17 +195,6 @@ class Transport(ABC):
         if refusal is not None:
             raise refusal
 
-    def path(self, remote_rel: str = ".") -> str:
-        """Absolute path on the device of a path inside the work directory.
-
-        Raises:
-            UsageError: the path leaves the work directory.
-        """
-        parts = PurePosixPath(remote_rel)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise UsageError(f"{remote_rel!r} must be relative to the work directory on {self.label} and stay inside it")
-        return posixpath.normpath(posixpath.join(self.info.workdir, remote_rel))
-
     def run(
         self,
         argv: Sequence[str],
@@ -271,74 +244,6 @@ class Transport(ABC):
         finally:
             if source is not None:
                 self._forget(source)
-
-    def upload(self, local: Path, remote_rel: str) -> int:
-        """Send a file, or a directory with all in it, unless the device already holds the same bytes.
-
-        Files arrive under a temporary name, are hashed on the device and then renamed, so a file is there whole or not at all.
-        When the connection is lost, what has arrived stays under that name, and the next upload of the same bytes goes on from
-        there; nobody's asking for it in three days removes it. After any other failure nothing stays.
-
-        Returns:
-            Number of bytes sent; 0 when everything was there.
-
-        Raises:
-            DiskFull, WrongArchitecture, UploadCorrupted, ConnectionLost, RemoteFailed: as named.
-            UsageError: `local` does not exist.
-        """
-        files = self._collect(local, remote_rel)
-        if not files:
-            return 0
-        digests = {remote: _sha256(path) for remote, path in files.items()}
-        folders = sorted({posixpath.dirname(remote) for remote in files})
-        self._shell('mkdir -p -- "$@"', *folders, what="make directories")
-        # Named by content, so that whoever sends these bytes next finds them; equal files of one upload are counted through.
-        seen: Counter[str] = Counter()
-        parts = {}
-        for remote, digest in digests.items():
-            parts[remote] = self.path(f".part-{digest}-{seen[digest]}")
-            seen[digest] += 1
-        there = self._contents([*files, *parts.values()])
-        stale = [remote for remote, digest in digests.items() if there.get(remote, (0, ""))[1] != digest]
-        begun = {remote: _common_prefix(files[remote], *there.get(parts[remote], (0, ""))) for remote in stale}
-        total = sum(files[remote].stat().st_size - begun[remote] for remote in stale)
-        if not stale:
-            return 0
-        self._require_room(total)
-        try:
-            for remote in stale:
-                self._store(files[remote], parts[remote], begun[remote])
-            self._install([(files[remote], parts[remote], remote, digests[remote]) for remote in stale])
-        except ConnectionLost:
-            raise  # The parts stay: they cannot be removed, and need not be sent again.
-        except BaseException:
-            self._forget(*(parts[remote] for remote in stale))
-            raise
-        self._inspected.difference_update(stale)
-        return total
-
-    def download(self, remote_rel: str, local: Path) -> None:
-        """Fetch a file of the work directory; it appears whole or not at all.
-
-        Raises:
-            RemoteFailed, UploadCorrupted, ConnectionLost: as named.
-        """
-        remote = self.path(remote_rel)
-        partial = local.with_name(f".{local.name}.part-{secrets.token_hex(8)}")
-        _, expected = self._contents([remote]).get(remote, (0, ""))
-        if not expected:
-            raise RemoteFailed(
-                self.label, f"{remote} is not on the device or cannot be read", "Run the program that writes it first"
-            )
-        try:
-            self._fetch(remote, partial)
-            if _sha256(partial) != expected:
-                raise UploadCorrupted(self.label, f"{remote} arrived with another hash", "Try again")
-            partial.replace(local)
-        except OSError as error:
-            raise RemoteFailed(self.label, f"{remote} could not be fetched into {local} ({error})", "Check both disks") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     def scratch(self) -> str:
         """A directory for files nobody wants once the job is over, relative to the work directory; made when first asked for.
@@ -455,6 +360,9 @@ class Transport(ABC):
                 raise failure
         return RunResult(stdout, message, trailer.status, trailer.seconds)
 
+    def _changed(self, remotes: Sequence[str]) -> None:
+        self._inspected.difference_update(remotes)
+
     def _shell(self, script: str, *args: str, what: str) -> str:
         """Run a short script of ours; its failure is the device's."""
         result = self._run(["sh", "-c", script, "bevel", *args], limit_s=SHELL_LIMIT_S)
@@ -478,67 +386,6 @@ class Transport(ABC):
             raise refusal
         self._inspected.add(program)
 
-    def _collect(self, local: Path, remote_rel: str) -> dict[str, Path]:
-        """Absolute remote path of each file to send, ELF files checked for the architecture."""
-        if not local.exists():
-            raise UsageError(f"{local} does not exist")
-        paths = [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.is_file())
-        files = {}
-        for path in paths:
-            inner = "." if path == local else path.relative_to(local).as_posix()
-            with path.open("rb") as stream:
-                arch = elf_arch(stream.read(HEADER_BYTES))
-            if arch not in (None, self.info.arch):
-                raise WrongArchitecture(
-                    self.label,
-                    f"{path} is built for {arch}, the device is {self.info.arch}",
-                    f"Compile for a device profile with arch {self.info.arch}",
-                )
-            files[self.path(posixpath.join(remote_rel, inner))] = path
-        return files
-
-    def _contents(self, remotes: list[str]) -> dict[str, tuple[int, str]]:
-        """Size in bytes and sha256 on the device of those files that exist."""
-        script = 'for f; do [ -f "$f" ] && echo $(wc -c <"$f") $(sha256sum <"$f") || echo -; done'
-        lines = [line.split() for line in self._shell(script, *remotes, what="hash files").splitlines()]
-        return {remote: (int(line[0]), line[1]) for remote, line in zip(remotes, lines, strict=True) if len(line) > 1}
-
-    def _store(self, local: Path, remote: str, offset: int) -> None:
-        """Send one file, from `offset` on; tells a full disk from other refusals, which SFTP reports alike."""
-        try:
-            self._send(local, remote, offset)
-        except OSError as error:
-            self._require_room(local.stat().st_size - offset, str(error))
-            raise RemoteFailed(
-                self.label, f"{local} could not be stored ({error})", "Check the work directory on the device"
-            ) from error
-
-    def _install(self, sent: Sequence[tuple[Path, str, str, str]]) -> None:
-        """Hash what arrived on the device and move it into place; each is a local file, its part, its place and its sha256."""
-        steps: list[str] = []
-        for local, part, remote, digest in sent:
-            steps += [part, remote, digest, "755" if local.stat().st_mode & 0o100 else "644"]
-        damaged = self._shell(INSTALL, *steps, what="rename uploaded files").splitlines()
-        for local, part, *_ in sent:
-            if part in damaged:
-                self._require_room(local.stat().st_size, "the file arrived damaged")
-                raise UploadCorrupted(
-                    self.label, f"{local} arrived with another hash", "Try again; if it happens twice, check the device's storage"
-                )
-
-    def _require_room(self, size: int, symptom: str = "") -> None:
-        """Raise DiskFull when `size` bytes do not fit into the work directory."""
-        free = 1024 * int(
-            self._shell('df -Pk -- "$1" | tail -n 1', self.info.workdir, what="ask for free space").split(None, 5)[3]
-        )
-        if free < size:
-            raise DiskFull(
-                self.label,
-                f"{size} bytes do not fit into {self.info.workdir}, which has {free} bytes left"
-                + (f" ({symptom})" if symptom else ""),
-                "Free some space, or set workdir in the device's profile to another file system",
-            )
-
     def _put_bytes(self, data: bytes, remote: str) -> None:
         """Store bytes in a file on the device."""
         with tempfile.TemporaryDirectory(prefix="bevel-") as folder:
@@ -549,21 +396,6 @@ class Transport(ABC):
     def _forget(self, *remotes: str) -> None:
         """Remove temporary files on the way out; a lost connection must not hide the error that led here."""
         self._launch(["rm", "-rf", "--", *remotes], limit_s=SHELL_LIMIT_S)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _common_prefix(local: Path, size: int, digest: str) -> int:
-    """`size` when a file of that size and sha256 is a beginning of `local`, else 0."""
-    hasher, left = hashlib.sha256(), size
-    with local.open("rb") as stream:
-        while left and (block := stream.read(min(left, 1 << 20))):
-            hasher.update(block)
-            left -= len(block)
-    return size if left == 0 and hasher.hexdigest() == digest else 0
 
 
 def _last(stderr: bytes) -> str:

@@ -15,6 +15,7 @@ from bevel.devices.board import EmulatedBoard
 from bevel.devices.resolve import resolve_transport
 from bevel.devices.transport import Transport
 from bevel.errors import ToolchainError
+from tests.devices.machine import Machine
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,15 @@ def board() -> Iterator[EmulatedBoard]:
         pytest.skip(str(error))
     yield emulated
     emulated.stop()
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    try:
+        with Machine(tmp_path_factory.mktemp("machine")) as running:
+            yield running
+    except ToolchainError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ from bevel.devices import errors
 from bevel.devices import ssh as ssh_module
 from bevel.devices.profile import Ssh
 from bevel.devices.ssh import SshTransport
-from bevel.errors import ToolchainError
 from tests.devices.machine import Machine, wait
 
 pytestmark = pytest.mark.ssh
@@ -36,17 +35,6 @@ SLEEP = (
     "sleep(300)"  # silent: a program that writes dies of SIGPIPE with its connection, whether or not the device looks after it
 )
 PATIENCE_S = 4  # of the device, in these tests: enough for a loaded machine to send heartbeats, short enough to wait for
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    try:
-        running = Machine(tmp_path_factory.mktemp("machine"))
-        running.__enter__()
-    except ToolchainError as error:
-        pytest.skip(str(error))
-    yield running
-    running.__exit__(None, None, None)
 
 
 @dataclass
@@ -486,7 +474,7 @@ def test_failure(scene: Scene, row: Row) -> None:
     if row.reopened:
         scene.device().close()
     assert machine.files(scene.ssh.workdir).keys() <= scene.kept
-    with scene.device() as device:
+    with scene.device() as device, device.lock("the next job", 0):
         assert device.upload(big_file(scene, 1000), "next") == 1000
         assert device.run(["wc", "-c", "next"], timeout_s=10).stdout == b"1000 next\n"
 
