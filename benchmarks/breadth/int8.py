@@ -38,7 +38,8 @@ from benchmarks.breadth import inputs
 from benchmarks.breadth.fp32 import IMAGES, LINE_HEIGHT, LINE_WIDTH, SUBJECTS
 from benchmarks.identity.identity import PROFILES
 from benchmarks.latency.host import cold_start_ms
-from bevel.benchmarking.host import PEERS, find_peers, measure_host
+from bevel.benchmarking.host import measure_host
+from bevel.benchmarking.peers.preparation import find_peers
 from bevel.compiler import Options, bind, build, load_graph, prepare
 from bevel.devices.profile import load_profile
 from bevel.devices.resolve import resolve_transport
@@ -214,7 +215,7 @@ def costs(name: str, one: Subject, folder: Path) -> Iterator[str]:
     yield from (f"| {file} | {size:,} |" for file, size in sorted(files.items(), key=lambda item: -item[1]))
     yield f"| all | {sum(files.values()):,} |"
     sample = {value: array[:1] for value, array in one.samples.items()}
-    peers = find_peers(PEERS, one.model, artifact, sample, one.calibration, folder)
+    peers = find_peers(("onnxruntime", "onnxruntime-int8"), one.model, artifact, sample, one.calibration)
     contest = measure_host(artifact, sample, peers, threads=1, processes=3, rounds=20)
     yield from ("", "| one thread, interleaved | ms | ratio to bevel |", "|---|---|---|")
     yield f"| bevel int8 | {contest.ours.median:.2f} | 1 |"

@@ -2,8 +2,9 @@
 
     python -m benchmarks.latency.host [--threads 1] [--processes 7] [--write]
 
-Everything runs interleaved in one process per repetition, inputs bound once, through the same caller. int8 is compared with
-onnxruntime's fp32, with its own static quantization of the same model and, where the model comes quantized, with that file.
+Everything runs interleaved, a process for each contestant per repetition, inputs bound once, through the same caller. int8 is
+compared with onnxruntime's fp32, with its own static quantization of the same model and, where the model comes quantized, with
+that file.
 --write replaces host.md beside this file.
 """
 
@@ -24,7 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.identity.identity import ROOT, real_inputs
-from bevel.benchmarking.host import find_peers, measure_host
+from bevel.benchmarking.host import measure_host
+from bevel.benchmarking.peers.preparation import find_peers
 from bevel.compiler import Options, bind, build, compile_model, load_graph, prepare
 from bevel.devices.profile import load_profile
 from bevel.runtime.artifact import Artifact
@@ -108,11 +110,13 @@ def main() -> int:
                     )
                 sample = {value: inputs[:1]}
                 names = ["onnxruntime"] if bits == "fp32" else ["onnxruntime", "onnxruntime-int8"]
-                peers = find_peers(names, model, artifact, sample, calibration, folder)
+                peers = find_peers(names, model, artifact, sample, calibration)
                 if bits == "8" and quantized is not None:
                     other = load_graph(ROOT / "models" / f"{quantized}.onnx").inputs[0]
                     codes = {other.name: np.zeros([1, *inputs.shape[1:]], other.type.dtype)}
-                    peers["onnxruntime, TFLite int8 model"] = ("onnxruntime", ROOT / "models" / f"{quantized}.onnx", codes)
+                    file = ROOT / "models" / f"{quantized}.onnx"
+                    (peer,) = find_peers(["onnxruntime"], file, artifact, codes, None).values()
+                    peers["onnxruntime, TFLite int8 model"] = peer
                 contest = measure_host(artifact, sample, peers, threads=args.threads, processes=args.processes)
                 ours = contest.ours
                 mine = f"{ours.median:.4f} ({ours.ci95[0]:.4f} to {ours.ci95[1]:.4f})"

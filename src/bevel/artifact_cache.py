@@ -112,7 +112,7 @@ def store(artifact: Artifact, key: str) -> None:
 def prune(limit: int = LIMIT_BYTES, keep_seconds: float = _KEEP_SECONDS) -> None:
     """Remove what has not been used for longest, in the whole cache, until it is at most `limit` bytes."""
     entries = []
-    for kind in ("artifacts", "objects", "runtime"):
+    for kind in ("artifacts", "objects", "prepared", "runtime"):
         folder = cache_dir() / kind
         if folder.is_dir():
             entries += [(path.stat().st_mtime, _size(path), path) for path in folder.iterdir() if path.is_dir()]

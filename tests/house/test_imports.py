@@ -19,14 +19,16 @@ ALLOWED = {
     "runtime": {"runtime", "backends", "ir"},
     "devices": {"devices", "runtime", "backends", "ir"},
 }
+# Run by the Python of other engines, where bevel's own packages are not.
+PEERS = "src/bevel/benchmarking/peers/adapters"
 # Third-party packages with one home.
 HOMES = {
     "tvm": ["backends/tvm.py"],
     "tvm_ffi": ["backends/tvm.py"],
-    "onnx": ["frontend"],
+    "onnx": ["frontend", PEERS],
     "onnx_ir": ["frontend"],
     "asyncssh": ["devices"],
-    "torch": ["src/bevel/exporting"],
+    "torch": ["src/bevel/exporting", PEERS],
     "transformers": ["src/bevel/exporting"],
     "click": ["src/bevel/cli", "src/bevel/__main__.py", "devices/board.py"],
     "rich": ["src/bevel/cli", "src/bevel/__main__.py"],

@@ -1,30 +1,26 @@
-"""Benchmarks on this machine: several measuring processes, each with the artifact and its peers interleaved."""
+"""Benchmarks on this machine: several measuring rounds, each with fresh processes of the artifact and its peers, interleaved."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bevel.benchmarking.peers.contest import Contestant, Round, own_contestant, relative_difference, run_round
 from bevel.benchmarking.statistics import Latency, summarize
-from bevel.benchmarking.worker import Measured
-from bevel.compiler import Say, load_graph
-from bevel.data import save_arrays
-from bevel.errors import ToolchainError, UsageError
-from bevel.ir.graph import Level
+from bevel.compiler import Say
 from bevel.runtime.artifact import Artifact
 
 Array = npt.NDArray[Any]
 PROCESSES = 5
 ROUNDS = 60
+# A peer in fp32 that differs from the reference by more than this share computes something else; int8 may differ by the other,
+# which is far beyond what quantization costs a useful model.
+FP32_DIFFERS, INT8_DIFFERS = 0.01, 0.5
 
 
 @dataclass(frozen=True)
@@ -34,22 +30,53 @@ class Contest:
     Attributes:
         ours: the artifact.
         peers: by name.
-        ratios: median over processes of (peer median / our median): above 1, bevel is faster.
+        ratios: median over rounds of (peer median / our median): above 1, bevel is faster.
+        errors: by name, "bevel" too: max|d| / max|reference| of the outputs against the reference; empty without one.
+        facts: by name, "bevel" too: version, and isa where the engine tells it.
+        uncapped: peers that could not be kept within the instruction set asked for.
     """
 
     ours: Latency
     peers: Mapping[str, Latency]
     ratios: Mapping[str, float]
+    errors: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    uncapped: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """The peers as JSON."""
+        return {
+            name: {
+                "latency_ms": latency.document(),
+                "ratio": self.ratios[name],
+                # JSON has no infinity.
+                "error": self.errors[name] if math.isfinite(self.errors.get(name, math.inf)) else None,
+                "computes_something_else": name in self.strangers,
+                "version": self.facts.get(name, {}).get("version"),
+                "isa": self.facts.get(name, {}).get("isa"),
+                "capped": name not in self.uncapped,
+            }
+            for name, latency in self.peers.items()
+        }
+
+    @property
+    def strangers(self) -> tuple[str, ...]:
+        """Peers whose outputs are not the model's: their times are no comparison."""
+        limits = {name: INT8_DIFFERS if name.endswith("-int8") else FP32_DIFFERS for name in self.peers}
+        # Written so that what is not a number counts.
+        return tuple(name for name, limit in limits.items() if name in self.errors and not self.errors[name] <= limit)
 
 
 def measure_host(
     artifact: Artifact,
     inputs: Mapping[str, Array],
-    peers: Mapping[str, tuple[str, Path, Mapping[str, Array]]],
+    peers: Mapping[str, Contestant],
     *,
     threads: int,
     processes: int = PROCESSES,
     rounds: int = ROUNDS,
+    reference: Sequence[Array] | None = None,
+    isa: str | None = None,
     say: Say | None = None,
 ) -> Contest:
     """Measure `artifact`, and peers, on this machine.
@@ -57,141 +84,38 @@ def measure_host(
     Args:
         artifact: for this machine's ISA.
         inputs: what it runs on.
-        peers: name -> (engine, model file, inputs).
+        peers: what `find_peers` gave.
         threads: for every contestant.
-        processes: measuring processes; the interval is taken over them, and up to as many more narrow it when it is wide.
+        processes: measuring processes of each; the interval is taken over them, and up to as many more narrow it when it is wide.
         rounds: interleaved rounds in each, one block of every contestant.
+        reference: what the model's outputs should be, in its order.
+        isa: what peers were to be capped to.
         say: progress.
 
     Raises:
-        ToolchainError: a measuring process failed; its message is in the error.
+        ToolchainError: a measuring process ended; its last line is in the error.
     """
-    with tempfile.TemporaryDirectory(prefix="bevel-bench-") as folder:
-        contestants: dict[str, dict[str, str]] = {}
-        everyone = {"bevel": ("bevel", artifact.path, inputs), **peers}
-        for index, (name, (engine, model, arrays)) in enumerate(everyone.items()):
-            file = save_arrays(Path(folder) / f"{index}.npz", arrays)
-            contestants[name] = {"engine": engine, "model": str(model), "inputs": str(file)}
-        job = json.dumps({"threads": threads, "rounds": rounds, "contestants": contestants})
-        runs: list[Measured] = []
-        latency: dict[str, Latency] = {}
-        # More processes while the interval is too wide to quote, up to twice as many.
-        while len(runs) < processes or (len(runs) < 2 * processes and processes > 1 and latency["bevel"].unstable):
-            runs.append(_process(job))
-            disturbed = [run.disturbed for run in runs]
-            latency = {
-                name: summarize([run.wall_ms[name] for run in runs], [run.cpu_ms[name] for run in runs], disturbed)
-                for name in contestants
-            }
-            if say is not None:
-                say("measure", len(runs), max(processes, len(runs)))
-    ratios = {
-        name: float(np.median([np.median(run.wall_ms[name]) / np.median(run.wall_ms["bevel"]) for run in runs])) for name in peers
-    }
-    return Contest(latency.pop("bevel"), latency, ratios)
-
-
-def _process(job: str) -> Measured:
-    command = [sys.executable, "-m", "bevel.benchmarking.worker"]
-    done = subprocess.run(command, input=job, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or [f"ended with {done.returncode}"]
-        raise ToolchainError(f"a measuring process failed: {last[0]}")
-    return Measured(**json.loads(done.stdout))
-
-
-PEERS = ("onnxruntime", "onnxruntime-int8")
-
-
-def find_peers(
-    names: Sequence[str],
-    model: Path | None,
-    artifact: Artifact,
-    inputs: Mapping[str, Array],
-    calibration: Path | None,
-    folder: Path,
-) -> dict[str, tuple[str, Path, Mapping[str, Array]]]:
-    """Set up the peers of `--against`.
-
-    `onnxruntime` runs the model file as it is. `onnxruntime-int8` runs it after onnxruntime's own static quantization (QDQ,
-    per channel) with the same calibration data.
-
-    Args:
-        names: of PEERS.
-        model: the ONNX file they run.
-        artifact: what they are compared with.
-        inputs: what they run on.
-        calibration: data set for onnxruntime-int8.
-        folder: where files may be put that live as long as the measurement.
-
-    Returns:
-        Name -> (engine, model file, inputs).
-
-    Raises:
-        UsageError: an unknown peer, or no model file or calibration data for it.
-        ToolchainError: the peer is not installed, or cannot quantize the model.
-    """
-    peers: dict[str, tuple[str, Path, Mapping[str, Array]]] = {}
-    for name in names:
-        if name not in PEERS:
-            raise UsageError(f"--against {name}: known peers are {' and '.join(PEERS)}")
-        if model is None:
-            source = artifact.manifest["provenance"].get("model", "MODEL.onnx")
-            raise UsageError(f"--against {name}: give the model it should run, --model {source}")
-        try:
-            import onnxruntime  # noqa: F401
-        except ImportError as error:
-            raise ToolchainError(f"--against {name}: onnxruntime is not installed: pip install 'bevel[peers]'") from error
-        path = model
-        if name == "onnxruntime-int8":
-            if calibration is None:
-                raise UsageError(f"--against {name}: give its calibration data, --calib DATA.npz")
-            path = _quantize_onnx(model, artifact, calibration, folder)
-        peers[name] = ("onnxruntime", path, inputs)
-    return peers
-
-
-def _quantize_onnx(model: Path, artifact: Artifact, calibration: Path, folder: Path) -> Path:
-    """The model after onnxruntime's static quantization on the first 100 calibration samples."""
-    from onnxruntime.capi.onnxruntime_pybind11_state import (
-        Fail,
-        InvalidArgument,
-        InvalidGraph,
-        NotImplemented,
-        RuntimeException,
-    )
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    from bevel.data import open_data
-    from bevel.evaluation import artifact_inputs
-
-    if load_graph(model, pad_nms=True).level is not Level.FLOAT:
-        raise UsageError(f"--against onnxruntime-int8: {model} is quantized already; --against onnxruntime runs it as it is")
-    data = open_data(calibration, artifact_inputs(artifact))
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """Feeds samples one by one."""
-
-        def __init__(self) -> None:
-            self._samples = iter(data.batches(1, 100))
-
-        def get_next(self) -> dict[str, Array] | None:
-            """The next sample, None at the end."""
-            return next(self._samples, None)
-
-    prepared, quantized = folder / "prepared.onnx", folder / "int8.onnx"
-    try:
-        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared),
-            str(quantized),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-    except (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException, ValueError, TypeError, OSError) as error:
-        raise ToolchainError(f"--against onnxruntime-int8: onnxruntime cannot quantize {model}: {error}") from error
-    return quantized
+    named = tuple(str(tensor["name"]) for tensor in artifact.manifest["outputs"])
+    # The model's own order is that of the reference.
+    outputs = next((peer.outputs for peer in peers.values() if set(peer.outputs) == set(named)), named)
+    everyone = {"bevel": own_contestant(artifact.path, inputs, outputs), **peers}
+    runs: list[Round] = []
+    latency: dict[str, Latency] = {}
+    # More processes while the interval is too wide to quote, up to twice as many.
+    while len(runs) < processes or (len(runs) < 2 * processes and processes > 1 and latency["bevel"].unstable):
+        runs.append(run_round(everyone, threads, rounds))
+        measured = [run.measured for run in runs]
+        disturbed = [run.disturbed for run in measured]
+        latency = {
+            name: summarize([run.wall_ms[name] for run in measured], [run.cpu_ms[name] for run in measured], disturbed)
+            for name in everyone
+        }
+        if say is not None:
+            say("measure", len(runs), max(processes, len(runs)))
+    walls = [run.measured.wall_ms for run in runs]
+    ratios = {name: float(np.median([np.median(wall[name]) / np.median(wall["bevel"]) for wall in walls])) for name in peers}
+    errors: dict[str, float] = {}
+    if reference is not None:
+        errors = {name: max(relative_difference(run.outputs[name], list(reference)) for run in runs) for name in everyone}
+    uncapped = tuple(name for name, peer in peers.items() if isa is not None and not peer.capped)
+    return Contest(latency.pop("bevel"), latency, ratios, errors, runs[-1].facts, uncapped)

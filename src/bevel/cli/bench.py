@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ from typing import Any
 import click
 import numpy as np
 
-from bevel.benchmarking.host import Contest, find_peers, measure_host
+from bevel.benchmarking.host import Contest, measure_host
+from bevel.benchmarking.peers.engines import CONTESTANTS, ISAS
+from bevel.benchmarking.peers.preparation import find_peers, hold_to, reference_outputs
 from bevel.benchmarking.protocol import LOCK_WAIT_S, Effort, Measurement, Protocol, session_facts
 from bevel.benchmarking.statistics import Latency
 from bevel.benchmarking.watch import Point, Watch, save
 from bevel.cli import options
 from bevel.cli.output import STDERR, emit, progress, table
-from bevel.compiler import Say
 from bevel.data import open_data
 from bevel.devices.conditions import choose_cpus, sample
 from bevel.devices.local import LocalTransport
@@ -42,10 +42,14 @@ _EMULATED, _EMULATED_EFFORT = BenchOptions(blocks=3, block_ms=1, warmup_ms=1), E
 @options.threads
 @options.seed
 @click.option(
-    "--against", metavar="PEER[,PEER]", default="", help="Measure peers in the same run: onnxruntime, onnxruntime-int8."
+    "--against",
+    metavar="PEER[,PEER]",
+    default="",
+    help=f"Measure other engines in the same run, installed when first named: {', '.join(CONTESTANTS)}.",
 )
 @click.option("--model", type=click.Path(path_type=Path), help="Model file for the peers.")
-@click.option("--calib", type=click.Path(path_type=Path), help="Calibration data for onnxruntime-int8.")
+@click.option("--calib", type=click.Path(path_type=Path), help="Calibration data for peers in int8.")
+@click.option("--isa", type=click.Choice(list(ISAS)), help="Hold peers to an instruction set; those that cannot be are left out.")
 @click.option("--processes", type=click.IntRange(1), default=PROCESSES, show_default=True, help="Measuring processes, at least.")
 @click.option("--blocks", type=click.IntRange(1), default=BLOCKS, show_default=True, help="Blocks of calls in each process.")
 @click.option(
@@ -73,6 +77,7 @@ def command(
     against: str,
     model: Path | None,
     calib: Path | None,
+    isa: str | None,
     processes: int,
     blocks: int,
     time_limit: float,
@@ -90,11 +95,12 @@ def command(
 
     Processes of blocks are measured, and blocks that something disturbed are rejected, until the median is known to 2 % or the
     time is up. The interval says where the median of a later measurement will fall; docs/measuring.md has the rules. Interrupted,
-    the same command goes on where it stopped. On this machine peers run interleaved with the artifact in the same process.
+    the same command goes on where it stopped. On this machine other engines run interleaved with the artifact (docs/peers.md).
 
     \b
     bevel bench model.bevel
     bevel bench model.bevel --against onnxruntime --model model.onnx
+    bevel bench model.bevel --against openvino-int8,litert-int8 --model model.onnx --calib data.npz
     bevel bench model.bevel --device raspberry-pi-4 --threads 4
     bevel bench model.bevel --device raspberry-pi-4 --watch 10   # does it throttle? writes model.watch.svg
     bevel bench model.bevel --cold --start       # caches empty; from nothing to the first result
@@ -115,7 +121,7 @@ def command(
         if watch is not None:
             bench.watch(watch, plot or Path(f"{opened.name}.watch.svg"), as_json)
         elif names:
-            bench.contest(names, model, calib, processes, as_json)
+            bench.contest(names, model, calib, isa, processes, as_json)
         else:
             bench.alone(Effort(processes, time_limit), fresh, start, as_json)
 
@@ -176,19 +182,33 @@ class _Bench:
         text += [line for line in (_confidence(found.latency, found.conditions, found), _extras(found, starts)) if line]
         emit(as_json, document, [*text, *self._warnings(found.why_unstable)])
 
-    def contest(self, names: list[str], model: Path | None, calib: Path | None, processes: int, as_json: bool) -> None:
+    def contest(
+        self, names: list[str], model: Path | None, calib: Path | None, isa: str | None, processes: int, as_json: bool
+    ) -> None:
         """Measure the artifact and peers interleaved and print them."""
         if not isinstance(self.transport, LocalTransport) or self.transport.emulated:
             raise UsageError(
                 f"--against: peers are measured on this machine only, and the artifact runs on {self.transport.label}"
             )
         runner = self.runner
-        with progress() as say, self.transport.lock(f"bench of {runner.artifact.name}", LOCK_WAIT_S, _note):
-            contest = _on_host(runner.artifact, names, model, calib, runner.threads, self.seed, processes, self.options.dims, say)
-            conditions = session_facts(sample(self.transport)) | {"pinned": [], "canary_spread": None, "rejected": {}}
-        peers = {name: {"latency_ms": peer.document(), "ratio": contest.ratios[name]} for name, peer in contest.peers.items()}
-        document = self._document(contest.ours, conditions, contest.ours.why_unstable) | {"cache": "warm", "peers": peers}
-        text = [self._table(contest.ours, contest), _confidence(contest.ours, conditions)]
+        kept, out = hold_to(names, isa, runner.artifact)
+        inputs = bench_inputs(runner.artifact, model, calib, self.seed, self.options.dims)
+        with progress() as say:
+            peers = find_peers(kept, model, runner.artifact, inputs, calib, isa=isa, say=say)
+            reference = reference_outputs(model, inputs, runner.artifact) if model is not None else None
+            with self.transport.lock(f"bench of {runner.artifact.name}", LOCK_WAIT_S, _note):
+                contest = measure_host(
+                    runner.artifact, inputs, peers, threads=runner.threads, processes=processes, reference=reference, say=say
+                )
+        conditions = session_facts(sample(self.transport)) | {"pinned": [], "canary_spread": None, "rejected": {}}
+        document = self._document(contest.ours, conditions, contest.ours.why_unstable) | {
+            "cache": "warm",
+            "isa": isa,
+            "error": contest.errors.get("bevel"),
+            "peers": contest.document(),
+            "left_out": out,
+        }
+        text = [self._table(contest.ours, contest), *_about_peers(contest, isa, out), _confidence(contest.ours, conditions)]
         emit(as_json, document, [*text, *self._warnings(contest.ours.why_unstable)])
 
     def watch(self, minutes: float, plot: Path, as_json: bool) -> None:
@@ -238,11 +258,16 @@ class _Bench:
         }
 
     def _table(self, ours: Latency, contest: Contest, mode: str = "") -> object:
-        rows: list[tuple[object, ...]] = [("bevel", ours.median, ours.p10, ours.cpu, _interval(ours), None)]
-        rows += [(name, p.median, p.p10, p.cpu, _interval(p), contest.ratios[name]) for name, p in contest.peers.items()]
+        entries = {"bevel": ours, **contest.peers}
+        columns = ["", "median ms", "p10 ms", "CPU ms", "95 % interval", "peer / bevel"]
+        rows = [[n, p.median, p.p10, p.cpu, _interval(p), contest.ratios.get(n)] for n, p in entries.items()]
+        if contest.peers:
+            columns += ["error", "version", "kernels"]
+            for row, facts in zip(rows, (contest.facts[name] for name in entries), strict=True):
+                row += [contest.errors.get(str(row[0])), facts["version"], facts.get("isa") or "-"]
         extents = [f"{d} = {n}" for d, n in self.options.dims.items()]
         title = ", ".join([f"{self.runner.artifact.name} on {self.transport.label}", _threads(self.runner.threads), *extents])
-        return table(title + mode, ("", "median ms", "p10 ms", "CPU ms", "95 % interval", "peer / bevel"), rows)
+        return table(title + mode, columns, rows)
 
     def _warnings(self, why: str | None) -> list[object]:
         if self.transport.emulated:
@@ -272,6 +297,14 @@ def _note(line: str) -> None:
 
 def _threads(count: int) -> str:
     return f"{count} thread{'s' * (count > 1)}"
+
+
+def _about_peers(contest: Contest, isa: str | None, left_out: list[str]) -> list[str]:
+    """Lines a reader of the ratios must have seen."""
+    lines = [f"{name} computes something else: error {contest.errors[name]:.3g}" for name in contest.strangers]
+    if isa is not None:
+        lines.append(f"held to {isa}" + (f"; left out because nothing holds them: {', '.join(left_out)}" if left_out else ""))
+    return lines
 
 
 def _interval(latency: Latency) -> str:
@@ -350,20 +383,3 @@ def _model_dtypes(model: Path, names: Collection[str]) -> dict[str, np.dtype[Any
     if dtypes.keys() != set(names):
         raise UsageError(f"--model {model}: its inputs are {sorted(dtypes)}, the artifact's {sorted(names)}; give its own model")
     return dtypes
-
-
-def _on_host(
-    artifact: Artifact,
-    names: list[str],
-    model: Path | None,
-    calib: Path | None,
-    threads: int,
-    seed: int,
-    processes: int,
-    dims: Mapping[str, int],
-    say: Say,
-) -> Contest:
-    inputs = bench_inputs(artifact, model, calib, seed, dims)
-    with tempfile.TemporaryDirectory(prefix="bevel-peers-") as folder:
-        peers = find_peers(names, model, artifact, inputs, calib, Path(folder))
-        return measure_host(artifact, inputs, peers, threads=threads, processes=processes, say=say)
