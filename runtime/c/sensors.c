@@ -12,9 +12,9 @@
 enum { MAX_ZONES = 64, MAX_HWMON = 32, MAX_CHANNELS = 10, MAX_CACHES = 10, TEXT = 64, PATH = 4096 };
 
 static const char *base = "/sys";
-static enum { NO_ENERGY, RAPL, COUNTER, POWER } energy_kind;
+static enum { NO_ENERGY, RAPL, COUNTER, POWER, CURRENT } energy_kind;
 static char energy_path[TEXT + 64];
-static int packages, zones;
+static int packages, zones, supply; /* the hwmon device that tells current and voltage */
 static int64_t package_range[SENSOR_PACKAGES];
 
 /* Put a file's first bytes into `text`; 0 when it cannot be read. */
@@ -81,13 +81,45 @@ static int find_hwmon(const char *quantity)
     return 0;
 }
 
+static int64_t current(void)
+{
+    return number("class/hwmon/hwmon%d/curr1_input", supply);
+}
+
+static int64_t voltage(void)
+{
+    return number("class/hwmon/hwmon%d/in1_input", supply);
+}
+
+static int find_supply(void)
+{
+    for (supply = 0; supply < MAX_HWMON; supply++)
+        if (current() >= 0 && voltage() >= 0) {
+            snprintf(energy_path, sizeof energy_path, "class/hwmon/hwmon%d/curr1_input", supply);
+            return 1;
+        }
+    return 0;
+}
+
+static int64_t counter_or_power(void)
+{
+    if (energy_kind != CURRENT)
+        return energy_kind == NO_ENERGY ? SENSOR_UNKNOWN : number("%s", energy_path);
+    int64_t milliamperes = current(), millivolts = voltage();
+    return milliamperes < 0 || millivolts < 0 ? SENSOR_UNKNOWN : milliamperes * millivolts;
+}
+
 void sensors_open(const char *root)
 {
     base = root;
     for (int i = 0; i < MAX_ZONES; i++)
         if (zone(i) != SENSOR_UNKNOWN)
             zones = i + 1;
-    energy_kind = find_rapl() ? RAPL : find_hwmon("energy") ? COUNTER : find_hwmon("power") ? POWER : NO_ENERGY;
+    energy_kind = find_rapl()             ? RAPL
+                  : find_hwmon("energy") ? COUNTER
+                  : find_hwmon("power")  ? POWER
+                  : find_supply()        ? CURRENT
+                                         : NO_ENERGY;
 }
 
 const char *sensor_energy_source(void)
@@ -102,7 +134,7 @@ sensor_energy sensor_energy_now(void)
         for (int i = 0; i < packages; i++)
             e.value[i] = number("class/powercap/intel-rapl:%d/energy_uj", i);
     } else {
-        e.value[0] = energy_kind == NO_ENERGY ? SENSOR_UNKNOWN : number("%s", energy_path);
+        e.value[0] = counter_or_power();
     }
     return e;
 }
@@ -115,7 +147,7 @@ int64_t sensor_energy_between(const sensor_energy *before, const sensor_energy *
         int64_t a = before->value[i], b = after->value[i];
         if (a < 0 || b < 0)
             return SENSOR_UNKNOWN;
-        if (energy_kind == POWER) {
+        if (energy_kind == POWER || energy_kind == CURRENT) {
             /* Microwatts over nanoseconds, without overflow up to a kilowatt for an hour. */
             int64_t us = (int64_t)((after->at_ns - before->at_ns) / 1000);
             return (a + b) / 2 / 1000 * us + (a + b) / 2 % 1000 * us / 1000;

@@ -20,7 +20,8 @@ typedef struct {
 void sensors_open(const char *root);
 
 /* Where energy comes from: a path under `root`, or NULL. The first of: RAPL, summed over the processor packages; the first energy
- * counter of hwmon; the first power sensor of hwmon (INA219 and the like), whose mean at both ends stands for the time between. */
+ * counter of hwmon; the first power sensor of hwmon (INA219 and the like); the first pair of current and voltage there (INA3221, whose
+ * first channel is the supply of a Jetson). The mean power at both ends stands for the time between. */
 const char *sensor_energy_source(void);
 
 sensor_energy sensor_energy_now(void);

@@ -168,6 +168,10 @@ def test_other_energy(sensors: ctypes.CDLL, tmp_path: Path) -> None:
     assert energy(sensors, lambda: counter(5), lambda: counter(25)) == (b"class/hwmon/hwmon1/energy1_input", 20_000)
     unknown = -(2**63)
     assert energy(sensors, lambda: counter(25), lambda: counter(5))[1] == unknown
+    jetson = put(tmp_path / "jetson", class__hwmon__hwmon4__curr1_input=600, class__hwmon__hwmon4__in1_input=5000)
+    root = str(jetson).encode()
+    sensors.sensors_open(root)
+    assert sensors.sensor_energy_now().value[0] == 3_000_000, "0.6 A at 5 V are 3 W"
     (tmp_path / "none").mkdir()
     assert energy(sensors, lambda: tmp_path / "none", lambda: None) == (None, unknown)
 
