@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -28,6 +28,14 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/*.txt with what the code prints now")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Devices and measurements of the tests stay apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEVEL_HOME", str(tmp_path_factory.mktemp("bevel-home")))
+        yield
 
 
 @pytest.fixture
