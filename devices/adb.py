@@ -85,6 +85,7 @@ class AdbTransport(Transport):
         super().__init__(f"adb:{adb.serial or 'device'}", adb.workdir, patience_s=PATIENCE_S)
         self._wanted = adb.serial
         self._base: list[str] = []
+        self._running: set[subprocess.Popen[bytes]] = set()
 
     def probe(self) -> BoardInfo:
         """As `Transport.probe`; the Android emulator, which calls itself so in a property, counts as emulated."""
@@ -116,8 +117,10 @@ class AdbTransport(Transport):
             )
 
     def _disconnect(self) -> None:
-        """Nothing to release: the link is the adb server's, and each command had a process of its own."""
+        """End what other threads still run; the link itself is the adb server's."""
         self._base = []
+        for process in list(self._running):
+            process.kill()
 
     def _execute(self, command: str, limit_s: float, on_stdout: OnStdout | None = None) -> tuple[bytes, bytes]:
         output = bytearray()
@@ -131,6 +134,7 @@ class AdbTransport(Transport):
                 start_new_session=True,
             )
             assert process.stdout is not None
+            self._running.add(process)
             with process.stdout:
                 try:
                     with _heartbeats(process):
@@ -145,6 +149,7 @@ class AdbTransport(Transport):
                     except subprocess.TimeoutExpired:
                         process.kill()
                         process.wait()
+                    self._running.discard(process)
             stderr.seek(0)
             return bytes(output), stderr.read()
 

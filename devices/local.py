@@ -69,9 +69,9 @@ class LocalTransport(Transport):
             assert process.stdin is not None
             process.stdin.close()
             process.wait(GRACE_S)
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        folder, self._folder = self._folder, None  # first, since another thread may close it too
+        if folder is not None:
+            folder.cleanup()
             os.close(self._lease)
 
     def _wrap(self, argv: list[str]) -> list[str]:

@@ -103,10 +103,10 @@ class SshTransport(Transport):
 
     def _disconnect(self) -> None:
         """Close the connection; what still runs on the device is ended by its guard."""
-        if self._thread is not None:
-            self._thread.call(self._hang_up())
-            self._thread.stop()
-        self._thread = None
+        thread, self._thread = self._thread, None  # first, since another thread may close it too
+        if thread is not None:
+            thread.call(self._hang_up())
+            thread.stop()
 
     def _execute(self, command: str, limit_s: float, on_stdout: OnStdout | None = None) -> tuple[bytes, bytes]:
         thread, connection = self._live()
@@ -265,14 +265,15 @@ class SshTransport(Transport):
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _boot_id(self) -> str:
-        deadline = time.monotonic() + RETURN_S
+        deadline, patience = time.monotonic() + RETURN_S, FAREWELL_S
         while True:
             try:
-                connection = await self._dial(FAREWELL_S)
+                connection = await self._dial(patience)
                 break
             except (ConnectionRefused, HostUnreachable):
                 if time.monotonic() > deadline:
                     raise
+                patience *= 2  # a slow device answers late, and a call into a device that is still down is never answered
                 await asyncio.sleep(0.5)
         async with connection:
             result = await connection.run("cat /proc/sys/kernel/random/boot_id")

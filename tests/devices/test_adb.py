@@ -258,6 +258,13 @@ def test_interrupted_or_killed_bevel_leaves_nothing_running(shell: str, phone: P
     assert phone.nothing_runs()
 
 
+def test_closed_transport_ends_the_program_of_another_thread(shell: str, phone: Phone) -> None:
+    device = AdbTransport(phone.adb)
+    device.open()
+    assert "no open connection" not in while_it_runs(phone, device, device.close)
+    assert phone.nothing_runs()
+
+
 # Refusals -----------------------------------------------------------------------------------------------------------------
 
 
