@@ -250,8 +250,10 @@ def test_slow_models_get_fewer_blocks(bench: Bench) -> None:
 
 def test_disturbed_blocks_are_kept_with_their_reason_and_replaced(bench: Bench) -> None:
     def disturb(process: int, block: int, line: dict[str, Any]) -> None:
-        if process == 0:
+        if process == 0:  # another program has its core two thirds of the time
             line.update(wall_ns=3e5)
+        if process == 2 and block == 1:
+            line.update(wall_ns=1.1e5)
         if process == 1 and block == 0:
             line.update(canary_ns=6e4, wall_ns=1.2e5, cpu_ns=1.2e5)
 
