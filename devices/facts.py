@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from bevel.devices.host import core_name
 from bevel.devices.profile import CoreKind
+from bevel.devices.transport import Transport
 from bevel.ir.protocols import Cache
 
 # $1: root of the file system. `read` drops NUL bytes, which end strings of the device tree.
@@ -78,6 +79,21 @@ class Facts:
     perf_event_paranoid: int | None
     energy: tuple[str, ...]
     loaders: tuple[str, ...]
+
+
+def own_kernel(emulator: str) -> bool:
+    """False when programs run under qemu-user, whose kernel is that of another machine; `emulator` as in `BoardInfo`."""
+    program = emulator.split()[0].rpartition("/")[2] if emulator else ""
+    return not program.startswith("qemu-") or program.startswith("qemu-system-")
+
+
+def read_facts(transport: Transport, midr: Mapping[int, int] | None = None) -> Facts:
+    """Facts of an open device; without those of the kernel when that is another machine's."""
+    info = transport.info
+    text = ""
+    if own_kernel(info.emulator):
+        text = transport.run(["sh", "-c", SCRIPT, "facts", "/"]).stdout.decode(errors="replace")
+    return parse_facts(text, info.cpuinfo, midr)
 
 
 def parse_facts(text: str, cpuinfo: str, midr: Mapping[int, int] | None = None) -> Facts:

@@ -10,7 +10,7 @@ import datetime
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from bevel.devices.facts import SCRIPT, Facts, governor_advice, parse_facts
+from bevel.devices.facts import Facts, governor_advice, own_kernel, read_facts
 from bevel.devices.host import (
     class_profile,
     common_cpu,
@@ -64,7 +64,7 @@ class Probe:
     @property
     def own_kernel(self) -> bool:
         """False when programs run under qemu-user: what the kernel says is then said of another machine."""
-        return not _is_user_emulator(self.info.emulator)
+        return own_kernel(self.info.emulator)
 
     @property
     def fastest(self) -> str:
@@ -105,13 +105,10 @@ def probe_device(transport: Transport, *, quick: bool = False, say: Callable[[st
             f"{transport.label} is {info.arch or 'of an unknown architecture'}; bevel compiles for {', '.join(ARCHES)}"
         )
     transport.preflight(Target("the probe", info.arch, frozenset(), "", ""))
-    say(f"asking {transport.label} what it is")
-    text = transport.run(["sh", "-c", SCRIPT, "facts", "/"]).stdout.decode(errors="replace")
     say(f"building the measuring program for {info.arch} and sending it")
     program = Program.install(transport)
     cpu = program.facts()
-    user_emulation = _is_user_emulator(info.emulator)
-    facts = parse_facts("" if user_emulation else text, info.cpuinfo, cpu.midr)
+    facts = read_facts(transport, cpu.midr)
     # Under qemu-user cpuinfo is what the board's shell shows, and empty where that shell is this machine's own.
     shown = cpu_features(info.cpuinfo, info.arch) if info.cpuinfo.strip() else info.features
     caches, measured = facts.caches, None
@@ -137,11 +134,6 @@ def probe_device(transport: Transport, *, quick: bool = False, say: Callable[[st
         measured=measured,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
-
-
-def _is_user_emulator(emulator: str) -> bool:
-    program = emulator.split()[0].rpartition("/")[2] if emulator else ""
-    return program.startswith("qemu-") and not program.startswith("qemu-system-")
 
 
 def _disagreements(shown: frozenset[str], told: frozenset[str]) -> tuple[str, ...]:

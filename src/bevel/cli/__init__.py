@@ -30,7 +30,8 @@ _VERBS = {
     "profile": ("bevel.cli.profile", "Show where an artifact spends its time, layer by layer."),
     "eval": ("bevel.cli.evaluate", "Measure accuracy and agreement with a baseline."),
     "cost": ("bevel.cli.cost", "Predict latency per layer and precision before compiling."),
-    "devices": ("bevel.cli.devices", "List, show and remove device profiles; check that a device answers."),
+    "devices": ("bevel.cli.devices", "Add, list, show, check, probe and remove devices."),
+    "doctor": ("bevel.cli.doctor", "Check this machine or a device, and say what to install or change."),
     "ops": ("bevel.cli.ops", "List the operators bevel knows."),
 }
 
@@ -73,14 +74,15 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        cli.main(arguments, prog_name="bevel", standalone_mode=False)
+        # click gives what a command exits with (ctx.exit), else what it returns: nothing.
+        code = cli.main(arguments, prog_name="bevel", standalone_mode=False)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except Exception as error:
         sys.exit(_report(error, arguments))
     except KeyboardInterrupt:
         sys.exit(_report(click.Abort(), arguments))
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 def _terminate(_signal: int, _frame: object) -> NoReturn:
