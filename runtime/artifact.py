@@ -3,6 +3,8 @@
     manifest.json  lib/libmodel.so  lib/libmodel.a  bin/bevel-run  include/model.h  example.c  weights.bin
     selftest/CASE.in.INDEX.npy  selftest/CASE.out.INDEX.npy  [graph.ir.zst]  [any other file given]
 
+A large self-test input that consists of blocks of equal elements is stored with one element for each.
+
 The manifest is for tools; the device never reads it.
 """
 
@@ -17,6 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,7 +35,12 @@ from bevel.runtime.manifest import CORE_FILES, FORMAT, FORMAT_VERSION, GRAPH_FIL
 from bevel.runtime.toolchain import Toolchain, find_toolchain, link, runtime_digest
 from bevel.runtime.weights import HEADER_BYTES, weights_image
 
-__all__ = ["MANIFEST", "Artifact", "replacing", "write_artifact"]
+__all__ = ["LARGE_INPUT_BYTES", "MANIFEST", "Artifact", "replacing", "write_artifact"]
+
+# Self-test inputs of more bytes are looked at for blocks of equal elements.
+LARGE_INPUT_BYTES = 16 * 1024
+# A stored input that stands for more than this is hostile.
+_MOST_INPUT_BYTES = 1 << 30
 
 Array = npt.NDArray[Any]
 Golden = Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]
@@ -171,6 +179,10 @@ class Artifact:
                 files = [self.path / "selftest" / f"{case}.{kind}.{index}.npy" for index in range(len(names))]
                 try:
                     sides.append({name: np.load(file, allow_pickle=False) for name, file in zip(names, files, strict=True)})
+                    if kind == "in":
+                        for tensor in self.manifest[key]:
+                            if not any(tensor["dims"]):
+                                sides[-1][tensor["name"]] = _unfolded(sides[-1][tensor["name"]], tensor["shape"])
                 except (OSError, ValueError) as error:
                     raise ArtifactError(f"{self.path}: self-test case {case} cannot be read ({error}); copy it again") from error
             cases.append((sides[0], sides[1]))
@@ -381,10 +393,41 @@ def _golden_files(schedule: Schedule, case: int, inputs: Mapping[str, Array], ou
                     f"golden case {case}: {tensor.name!r} is {array.dtype}{list(array.shape)}, "
                     f"expected {tensor.dtype}{list(tensor.shape)}"
                 )
+            stored = _folded(array) if kind == "in" and not any(tensor.dims) else array
             buffer = io.BytesIO()
-            np.save(buffer, np.asarray(array, order="C"), allow_pickle=False)
+            np.save(buffer, np.asarray(stored, order="C"), allow_pickle=False)
             result[f"selftest/{case}.{kind}.{index}.npy"] = buffer.getvalue()
     return result
+
+
+def _folded(array: Array) -> Array:
+    """One element for each block of equal ones, where a large `array` consists of such blocks, powers of two long."""
+    if array.nbytes <= LARGE_INPUT_BYTES:
+        return array
+    for axis in range(array.ndim):
+        pairs = np.moveaxis(array, axis, 0)
+        while len(pairs) and len(pairs) % 2 == 0 and np.array_equal(pairs[::2], pairs[1::2]):
+            pairs = pairs[::2]
+        array = np.moveaxis(pairs, 0, axis)
+    return array
+
+
+def _unfolded(array: Array, shape: Sequence[int]) -> Array:
+    """`array` of the full `shape` again.
+
+    Raises:
+        ValueError: its shape does not divide that one.
+    """
+    if array.shape == tuple(shape):
+        return array
+    blocks = [extent // max(stored, 1) for extent, stored in zip(shape, array.shape, strict=False)]
+    if array.ndim != len(shape) or [b * n for b, n in zip(blocks, array.shape, strict=True)] != list(shape):
+        raise ValueError(f"an input has shape {array.shape}, expected {tuple(shape)} or one that divides it")
+    if prod(shape) * array.itemsize > _MOST_INPUT_BYTES:
+        raise ValueError(f"an input of shape {tuple(shape)} is too large")
+    for axis, count in enumerate(blocks):
+        array = np.repeat(array, count, axis)
+    return array
 
 
 @contextlib.contextmanager

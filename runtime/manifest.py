@@ -10,7 +10,7 @@ from bevel.errors import ArtifactError
 from bevel.runtime.codegen import DTYPES
 
 FORMAT = "bevel-artifact"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 GRAPH_FILE = "graph.ir.zst"
 CORE_FILES = frozenset({"lib/libmodel.so", "lib/libmodel.a", "bin/bevel-run", "include/model.h", "example.c", "weights.bin"})

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -474,7 +475,8 @@ def build(
 def golden_inputs(graph: Graph, options: Options) -> list[dict[str, Array]]:
     """Inputs of the self-test in the stored dtypes: the first calibration samples, else noise from a fixed seed.
 
-    Noise has the smallest, an inner and the largest extent of every symbolic dimension.
+    Noise has the smallest, an inner and the largest extent of every symbolic dimension. Large inputs are made of blocks of equal
+    elements, of which the artifact stores one each: a photograph stays one, in coarse pixels, at a few kilobytes.
 
     Args:
         graph: its symbolic dimensions are bounded.
@@ -488,7 +490,7 @@ def golden_inputs(graph: Graph, options: Options) -> list[dict[str, Array]]:
         static = all(v.type.is_static for v in graph.inputs)
         shares = (0.0,) * GOLDEN_CASES if static else (0.0, 0.4, 1.0)
         return [
-            {v.name: _random_input(v.type.elem, _shape_at(v.type, share), rng).astype(v.type.dtype) for v in graph.inputs}
+            {v.name: _coarse(v.type, _random_input(v.type.elem, _shape_at(v.type, share), rng)) for v in graph.inputs}
             for share, rng in ((share, np.random.default_rng(index)) for index, share in enumerate(shares))
         ]
     from bevel.ir.interp import boundary_codes
@@ -502,9 +504,25 @@ def golden_inputs(graph: Graph, options: Options) -> list[dict[str, Array]]:
             if not np.isfinite(array).all():
                 raise CalibrationError(f"{options.calibration}: {value.name!r} holds NaN or infinity; correct the data")
             array = boundary_codes(value, array) if isinstance(value.type.elem, Quant) else array
-            case[value.name] = array.astype(value.type.dtype)
+            case[value.name] = _coarse(value.type, array)
         cases.append(case)
     return cases
+
+
+def _coarse(type_: TensorType, array: Array) -> Array:
+    """An input of the self-test in its stored dtype, in blocks of equal elements if it is static and large."""
+    from bevel.runtime.artifact import LARGE_INPUT_BYTES
+
+    array = array.astype(type_.dtype)
+    blocks = [1] * array.ndim
+    while type_.is_static and array.nbytes // prod(blocks) > LARGE_INPUT_BYTES:
+        halves = [axis for axis, extent in enumerate(array.shape) if extent % (2 * blocks[axis]) == 0]
+        if not halves:
+            break
+        blocks[max(halves, key=lambda axis: array.shape[axis] // blocks[axis])] *= 2
+    for axis, count in enumerate(blocks):
+        array = np.repeat(array.take(range(0, array.shape[axis], count), axis), count, axis)
+    return array
 
 
 def _shape_at(type_: TensorType, share: float) -> tuple[int, ...]:
