@@ -117,8 +117,9 @@ class SystemBoard:
             ToolchainError: the machine ended, or does not answer in time; shows the end of its console.
         """
         assert self.profile.ssh is not None
-        deadline = time.monotonic() + BOOT_TIMEOUT_S
-        while not greets(self._port, timeout_s=2):
+        deadline, patience = time.monotonic() + BOOT_TIMEOUT_S, 1.0
+        while not greets(self._port, timeout_s=patience):
+            patience *= 1.5  # calls into a machine that is not up are never answered, and one on a busy host answers late
             if self._machine is None or self._machine.poll() is not None:
                 raise ToolchainError(f"the emulated board's machine ended: {self.console()}")
             if time.monotonic() > deadline:
