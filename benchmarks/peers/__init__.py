@@ -1,0 +1,1 @@
+"""Other engines and bevel side by side."""
