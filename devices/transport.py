@@ -352,7 +352,7 @@ class Transport(FileTransfer):
             text = message.decode(errors="replace").strip()
             why = self._why_lost() + (f" (last message: {text.splitlines()[-1]})" if text else "")
             raise ConnectionLost(
-                self.label, why, "What was running has been ended on the device; check power and network, then run again"
+                self.label, why, "What ran is ended on the device itself; check power and network, then run again"
             )
         if program is not None:
             failure = diagnose(self.label, program, trailer, limit_s, message.decode(errors="replace"))

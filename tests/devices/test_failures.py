@@ -16,6 +16,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ import pytest
 
 from bevel.devices import errors
 from bevel.devices import ssh as ssh_module
-from bevel.devices.profile import Ssh
+from bevel.devices.profile import Ssh, load_profile
 from bevel.devices.ssh import SshTransport
 from tests.devices.machine import Machine, wait
 
@@ -177,8 +178,15 @@ def frozen_before(scene: Scene) -> None:
 
 
 def link_drops(scene: Scene) -> None:
+    """After longer than the device's patience: until then heartbeats kept the program alive."""
+
+    def drop() -> None:
+        time.sleep(PATIENCE_S + 1)
+        assert scene.machine.find("sleeper")
+        scene.machine.link("down")
+
     scene.undo.append(lambda: scene.machine.link("up"))
-    scene.breaking(lambda: scene.machine.link("down"))
+    scene.breaking(drop)
 
 
 def server_killed(scene: Scene) -> None:
@@ -229,7 +237,12 @@ def program_fills_disk(scene: Scene) -> None:
     device.run(["sh", "-c", f"cat /dev/zero >{device.path(device.scratch())}/out"])
 
 
-def noexec_at_once(scene: Scene) -> None:
+def noexec_seen_beforehand(scene: Scene) -> None:
+    scene.disk("size=4m,noexec")
+    scene.device().preflight(load_profile("host").target())
+
+
+def noexec(scene: Scene) -> None:
     scene.disk("size=4m,noexec")
     scene.run("quick", 'puts("never")')
 
@@ -416,7 +429,8 @@ ROWS = [
     Row(disk_too_small, errors.DiskFull, "6000000 bytes do not fit", isolated=True),
     Row(disk_fills_meanwhile, errors.DiskFull, "3000000 bytes do not fit", isolated=True),
     Row(program_fills_disk, errors.DiskFull, "ran out of disk space", isolated=True),
-    Row(noexec_at_once, errors.NotExecutable, "mounted noexec.*workdir", isolated=True),
+    Row(noexec_seen_beforehand, errors.NotExecutable, "mounted noexec.*workdir", isolated=True),
+    Row(noexec, errors.NotExecutable, "mounted noexec.*workdir", isolated=True),
     Row(no_permission, errors.NotExecutable, "no execute permission"),
     Row(wrong_architecture_sent, errors.WrongArchitecture, "is built for aarch64, the device is x86_64"),
     Row(wrong_architecture_run, errors.WrongArchitecture, "is built for aarch64, the device is x86_64"),
@@ -441,6 +455,7 @@ ROWS = [
 @pytest.fixture
 def scene(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     monkeypatch.setattr(ssh_module, "HEARTBEAT_S", 0.5)
+    monkeypatch.setattr(ssh_module, "RETURN_S", 1)  # this machine boots at once
     scene = Scene(machine, tmp_path, monkeypatch, machine.ssh)
     yield scene
     for device in scene.opened:

@@ -175,6 +175,20 @@ def test_what_was_said_before_the_connection_was_lost_was_heard(machine: Machine
     wait(lambda: not machine.processes(), "the end of all processes of the job")
 
 
+def test_a_lost_connection_stays_lost_until_opened_again(machine: Machine, connect: type[SshTransport], tmp_path: Path) -> None:
+    isolated(machine)
+    (tmp_path / "f").write_text("text")
+    with connect(machine.ssh) as device:
+        for pid in machine.servers():
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(errors.ConnectionLost):
+            device.run(["true"])
+        with pytest.raises(errors.ConnectionLost):
+            device.upload(tmp_path / "f", "f")
+        device.open()
+        assert device.run(["true"]).exit_status == 0
+
+
 def test_an_error_of_the_listener_ends_the_program_there(machine: Machine, connect: type[SshTransport]) -> None:
     def refuse(_: bytes) -> None:
         raise ValueError("enough")
