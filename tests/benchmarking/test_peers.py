@@ -159,25 +159,25 @@ class Machine:
         return 1.0 + 0.1 * self.stolen(self.blocks), 1.0
 
 
-def test_disturbed_rounds_are_measured_again() -> None:
-    machine = Machine(lambda block: block % 2 == 0)
-    found = measure({"a": machine}, 10, single_thread=True)
-    assert found.wall_ms["a"] == [1.0] * 10
-    assert found.cpu_ms["a"] == [1.0] * 10
-    assert found.disturbed == 0.0
+def test_rounds_go_on_until_everybody_has_undisturbed_blocks() -> None:
+    unlucky, lucky = Machine(lambda block: block % 2 == 0), Machine(lambda block: False)
+    found = measure({"a": unlucky, "b": lucky}, 10, single_thread=True)
+    assert found.wall_ms["a"] == found.cpu_ms["a"] == [1.0] * 10
+    assert found.disturbed == {"a": 0.0, "b": 0.0}
+    assert unlucky.blocks == lucky.blocks == 19, "nobody sits out"
 
 
 def test_repetition_is_bounded_and_confessed() -> None:
-    machine = Machine(lambda block: True)
-    found = measure({"a": machine}, 10, single_thread=True)
-    assert len(found.wall_ms["a"]) == 10
-    assert found.disturbed == 1.0
+    machine, lucky = Machine(lambda block: True), Machine(lambda block: False)
+    found = measure({"a": machine, "b": lucky}, 10, single_thread=True)
+    assert len(found.wall_ms["a"]) == len(found.wall_ms["b"]) == 10
+    assert found.disturbed == {"a": 1.0, "b": 0.0}
     assert machine.blocks == 30
 
 
 def test_with_several_threads_nothing_is_repeated() -> None:
     machine = Machine(lambda block: True)
-    assert measure({"a": machine}, 10, single_thread=False).disturbed == 0.0
+    assert measure({"a": machine}, 10, single_thread=False).disturbed == {"a": 0.0}
     assert machine.blocks == 10
 
 

@@ -105,9 +105,12 @@ def measure_host(
     while len(runs) < processes or (len(runs) < 2 * processes and processes > 1 and latency["bevel"].unstable):
         runs.append(run_round(everyone, threads, rounds))
         measured = [run.measured for run in runs]
-        disturbed = [run.disturbed for run in measured]
         latency = {
-            name: summarize([run.wall_ms[name] for run in measured], [run.cpu_ms[name] for run in measured], disturbed)
+            name: summarize(
+                [run.wall_ms[name] for run in measured],
+                [run.cpu_ms[name] for run in measured],
+                [run.disturbed[name] for run in measured],
+            )
             for name in everyone
         }
         if say is not None:

@@ -2,8 +2,8 @@
 
 In: contestants with their files prepared. Out: wall and CPU time of every block, what each computed and what ran. The
 coordinator gives the turns A B C, A B C, ...; whoever has none sleeps in a read, so a machine whose clock drifts slows all
-alike and nobody competes for the core. On one thread a call's wall time is its CPU time; a round in which it is not was
-disturbed by other programs and is measured again, a bounded number of times.
+alike and nobody competes for the core. On one thread a call's wall time is its CPU time; a block in which it is not was
+disturbed by other programs, and rounds go on, a bounded number of them, until everybody has enough others.
 """
 
 from __future__ import annotations
@@ -82,12 +82,12 @@ class Measured:
     Attributes:
         wall_ms: milliseconds a call, one figure for each block, by contestant.
         cpu_ms: CPU milliseconds a call, of all threads of the process.
-        disturbed: share of the blocks in `wall_ms` that other programs disturbed even when repeated; 0 with several threads.
+        disturbed: share of a contestant's blocks in `wall_ms` that other programs disturbed; 0 with several threads.
     """
 
     wall_ms: dict[str, list[float]]
     cpu_ms: dict[str, list[float]]
-    disturbed: float
+    disturbed: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def measure(turns: Mapping[str, Turn], rounds: int, *, single_thread: bool) -> M
 
     Args:
         turns: the contestants.
-        rounds: to measure. Undisturbed ones come first; when other programs leave too few, the least disturbed fill up.
-        single_thread: repeat disturbed rounds. With several threads CPU time says nothing about them.
+        rounds: blocks of each to report. When other programs leave too few undisturbed ones, the least disturbed fill up.
+        single_thread: tell disturbed blocks. With several threads CPU time says nothing about them.
     """
     lengths, expected = {}, 0.0
     for name, turn in turns.items():
@@ -135,20 +135,23 @@ def measure(turns: Mapping[str, Turn], rounds: int, *, single_thread: bool) -> M
         # One call more goes before each block.
         expected += (lengths[name] + 1) * each
     rounds = max(min(_LEAST_ROUNDS, rounds), min(rounds, int(_PROCESS_S / expected)))
-    seen: list[tuple[float, dict[str, tuple[float, float]]]] = []
-    clean = 0
+    # By contestant: what is disturbed above what is tolerable, wall and CPU time of each block.
+    seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in turns}
     for _ in range(_MOST_ROUNDS * rounds):
-        if clean == rounds:
+        for name, turn in turns.items():
+            wall, cpu = turn.block(lengths[name])
+            excess = max(wall / max(cpu, 1e-12) - 1 - DISTURBED, 0.0) if single_thread else 0.0
+            seen[name].append((excess, wall, cpu))
+        # All take part in every round, also those that have enough: nobody is measured in another time than the others.
+        if all(sum(excess == 0 for excess, _, _ in blocks) >= rounds for blocks in seen.values()):
             break
-        blocks = {name: turn.block(lengths[name]) for name, turn in turns.items()}
-        excess = max(w / max(c, 1e-12) - 1 for w, c in blocks.values()) if single_thread else 0.0
-        seen.append((excess, blocks))
-        clean += excess <= DISTURBED
-    # Sorting is stable: undisturbed rounds keep their order and count as equal.
-    best = sorted(seen, key=lambda entry: max(entry[0], DISTURBED))[:rounds]
-    disturbed = sum(excess > DISTURBED for excess, _ in best) / len(best)
-    wall_ms = {name: [blocks[name][0] for _, blocks in best] for name in turns}
-    return Measured(wall_ms, {name: [blocks[name][1] for _, blocks in best] for name in turns}, disturbed)
+    # Sorting is stable: undisturbed blocks keep their order.
+    best = {name: sorted(blocks, key=lambda block: block[0])[:rounds] for name, blocks in seen.items()}
+    return Measured(
+        {name: [wall for _, wall, _ in blocks] for name, blocks in best.items()},
+        {name: [cpu for _, _, cpu in blocks] for name, blocks in best.items()},
+        {name: sum(excess > 0 for excess, _, _ in blocks) / len(blocks) for name, blocks in best.items()},
+    )
 
 
 def run_round(contestants: Mapping[str, Contestant], threads: int, rounds: int) -> Round:
