@@ -30,6 +30,8 @@ STORED = [Stored(WEIGHTS, Place("weights", 64), "int16", PERM), Stored(TABLE, Pl
         b"head" + WEIGHTS.tobytes() + b"middle" + TABLE.tobytes() + b"tail",
         TABLE.tobytes() + WEIGHTS.tobytes(),
         WEIGHTS.tobytes() + WEIGHTS.tobytes() + b"once is cut",
+        b"a=[0.5,1e-08,3.0,-2.25] b=[0.1,0.2,0.3,0.4] c=[1,2,3,4] d=[0.5,0.5] e=[.,.,.,.] f=[1e99,1e99,1e99,1e99]"
+        + TABLE.tobytes(),
         b"neither is here",
         b"",
     ],
@@ -43,6 +45,13 @@ def test_constants_in_the_weights_cost_little() -> None:
     graph = b"head" + TABLE.tobytes() + b"tail"
     assert len(pack_graph(graph, [])) > 7000
     assert len(pack_graph(graph, STORED)) < 300
+
+
+def test_scales_in_the_text_cost_what_float32_numbers_cost() -> None:
+    text = b"[" + ",".join(map(repr, TABLE.astype(np.float64).tolist())).encode() + b"]"
+    assert len(pack_graph(text, [])) < TABLE.nbytes + 200
+    assert len(text) > 4 * TABLE.nbytes
+    assert unpack_graph(pack_graph(text, []), b"") == text
 
 
 @pytest.mark.parametrize(("keep", "most"), [(0, None), (-9, None), (None, 500)], ids=["empty", "cut short", "other weights"])
