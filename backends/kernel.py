@@ -131,6 +131,7 @@ class ConvProblem:
             False when lo/hi are its limits.
         relu: float only: max(x, 0), the commonest clamp, without constants.
         wide_weights: quantized only: some weight code is -128, which rules out pairing two int8 products in int16.
+        short_factors: quantized only: every factor m * 2^-n is a multiple of 2^-31 below 1/2 (`ConvConstants.short_factors`).
         dim: the run-time extent that bounds the outermost axis: images, or rows where there is one image of height 1. That axis
             is a multiple of `dim.bound` long; the kernel may compute rows beyond the actual extent, nobody reads them.
     """
@@ -156,6 +157,7 @@ class ConvProblem:
     clamp: bool = False
     relu: bool = False
     wide_weights: bool = False
+    short_factors: bool = False
     dim: DimRef | None = None
 
     @property
@@ -200,6 +202,19 @@ class ConvConstants:
     y_zero_point: int = 0
     lo: float = -np.inf
     hi: float = np.inf
+
+    @property
+    def short_factors(self) -> Array | None:
+        """int64 [oc] f with m * 2^-n = f * 2^-31 and f < 2^30, None when a channel has no such f.
+
+        With them the result is zp + ((acc * f + 2^30) >> 31): a doubling multiplication that keeps the rounded high half.
+        """
+        if self.multiplier is None or self.shift is None:
+            return None
+        excess = np.where(self.multiplier == 0, 1, self.shift - 31)
+        if (excess < 1).any() or (self.multiplier & (np.left_shift(1, excess) - 1)).any():
+            return None
+        return np.right_shift(self.multiplier, excess)
 
 
 @dataclass(frozen=True)

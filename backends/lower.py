@@ -445,8 +445,8 @@ class _Lowering:
             lo,
             hi,
         )
-        clamp = (lo, hi) != (limits.min, limits.max)
-        return user.output, replace(problem, out_dtype=out.dtype, clamp=clamp), constants
+        problem = replace(problem, clamp=(lo, hi) != (limits.min, limits.max), short_factors=constants.short_factors is not None)
+        return user.output, replace(problem, out_dtype=out.dtype), constants
 
     def _activated(
         self, node: Node, problem: ConvProblem, weights: Array, bias: Array

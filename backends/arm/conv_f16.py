@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bevel.backends.kernels.conv import MicroKernel
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
+from bevel.backends.kernels.micro import MicroKernel
 from bevel.backends.tvm import Buffer, Builder, Expr
 
 # Products per half-precision sum: longer ones lose digits, shorter ones spend more time on widening. Largest error of ResNet-8's

@@ -6,8 +6,8 @@ them. Weights `[block][tap][K][channel]`. Reduction runs are read exactly: what 
 
 from __future__ import annotations
 
-from bevel.backends.kernels.conv import MicroKernel
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
+from bevel.backends.kernels.micro import MicroKernel
 from bevel.backends.tvm import Buffer, Builder, Expr
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from bevel.backends.arm.neon import A32, half
 from bevel.backends.arm.requantize import NeonInteger
 from bevel.backends.kernel import ConvProblem, Problem
-from bevel.backends.kernels.conv import HEADER
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
+from bevel.backends.kernels.micro import HEADER
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from bevel.backends.arm.conv_int8_neon import pairing_overflow
 from bevel.backends.arm.neon import A32, A64, Neon, half
-from bevel.backends.arm.requantize import narrow_codes, pack_requantize, requantize
+from bevel.backends.arm.requantize import narrow_codes, pack_requantize, pack_short, requantize, requantize_short
 from bevel.backends.kernel import Array, ConvConstants, Problem
 from bevel.backends.kernels.depthwise import DepthwiseGenerator, DepthwiseKernel
 from bevel.backends.tvm import Buffer, Builder, Expr
@@ -46,6 +46,7 @@ class IntegerDepthwise(DepthwiseKernel):
     neon = A64
     weight_dtype = "int8"
     params_dtype = "int32"
+    short_requantize = True
 
     def pack_requantize(self, constants: ConvConstants, width: int) -> Array:
         """See `bevel.backends.arm.requantize`."""
@@ -60,6 +61,17 @@ class IntegerDepthwise(DepthwiseKernel):
             requantize(k, self.neon, k.shuffle([sums], range(at, at + 4)), params, channel + at) for at in range(0, lanes, 4)
         ]
         return k.shuffle(quads, range(lanes))
+
+    def pack_short(self, factors: Array) -> Array:
+        """See `bevel.backends.arm.requantize`."""
+        return pack_short(factors)
+
+    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer, width: int) -> Expr:
+        """Four channels at a time."""
+        starts = range(0, width // self.vectors, 4)
+        parts = [sums] if len(starts) == 1 else [k.shuffle([sums], range(at, at + 4)) for at in starts]
+        quads = [requantize_short(k, self.neon, part, params, channel + at, bias) for part, at in zip(parts, starts, strict=True)]
+        return quads[0] if len(quads) == 1 else k.shuffle(quads, range(4 * len(quads)))
 
     def codes(self, k: Builder, values: Sequence[Expr], width: int, limits: Sequence[Expr]) -> Expr:
         """Eight channels at a time."""

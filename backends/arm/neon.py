@@ -21,6 +21,7 @@ class Neon:
         widening_multiply: int8x8 times int8x8 into int16x8 (smull, vmull.s8).
         saturating_shift: by a signed amount per lane (sqshl, vqshl.s32).
         doubling_high_multiply: the high half of twice the product, saturated (sqdmulh, vqdmulh.s32).
+        rounding_doubling_high_multiply: the same, rounded half up (sqrdmulh, vqrdmulh.s32).
         rounding_shift: by a signed amount per lane, right shifts rounded half up (srshl, vrshl.s32).
         saturating_add: sqadd, vqadd.s32.
         saturating_narrow: to signed integers of half the width (sqxtn, vqmovn).
@@ -30,6 +31,7 @@ class Neon:
     widening_multiply: str
     saturating_shift: str
     doubling_high_multiply: str
+    rounding_doubling_high_multiply: str
     rounding_shift: str
     saturating_add: str
     saturating_narrow: str
@@ -65,6 +67,7 @@ A64 = Neon(
     widening_multiply="llvm.aarch64.neon.smull",
     saturating_shift="llvm.aarch64.neon.sqshl",
     doubling_high_multiply="llvm.aarch64.neon.sqdmulh",
+    rounding_doubling_high_multiply="llvm.aarch64.neon.sqrdmulh",
     rounding_shift="llvm.aarch64.neon.srshl",
     saturating_add="llvm.aarch64.neon.sqadd",
     saturating_narrow="llvm.aarch64.neon.sqxtn",
@@ -74,6 +77,7 @@ A32 = Neon(
     widening_multiply="llvm.arm.neon.vmulls",
     saturating_shift="llvm.arm.neon.vqshifts",
     doubling_high_multiply="llvm.arm.neon.vqdmulh",
+    rounding_doubling_high_multiply="llvm.arm.neon.vqrdmulh",
     rounding_shift="llvm.arm.neon.vrshifts",
     saturating_add="llvm.sadd.sat",
     saturating_narrow="llvm.arm.neon.vqmovns",

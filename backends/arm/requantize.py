@@ -11,6 +11,9 @@ with a 64-bit product and one half-up rounding, in three instructions per four l
   so the true result and the one computed are both beyond +-2^28, and of one sign.
 * Saturating `sqadd` of the zero point and `sqxtn` to int16 and int8 keep what is beyond the clamp beyond it.
 
+Short factors (`ConvConstants.short_factors`: m * 2^-n = f * 2^-31) need one instruction: `sqrdmulh(acc, f)` is
+(acc * f + 2^30) >> 31, which cannot saturate because f < 2^30. Packed, they are the factors alone.
+
 The numbers are run-time data, so layers of equal shape share a kernel. Packed layout, int32: for every four channels
 [4 pre-shifts][4 multipliers][4 post-shifts][4 zero points].
 """
@@ -24,7 +27,7 @@ import numpy as np
 
 from bevel.backends.arm.neon import A64, Neon
 from bevel.backends.kernel import Array, ConvConstants
-from bevel.backends.kernels.conv import MicroKernel
+from bevel.backends.kernels.micro import MicroKernel
 from bevel.backends.kernels.tiling import store_valid
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.errors import UsageError
@@ -84,6 +87,17 @@ def requantize(k: Builder, neon: Neon, acc: Expr, params: Buffer, channel: Expr)
     return k.call("int32x4", neon.saturating_add, value, zero_point)
 
 
+def pack_short(factors: Array) -> Array:
+    """Short factors of channels as int32, padded to quads."""
+    return np.concatenate([factors, np.zeros(-len(factors) % 4, np.int64)]).astype(np.int32)
+
+
+def requantize_short(k: Builder, neon: Neon, acc: Expr, params: Buffer, channel: Expr, bias: Buffer) -> Expr:
+    """As `requantize`, from `pack_short`; the header of `bias` holds the zero point."""
+    value = k.call("int32x4", neon.rounding_doubling_high_multiply, acc, k.load(params, channel, 4))
+    return k.call("int32x4", neon.saturating_add, value, k.splat(k.load(bias, k.i32(3)), 4))
+
+
 def narrow_codes(k: Builder, neon: Neon, values: Sequence[Expr], limits: Sequence[Expr]) -> Expr:
     """Saturate two int32x4 to int8x8, then clamp to `limits` (int32 scalars lo, hi; empty for none)."""
     halves = [k.call("int16x4", neon.saturating_narrow, value) for value in values]
@@ -109,6 +123,7 @@ class NeonInteger(MicroKernel):
     x_dtype = "int8"
     weight_dtype = "int8"
     params_dtype = "int32"
+    short_requantize = True
 
     def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
         """See `MicroKernel.requantize`."""
@@ -117,6 +132,14 @@ class NeonInteger(MicroKernel):
     def pack_requantize(self, constants: ConvConstants) -> Array:
         """See `MicroKernel.pack_requantize`."""
         return pack_requantize(constants)
+
+    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer) -> Expr:
+        """See `MicroKernel.requantize_short`."""
+        return requantize_short(k, self.neon, sums, params, channel, bias)
+
+    def pack_short(self, factors: Array) -> Array:
+        """See `MicroKernel.pack_short`."""
+        return pack_short(factors)
 
     def store_codes(
         self, k: Builder, y: Buffer, offset: Expr, values: Sequence[Expr], valid: int, limits: Sequence[Expr]

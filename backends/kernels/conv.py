@@ -24,13 +24,13 @@ Constant buffers, in ABI order:
 
 * weights `[block][tap][group][channel in block][K-group]`, a tap being a kernel row, or one (row, column) if dilated;
 * bias: a header of HEADER elements, then one element per channel, padded to whole vectors. Header of float problems: lo, hi; of
-  integer problems: x zero point, lo, hi. Integer bias has x_zero_point * sum(weights) subtracted, exactly;
+  integer problems: x zero point, lo, hi, y zero point, and the int64 (y zero point << 32) + 2^31. Integer bias has
+  x_zero_point * sum(weights) subtracted, exactly;
 * requantization parameters, in the layout of the ISA (only when the result is requantized).
 """
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,172 +39,16 @@ from itertools import product
 import numpy as np
 
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Tile
+from bevel.backends.kernels.micro import FLOATS, HEADER, MicroKernel
 from bevel.backends.kernels.staging import BLOCK_BYTES, Staging
 from bevel.backends.kernels.tiling import Chunks, chunk_count, split, store_valid
 from bevel.backends.tvm import Buffer, Builder, Expr, PrimFunc
+from bevel.errors import CheckFailed
 
-# Elements of the bias buffer before the first channel: one 64-byte vector of 4-byte elements.
-HEADER = 16
-FLOATS = ("float32", "float16")
-# Reduction runs of fewer K-groups are unrolled whole: a loop of two iterations costs more than it saves.
-UNROLLED_GROUPS = 7
 # Groups of fewer channels waste the K-groups of integer kernels; from 8 on, 2.2 to 5 times the derived loops' speed (AVX-512).
 LEAST_GROUP_CHANNELS = 8
 # All weights are read once per block of rows: the larger they are, the larger the block, up to what an L2 cache holds.
 LARGE_BLOCK_BYTES = 192 * 1024
-
-
-class MicroKernel(abc.ABC):
-    """How one ISA computes a tile of `mr` pixels x `nv` vectors of output channels.
-
-    Subclasses set the attributes and implement `operands` and `mac` (outer products: one broadcast pixel by one vector of
-    channels), or override `init`, `accumulate` and `result` (other register layouts, such as the reduction in lanes). Integer
-    subclasses also implement `requantize`, `pack_requantize` and `store_codes`.
-
-    Attributes:
-        lanes: output channels per result vector.
-        kgroup: reduction elements one step consumes (1 float, 2 pmaddwd, 4 vpdpbusd and sdot, 16 smull + sadalp).
-        acc_lanes: accumulator elements per pixel and result vector; more than `lanes` when partial sums stay apart.
-        acc_dtype: accumulator element ("float32", "int32", or "uint32" where additions wrap).
-        x_dtype: element the inner loop reads; where it differs from the problem's, input rows are converted into scratch.
-        weight_dtype: packed weight element.
-        params_dtype: element of the packed requantization parameters.
-        copy_lanes: elements per vector of the copy into scratch.
-        sums_in_memory: whether accumulators are in memory after `finish`, so that the epilogue is a loop over pixels; else it
-            is unrolled.
-    """
-
-    lanes: int
-    kgroup: int = 1
-    acc_lanes: int = 0
-    acc_dtype: str = "float32"
-    x_dtype: str = "float32"
-    weight_dtype: str = "float32"
-    params_dtype: str = "int64"
-    copy_lanes: int = 16
-    sums_in_memory: bool = False
-
-    @property
-    def slot(self) -> int:
-        """Accumulator elements per pixel and result vector."""
-        return self.acc_lanes or self.lanes
-
-    def padded_run(self, run: int) -> int:
-        """Elements per reduction run in the packed weights: whole K-groups."""
-        return -(-run // self.kgroup) * self.kgroup
-
-    def acc_rows(self, offsets: Sequence[int]) -> Sequence[int]:
-        """Where the accumulators of each pixel of a tile lie, counted in rows of nv * slot elements."""
-        return range(len(offsets))
-
-    def enter(self, k: Builder, offsets: Sequence[int], nv: int, run: int) -> None:
-        """Prepare the core for tiles whose pixels begin at `offsets`; before the loops over such tiles. By default nothing."""
-        return
-
-    def leave(self, k: Builder) -> None:
-        """Undo what `enter` did; once, at the end of a kernel. By default nothing."""
-        return
-
-    def finish(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int) -> None:
-        """Put the sums where `result` reads them, after the last reduction run. By default they are there."""
-        return
-
-    def operands(self, k: Builder, x: Buffer, offset: Expr, groups: int) -> list[Expr]:
-        """Input of one pixel for `groups` consecutive K-groups from element `offset`, each as `mac` takes it."""
-        raise NotImplementedError(f"{type(self).__name__} overrides accumulate")
-
-    def load_weights(self, k: Builder, weights: Buffer, offset: Expr) -> Expr:
-        """One vector of weights: `lanes` channels x `kgroup`."""
-        return k.load(weights, offset, self.lanes * self.kgroup)
-
-    def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr) -> Expr:
-        """`acc` plus the products of one K-group."""
-        raise NotImplementedError(f"{type(self).__name__} overrides accumulate")
-
-    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
-        """Start the accumulators of a tile; by default at the bias of channels [channel, channel + nv * lanes)."""
-        for j in range(nv):
-            value = k.load(bias, HEADER + channel + j * self.lanes, self.lanes)
-            if self.acc_dtype == "uint32":
-                value = k.bitcast(value, "uint32", self.lanes)
-            for i in range(len(offsets)):
-                k.store(acc, (i * nv + j) * self.lanes, value, self.lanes)
-
-    def accumulate(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        run: int,
-        unroll: int,
-    ) -> None:
-        """Add one reduction run of `run` elements to every accumulator.
-
-        Args:
-            k: builder.
-            acc: slot (i * nv + j) belongs to pixel i and result vector j.
-            x: buffer of `x_dtype`.
-            origin: element offset in `x` of the run of a pixel at offset 0.
-            offsets: of each pixel from there.
-            weights: packed weights.
-            base: element offset of this tap and block.
-            nv: result vectors.
-            run: reduction elements; the last K-group may be partly padding.
-            unroll: K-groups per loop iteration.
-        """
-        groups = -(-run // self.kgroup)
-        step = nv * self.lanes * self.kgroup
-
-        def some(first: Expr, count: int) -> None:
-            columns = [self.operands(k, x, origin + offset + first * self.kgroup, count) for offset in offsets]
-            for u in range(count):
-                w = [self.load_weights(k, weights, base + (first + u) * step + j * self.lanes * self.kgroup) for j in range(nv)]
-                for i, column in enumerate(columns):
-                    for j in range(nv):
-                        at = (i * nv + j) * self.slot
-                        value = self.mac(k, k.load(acc, at, self.slot), column[u], w[j])
-                        k.store(acc, at, value, self.slot)
-
-        done = 0
-        if groups >= max(2 * unroll, UNROLLED_GROUPS):
-            done = groups // unroll * unroll
-            with k.serial(groups // unroll) as g:
-                some(g * unroll, unroll)
-        if groups > done:
-            some(k.i32(done), groups - done)
-
-    def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
-        """Sums of the pixel in row i of `acc`, vector j (whose first channel is `channel`): `lanes` float32 or int32."""
-        value = k.load(acc, (i * nv + j) * self.lanes, self.lanes)
-        return k.bitcast(value, "int32", self.lanes) if self.acc_dtype == "uint32" else value
-
-    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
-        """Requantized int32 `lanes` of channels [channel, channel + lanes), zero point added, not yet clamped."""
-        raise NotImplementedError(f"{type(self).__name__} does not requantize")
-
-    def pack_requantize(self, constants: ConvConstants) -> Array:
-        """Requantization parameters in the layout `requantize` reads; padding channels are harmless."""
-        raise NotImplementedError(f"{type(self).__name__} does not requantize")
-
-    def store_codes(
-        self, k: Builder, y: Buffer, offset: Expr, values: Sequence[Expr], valid: int, limits: Sequence[Expr]
-    ) -> None:
-        """Saturate int32 vectors of one pixel to codes and store the first `valid` of them.
-
-        Args:
-            k: builder.
-            y: buffer of codes.
-            offset: element of the first code.
-            values: int32 vectors of `lanes`, for consecutive channels.
-            valid: number of channels that exist.
-            limits: int32 scalars lo and hi to clamp to, or empty for the limits of the code type.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not requantize")
 
 
 @dataclass(frozen=True)
@@ -349,8 +193,22 @@ def pack(problem: ConvProblem, tile: Tile, micro: MicroKernel, constants: ConvCo
             blocks.append(block.transpose(1, 2, 0, 3).ravel())
     packed = [np.concatenate(blocks), pack_bias(problem, channels, constants)]
     if problem.out_dtype in ("uint8", "int8"):
-        packed.append(micro.pack_requantize(constants))
+        short = is_short(problem, micro.short_requantize)
+        packed.append(micro.pack_short(short_factors(constants)) if short else micro.pack_requantize(constants))
     return packed
+
+
+def is_short(problem: ConvProblem, possible: bool) -> bool:
+    """Whether a kernel requantizes with short factors, given that its instruction set can."""
+    return possible and problem.short_factors and problem.out_dtype in ("uint8", "int8")
+
+
+def short_factors(constants: ConvConstants) -> Array:
+    """The short factors of constants that a problem says have them."""
+    factors = constants.short_factors
+    if factors is None:
+        raise CheckFailed("a convolution with short factors was packed with others")
+    return factors
 
 
 def pack_bias(problem: ConvProblem, channels: int, constants: ConvConstants) -> Array:
@@ -363,7 +221,9 @@ def pack_bias(problem: ConvProblem, channels: int, constants: ConvConstants) -> 
     sums = constants.weights.reshape(problem.oc, -1).astype(np.int64).sum(axis=1)
     wide = np.zeros(HEADER + channels, np.int64)
     info = np.iinfo(np.dtype(problem.dtype))
-    wide[:3] = constants.x_zero_point, max(constants.lo, info.min), min(constants.hi, info.max)
+    # The last two are the halves of an int64: zero point and rounding of products whose high half is the result.
+    zero, half = constants.y_zero_point, -(1 << 31)
+    wide[:6] = constants.x_zero_point, max(constants.lo, info.min), min(constants.hi, info.max), zero, half, zero
     wide[HEADER : HEADER + problem.oc] = constants.bias.astype(np.int64) - constants.x_zero_point * sums
     return wide.astype(np.uint64).astype(np.uint32).view(np.int32)
 
@@ -410,7 +270,8 @@ class _Nest:
         self.weights = k.param("w", micro.weight_dtype)
         self.bias = k.param("b", "float32" if problem.dtype in FLOATS else "int32")
         if problem.out_dtype in ("uint8", "int8"):
-            self.params = k.param("q", micro.params_dtype)
+            self.short = is_short(problem, micro.short_requantize)
+            self.params = k.param("q", "int32" if self.short else micro.params_dtype)
         self.y = k.param("y", problem.out_dtype, widened=True)
         lo, hi, self.scratch = k.range_params(micro.x_dtype)
         self.source = self.scratch if g.staging.needed else self.x
@@ -562,7 +423,11 @@ class _Nest:
         lanes = micro.lanes
         sums = [micro.result(k, acc, row, j, nv, self.bias, channel + j * lanes) for j in range(nv)]
         if problem.out_dtype in ("uint8", "int8"):
-            codes = [micro.requantize(k, value, self.params, channel + j * lanes) for j, value in enumerate(sums)]
+            starts = [channel + j * lanes for j in range(nv)]
+            if self.short:
+                codes = [micro.requantize_short(k, v, self.params, at, self.bias) for v, at in zip(sums, starts, strict=True)]
+            else:
+                codes = [micro.requantize(k, v, self.params, at) for v, at in zip(sums, starts, strict=True)]
             limits = [k.load(self.bias, k.i32(1)), k.load(self.bias, k.i32(2))] if problem.clamp else []
             micro.store_codes(k, self.y, target, codes, valid, limits)
             return

@@ -29,7 +29,8 @@ import numpy as np
 
 from bevel.backends.half import wide_dtype
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Extent, Problem, Tile, outer_extent
-from bevel.backends.kernels.conv import FLOATS, HEADER, pack_bias
+from bevel.backends.kernels.conv import is_short, pack_bias, short_factors
+from bevel.backends.kernels.micro import FLOATS, HEADER
 from bevel.backends.kernels.staging import BLOCK_BYTES, Staging
 from bevel.backends.kernels.tiling import split, store_valid
 from bevel.backends.tvm import Buffer, Builder, Expr, PrimFunc
@@ -48,6 +49,7 @@ class DepthwiseKernel(abc.ABC):
         weight_dtype: packed weight element.
         params_dtype: element of the packed requantization parameters.
         copy_lanes: elements per vector of the copy into scratch.
+        short_requantize: whether there is `requantize_short`.
         reload_constants: whether every tile reads its weights, and every pixel its requantization parameters, from memory.
             Otherwise LLVM moves those loads out of all loops and spills what does not fit the registers, to a stack that it does
             not align to vectors: reloading from there was measured 25 % slower than reading the constants again.
@@ -61,6 +63,7 @@ class DepthwiseKernel(abc.ABC):
     weight_dtype: str = "float32"
     params_dtype: str = "int64"
     copy_lanes: int = 16
+    short_requantize: bool = False
     reload_constants: bool = False
 
     @abc.abstractmethod
@@ -82,6 +85,14 @@ class DepthwiseKernel(abc.ABC):
     def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, width: int) -> Expr:
         """Requantized int32 vector of the accumulators from `channel` on, not yet clamped."""
         raise NotImplementedError(f"{type(self).__name__} does not requantize")
+
+    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer, width: int) -> Expr:
+        """As `requantize` for short factors; see `MicroKernel.requantize_short`."""
+        raise NotImplementedError(f"{type(self).__name__} has no short requantization")
+
+    def pack_short(self, factors: Array) -> Array:
+        """int32 parameters that `requantize_short` reads, from factors in accumulator order."""
+        raise NotImplementedError(f"{type(self).__name__} has no short requantization")
 
     def codes(self, k: Builder, values: Sequence[Expr], width: int, limits: Sequence[Expr]) -> Expr:
         """Saturated codes of a block in channel order; `limits` are int32 scalars lo and hi, or empty."""
@@ -188,15 +199,18 @@ def pack(g: Geometry, constants: ConvConstants) -> list[Array]:
     full[:, : p.kh] = constants.weights[:, 0]
     full = _in_order(full, g.order, 0)
     parts, params, position = [], [], 0
+    short = is_short(p, micro.short_requantize)
     for block in g.blocks:
         for _ in range(block.count):
             piece = full[position : position + block.width]
             piece = piece.reshape(micro.vectors, -1, g.row_groups, micro.kgroup, p.kw)
             parts.append(piece.transpose(2, 4, 0, *((3, 1) if micro.planar else (1, 3))).ravel())
-            if p.out_dtype in ("uint8", "int8"):
+            if p.out_dtype in ("uint8", "int8") and not short:
                 at = g.order[position : position + block.width]
                 params.append(micro.pack_requantize(_channels(constants, at), block.width))
             position += block.width
+    if short:
+        params = [micro.pack_short(_in_order(short_factors(constants), g.order, 0))]
     bias = pack_bias(p, g.channels, constants)
     real = bias[HEADER : HEADER + p.oc].copy()
     bias[HEADER:] = _in_order(real, g.order, 0)
@@ -260,7 +274,8 @@ class _Nest:
         self.weights = k.param("w", micro.weight_dtype, widened=True)
         self.bias = k.param("b", "float32" if p.dtype in FLOATS else "int32")
         if p.out_dtype in ("uint8", "int8"):
-            self.params = k.param("q", micro.params_dtype)
+            self.short = is_short(p, micro.short_requantize)
+            self.params = k.param("q", "int32" if self.short else micro.params_dtype)
         self.y = k.param("y", p.out_dtype, widened=True)
         lo, hi, self.scratch = k.range_params(wide_dtype(p.dtype))
         self.source = self.scratch if g.staging.needed else self.x
@@ -343,7 +358,13 @@ class _Nest:
         if p.out_dtype in ("uint8", "int8"):
             limits = [k.load(self.bias, k.i32(1)), k.load(self.bias, k.i32(2))] if p.clamp else []
             here = self.anchored(channel, target)
-            values = [micro.requantize(k, v, self.params, here + j * lanes, width) for j, v in enumerate(sums)]
+            starts = [here + j * lanes for j in range(len(sums))]
+            if self.short:
+                values = [
+                    micro.requantize_short(k, v, self.params, at, self.bias, width) for v, at in zip(sums, starts, strict=True)
+                ]
+            else:
+                values = [micro.requantize(k, v, self.params, at, width) for v, at in zip(sums, starts, strict=True)]
             store_valid(k, self.y, target, micro.codes(k, values, width, limits), width, block.valid)
             return
         if p.out_dtype == "int32":

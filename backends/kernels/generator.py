@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Extent, Problem, Tile, outer_extent
 from bevel.backends.kernels import conv
-from bevel.backends.kernels.conv import Geometry, MicroKernel
+from bevel.backends.kernels.conv import Geometry
+from bevel.backends.kernels.micro import MicroKernel
 from bevel.backends.kernels.tiling import split
 from bevel.backends.tvm import PrimFunc
 from bevel.ir.protocols import Target

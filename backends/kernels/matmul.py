@@ -9,7 +9,7 @@ from bevel.backends.generic.definition import Frame
 from bevel.backends.generic.lanes import Lanes, store_dtype
 from bevel.backends.generic.product import MatMulStep, Nest, Operand, TiledShape
 from bevel.backends.kernel import Array, ConvConstants, Extent, NodeProblem, Problem, Tile, problem_dims
-from bevel.backends.kernels.conv import MicroKernel
+from bevel.backends.kernels.micro import MicroKernel
 from bevel.backends.tvm import Builder, Expr, PrimFunc
 from bevel.ir.protocols import Target
 

@@ -8,8 +8,8 @@ pixels and many vectors keep rare.
 
 from __future__ import annotations
 
-from bevel.backends.kernels.conv import MicroKernel
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
+from bevel.backends.kernels.micro import MicroKernel
 from bevel.backends.tvm import Buffer, Builder, Expr
 
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bevel.backends.kernel import ConvProblem, Problem, Tile
-from bevel.backends.kernels.conv import HEADER, Geometry
+from bevel.backends.kernels.conv import Geometry
 from bevel.backends.kernels.generator import TILE_OVERHEAD, ConvGenerator, Pipeline
+from bevel.backends.kernels.micro import HEADER
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.conv_int8_vnni import CONV_INT8_VNNI, VnniKernel
 from bevel.ir.protocols import Target

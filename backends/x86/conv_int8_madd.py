@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bevel.backends.kernel import Array, ConvConstants
-from bevel.backends.kernels.conv import MicroKernel
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
+from bevel.backends.kernels.micro import MicroKernel
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86 import requantize, requantize_sse2
 
@@ -47,6 +47,7 @@ class Avx2Kernel(MaddKernel):
     """Vectors of 8 channels."""
 
     lanes = 8
+    short_requantize = True
 
     def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
         """See `bevel.backends.x86.requantize`."""
@@ -55,6 +56,14 @@ class Avx2Kernel(MaddKernel):
     def pack_requantize(self, constants: ConvConstants) -> Array:
         """See `bevel.backends.x86.requantize`."""
         return requantize.pack(constants, 8, lifted=True)
+
+    def pack_short(self, factors: Array) -> Array:
+        """See `bevel.backends.x86.requantize`."""
+        return requantize.pack_short(factors)
+
+    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer) -> Expr:
+        """See `bevel.backends.x86.requantize`."""
+        return requantize.requantize_short(k, sums, params, channel, bias, 8)
 
     def store_codes(
         self, k: Builder, y: Buffer, offset: Expr, values: Sequence[Expr], valid: int, limits: Sequence[Expr]

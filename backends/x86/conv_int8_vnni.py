@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bevel.backends.kernel import Array, ConvConstants
-from bevel.backends.kernels.conv import MicroKernel
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
+from bevel.backends.kernels.micro import MicroKernel
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86 import requantize
 
@@ -24,6 +24,7 @@ class VnniKernel(MicroKernel):
     x_dtype = "uint8"
     weight_dtype = "int8"
     copy_lanes = 64
+    short_requantize = True
 
     def operands(self, k: Builder, x: Buffer, offset: Expr, groups: int) -> list[Expr]:
         """Broadcasts of four consecutive codes."""
@@ -41,6 +42,14 @@ class VnniKernel(MicroKernel):
     def pack_requantize(self, constants: ConvConstants) -> Array:
         """See `bevel.backends.x86.requantize`."""
         return requantize.pack(constants, 16, lifted=False)
+
+    def pack_short(self, factors: Array) -> Array:
+        """See `bevel.backends.x86.requantize`."""
+        return requantize.pack_short(factors)
+
+    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer) -> Expr:
+        """See `bevel.backends.x86.requantize`."""
+        return requantize.requantize_short(k, sums, params, channel, bias, 16)
 
     def store_codes(
         self, k: Builder, y: Buffer, offset: Expr, values: Sequence[Expr], valid: int, limits: Sequence[Expr]

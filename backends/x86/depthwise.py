@@ -52,6 +52,7 @@ class VnniDepthwise(DepthwiseKernel):
     acc_dtype = "int32"
     weight_dtype = "int8"
     copy_lanes = 64
+    short_requantize = True
     reload_constants = True
 
     def combine(self, k: Builder, rows: Sequence[Expr | None], width: int) -> list[Expr]:
@@ -77,6 +78,14 @@ class VnniDepthwise(DepthwiseKernel):
     def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, width: int) -> Expr:
         """See `bevel.backends.x86.requantize`."""
         return requantize.requantize(k, sums, params, channel, width // 4, lifted=False)
+
+    def pack_short(self, factors: Array) -> Array:
+        """See `bevel.backends.x86.requantize`."""
+        return requantize.pack_short(factors)
+
+    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer, width: int) -> Expr:
+        """See `bevel.backends.x86.requantize`."""
+        return requantize.requantize_short(k, sums, params, channel, bias, width // 4)
 
     def codes(self, k: Builder, values: Sequence[Expr], width: int, limits: Sequence[Expr]) -> Expr:
         """Saturate to words, then to bytes."""
@@ -118,6 +127,7 @@ class Avx2Depthwise(MaddDepthwise):
     """Blocks of 16 channels."""
 
     widths = (16,)
+    short_requantize = True
 
     def pack_requantize(self, constants: ConvConstants, width: int) -> Array:
         """See `bevel.backends.x86.requantize`."""
@@ -126,6 +136,14 @@ class Avx2Depthwise(MaddDepthwise):
     def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, width: int) -> Expr:
         """See `bevel.backends.x86.requantize`."""
         return requantize.requantize(k, sums, params, channel, 8, lifted=True)
+
+    def pack_short(self, factors: Array) -> Array:
+        """See `bevel.backends.x86.requantize`."""
+        return requantize.pack_short(factors)
+
+    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer, width: int) -> Expr:
+        """See `bevel.backends.x86.requantize`."""
+        return requantize.requantize_short(k, sums, params, channel, bias, 8)
 
     def codes(self, k: Builder, values: Sequence[Expr], width: int, limits: Sequence[Expr]) -> Expr:
         """Saturate to words, then to bytes."""

@@ -107,6 +107,40 @@ def requantize(k: Builder, sums: Expr, params: Buffer, channel: Expr, lanes: int
     return k.shift_right(k.bitcast(total, "int32", lanes), k.const(1, "int32", lanes))
 
 
+def pack_short(factors: Array) -> Array:
+    """Short factors of channels, doubled: int32, padded by the vector that reading odd channels at once passes the end by."""
+    return np.concatenate([2 * factors, np.zeros(-len(factors) % 16 + 16, np.int64)]).astype(np.int32)
+
+
+def requantize_short(k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer, lanes: int) -> Expr:
+    """Int32 codes of channels [channel, channel + lanes), not yet saturated, where factors are f * 2^-31.
+
+    zp + ((acc * f + 2^30) >> 31) is the high half of acc * 2f + (zp << 32) + 2^31, which fits int64 because f < 2^30.
+
+    Args:
+        k: builder.
+        sums: int32 vector of `lanes`.
+        params: from `pack_short`.
+        channel: first channel.
+        bias: its header holds the addend (`bevel.backends.kernels.conv`).
+        lanes: 4 to 16.
+    """
+    half = lanes // 2
+    bits = k.const(32, "int64", half)
+    addend = k.splat(k.bitcast(k.load(bias, k.i32(4), 2), "int64"), half)
+
+    def product(pairs: Expr, first: int) -> Expr:
+        # The low half of each 64-bit lane; read one element later, these are the odd channels' factors.
+        factors = k.bitcast(k.load(params, channel + first, lanes), "int64", half)
+        factors = k.shift_right(k.shift_left(factors, bits), bits)
+        return k.bitcast(pairs * factors + addend, "int32", lanes)
+
+    pairs = k.bitcast(sums, "int64", half)
+    even = product(k.shift_right(k.shift_left(pairs, bits), bits), 0)
+    odd = product(k.shift_right(pairs, bits), 1)
+    return k.shuffle([even, odd], [i + 1 if i % 2 == 0 else lanes + i for i in range(lanes)])
+
+
 def clamp_codes(k: Builder, codes: Expr, lanes: int, bounds: Sequence[Expr]) -> Expr:
     """Clamp uint8 codes to the int32 scalars lo and hi; unchanged when `bounds` is empty."""
     if not bounds:

@@ -12,7 +12,7 @@ from bevel.errors import UnsupportedModel
 from bevel.ir.graph import Node, Value
 from bevel.ir.ops.integer import RequantizeAttrs
 from bevel.ir.types import Quant
-from bevel.passes.quantize.dyadic import dyadic, exact
+from bevel.passes.quantize.dyadic import channel_factors, exact
 from bevel.passes.quantize.lowering import Epilogue, Lowering, is_code, lowers, quant
 
 Array = npt.NDArray[Any]
@@ -44,16 +44,17 @@ def bias_codes(bias: Value | None, scales: list[Fraction], layer: str) -> Array:
     return np.asarray([round(r / s) for r, s in zip(reals, scales, strict=True)], dtype=object)
 
 
-def _proved(acc: Array, bias: Array, w: Array, x: Quant, layer: str) -> Array:
-    """`bias` as int32, once sum|w| * max|x - z| + |bias| < 2^31 holds for every output channel."""
+def _proved(acc: Array, bias: Array, w: Array, x: Quant, layer: str) -> tuple[Array, list[int]]:
+    """`bias` as int32 and the bound sum|w| * max|x - z| + |bias| of every output channel, once it is below 2^31."""
     reach = max(x.storage.max - x.zero_point[0], x.zero_point[0] - x.storage.min)
-    worst = max(int(a) * reach + abs(int(b)) for a, b in zip(acc, bias, strict=True))
+    bounds = [int(a) * reach + abs(int(b)) for a, b in zip(acc, bias, strict=True)]
+    worst = max(bounds)
     if worst >= 1 << 31:
         raise UnsupportedModel(
             f"layer {layer!r}: accumulators can reach {worst}, int32 holds {(1 << 31) - 1} (reduction of {w[0].size}, inputs up "
             f"to {reach}, largest bias {max(abs(int(b)) for b in bias)}); keep this layer at fp32 in the plan, or recalibrate"
         )
-    return bias.astype(np.int32)
+    return bias.astype(np.int32), bounds
 
 
 def _fits(node: Node) -> bool:
@@ -81,10 +82,11 @@ def lower_weighted(ctx: Lowering, node: Node, end: Epilogue) -> None:
     scales = accumulator_scales(x, w, channels)
     bias = bias_codes(node.inputs[2] if len(node.inputs) == 3 else None, scales, layer)
     magnitude = np.abs(weight.array.reshape(channels, -1).astype(np.int64)).sum(axis=1)
-    bias32 = ctx.constant(f"{layer}.bias", _proved(magnitude, bias, weight.array, x, layer))
+    proved, reach = _proved(magnitude, bias, weight.array, x, layer)
+    bias32 = ctx.constant(f"{layer}.bias", proved)
     op = "IntConv" if node.op == "Conv" else "IntGemm"
     acc = ctx.emit(op, [ctx.operand(data), ctx.operand(weight), bias32], node.attrs, f"{layer}.acc", node.loc)
-    factors = [dyadic(s / exact(end.out.scale[0])) for s in scales]
+    factors = channel_factors([s / exact(end.out.scale[0]) for s in scales], reach)
     m = ctx.constant(f"{layer}.m", np.asarray([f[0] for f in factors], np.int32))
     n = ctx.constant(f"{layer}.n", np.asarray([f[1] for f in factors], np.int32))
     axis = 1 if node.op == "Conv" else acc.type.rank - 1

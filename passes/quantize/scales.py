@@ -17,6 +17,8 @@ Array = npt.NDArray[Any]
 MIN_SCALE = 2.0**-60
 # Greatest |bias|: leaves the other half of int32 to the products.
 MAX_BIAS = 1 << 30
+# |bias| of a channel without weights: fine enough for any 8-bit result, small enough for any factor (`dyadic.channel_factors`).
+LONE_BIAS = 1 << 20
 # IntAdd's factors exist while an operand's scale is below about 2^21 times the result's.
 MAX_ADD_RATIO = 2.0**20
 WEIGHT_MAX = 127
@@ -56,7 +58,7 @@ def weight_type(weights: Array, largest: Array, bias: Array, x_scale: float, lay
     Args:
         weights: reals [O, ...], for the check only.
         largest: magnitude [O] that maps to code 127.
-        bias: reals [O]; a scale is raised until |bias| / (x_scale * scale) <= 2^30.
+        bias: reals [O]; a scale is raised until |bias| / (x_scale * scale) <= 2^30, or 2^20 where all weights are zero.
         x_scale: the layer input's scale.
         layer: name for messages.
 
@@ -67,7 +69,7 @@ def weight_type(weights: Array, largest: Array, bias: Array, x_scale: float, lay
         raise UnsupportedModel(f"layer {layer!r}: its weights or bias hold NaN or infinity; repair or re-export the model")
     scales = []
     for magnitude, b in zip(largest.astype(np.float64), np.abs(bias.astype(np.float64)), strict=True):
-        own, floor = float(magnitude) / WEIGHT_MAX, float(b) / (x_scale * MAX_BIAS)
+        own, floor = float(magnitude) / WEIGHT_MAX, float(b) / (x_scale * (MAX_BIAS if magnitude else LONE_BIAS))
         # A channel of zeros with no bias computes zero at any scale.
         wanted = max(own, floor) or 1.0
         scales.append(_float32_at_least(max(floor, MIN_SCALE)) if floor >= own and floor > 0 else float32_scale(wanted))

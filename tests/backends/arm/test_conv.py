@@ -71,10 +71,13 @@ def int8_constants(p: ConvProblem, rng: np.random.Generator) -> ConvConstants:
     # Accumulators spread about 73 * 73 * sqrt(K): scale them to about 50 codes.
     shift = 31 + round(np.log2(107 * np.sqrt(np.prod(shape[1:])))) + rng.integers(-1, 2, p.oc)
     zero_points = int(rng.integers(-20, 20)), int(rng.integers(-20, 20))
+    multiplier = rng.integers(1 << 30, 1 << 31, p.oc)
+    if p.short_factors:
+        multiplier &= -np.left_shift(1, shift - 31)
     return ConvConstants(
         rng.integers(-128 if p.wide_weights else -127, 128, shape).astype(np.int8),
         rng.integers(-2000, 2000, p.oc).astype(np.int32),
-        rng.integers(1 << 30, 1 << 31, p.oc),
+        multiplier,
         shift,
         *zero_points,
         *((-90, 65) if p.clamp else (-128, 127)),
@@ -86,12 +89,18 @@ def extreme_constants(p: ConvProblem, rng: np.random.Generator) -> ConvConstants
     least = -128 if p.wide_weights else -127
     weights = rng.choice(np.array([least, 127], np.int8), (p.oc, p.c // p.groups, p.kh, p.kw))
     weights[::2] = least
+    multiplier = rng.choice(np.array([0, 1 << 30, (1 << 31) - 1]), p.oc)
+    shift = rng.choice(np.array([1, 2, 31, 32, 33, 53, 54, 61, 62]), p.oc)
+    if p.short_factors:
+        factors = rng.choice(np.array([0, 1, 2, 1023, (1 << 30) - 1]), p.oc)
+        bits = 31 - np.frexp(factors)[1]
+        multiplier, shift = np.left_shift(factors, bits), np.where(factors == 0, 1, 31 + bits)
     most = p.c // p.groups * p.kh * p.kw * 255 * 128
     return ConvConstants(
         weights,
         rng.choice(np.array([most - (1 << 31), (1 << 31) - 1 - most, 0], np.int32), p.oc),
-        rng.choice(np.array([0, 1 << 30, (1 << 31) - 1]), p.oc),
-        rng.choice(np.array([1, 2, 31, 32, 33, 53, 54, 61, 62]), p.oc),
+        multiplier,
+        shift,
         int(rng.choice([-128, 127])),
         int(rng.choice([-128, 127])),
         *((-90, 65) if p.clamp else (-128, 127)),
@@ -148,7 +157,7 @@ def int8(problems: dict[str, ConvProblem], **fields: Any) -> list[ConvProblem]:
 @pytest.mark.qemu
 @pytest.mark.parametrize("target", [A53, A72, A76, A7], ids=lambda t: t.cpu)
 def test_int8(target: Target, tmp_path: Path) -> None:
-    problems = int8(DENSE | DEPTHWISE)
+    problems = [*int8(DENSE | DEPTHWISE), *int8(DENSE | DEPTHWISE, short_factors=True)]
     check(cases(target, problems), target, tmp_path)
 
 
@@ -158,6 +167,7 @@ def test_int8_extremes(target: Target, tmp_path: Path) -> None:
     problems = [
         *int8(DENSE | DEPTHWISE, clamp=True),
         *int8(DENSE | DEPTHWISE, wide_weights=True),
+        *int8(DENSE | DEPTHWISE, wide_weights=True, short_factors=True),
         *int8(DENSE | DEPTHWISE, wide_weights=True, out_dtype="int32"),
     ]
     check(cases(target, problems, extreme=True), target, tmp_path)

@@ -107,6 +107,9 @@ def codes(p: ConvProblem, rng: np.random.Generator) -> tuple[Array, ConvConstant
     shift = rng.integers(29, 32, p.oc) + int(np.log2(spread / 100))
     shift[:: max(1, p.oc // 3)] = rng.integers(1, 63)
     multiplier = rng.integers(1 << 30, 1 << 31, p.oc)
+    if p.short_factors:
+        shift = np.clip(shift, 32, 51)
+        multiplier &= -np.left_shift(1, shift - 31)
     multiplier[p.oc // 2] = 0
     bias = rng.integers(-5000, 5000, p.oc).astype(np.int32)
     zero = int(rng.integers(0, 256))
@@ -121,6 +124,8 @@ def variants(p: ConvProblem) -> list[ConvProblem]:
         replace(p, clamp=True),
         replace(p, dtype="uint8", out_dtype="uint8"),
         replace(p, dtype="uint8", out_dtype="uint8", clamp=True),
+        replace(p, dtype="uint8", out_dtype="uint8", short_factors=True),
+        replace(p, dtype="uint8", out_dtype="uint8", short_factors=True, clamp=True),
         replace(p, dtype="uint8", out_dtype="int32"),
     ]
 
@@ -187,17 +192,21 @@ def test_requantization_is_exact_at_the_extremes(isa: str, tmp_path: Path) -> No
     multipliers = [0, 1 << 30, (1 << 30) + 1, 3 << 29, high]
     # x - zero point spans [-37, 218] for weight 1: biases keep every sum in int32.
     biases = [low + 37, low + 38, -(1 << 20), -32900, -219, -1, 0, 1, 37, 12345, 32650, 1 << 24, high - 219, high - 218]
-    grid = np.array([(m, n, b) for m in multipliers for n in shifts for b in biases], np.int64)
-    channels = len(grid)
+    every = np.array([(m, n, b) for m in multipliers for n in shifts for b in biases], np.int64)
+    # Factors of 2^-31: from 1 to the largest below 2^30, as normalized multipliers.
+    short = [(0, 1), (1 << 30, 61), (3 << 29, 60), (1 << 30, 40), (5 << 28, 33), (1 << 30, 32), ((1 << 31) - 2, 32)]
+    few = np.array([(m, n, b) for m, n in short for b in biases], np.int64)
     x = np.arange(256, dtype=np.uint8)
     cases = []
-    for generator in (g for g in GENERATORS if target_of(g) is target):
+    grids = [(grid, g) for grid in (every, few) for g in GENERATORS if target_of(g) is target]
+    for grid, generator in grids:
+        channels = len(grid)
         for p, weights in (
             (conv(1, 256, 1, channels), np.ones((channels, 1, 1, 1), np.int8)),
             (conv(1, 256, channels, channels, groups=channels), np.ones((channels, 1, 1, 1), np.int8)),
         ):
             for clamp, zero, lo, hi in ((False, 0, 0, 255), (False, 255, 0, 255), (True, 128, 128, 129), (True, 3, 5, 250)):
-                q = replace(p, dtype="uint8", out_dtype="uint8", clamp=clamp)
+                q = replace(p, dtype="uint8", out_dtype="uint8", clamp=clamp, short_factors=grid is few)
                 if generator.legal(q, target) is not None:
                     continue
                 constants = ConvConstants(weights, grid[:, 2].astype(np.int32), grid[:, 0], grid[:, 1], 37, zero, lo, hi)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bevel.ir.ops.integer import requantize
-from bevel.passes.quantize.dyadic import add_factors, dyadic, exact
+from bevel.passes.quantize.dyadic import add_factors, channel_factors, dyadic, exact
 
 SCALES = st.floats(2.0**-60, 2.0**60, width=32)
 ACCUMULATORS = st.integers(-(2**31), 2**31 - 1)
@@ -79,3 +79,24 @@ def test_add_factors_fit_int32_with_the_largest_shift(a: float, b: float, subtra
 
 def test_add_factors_are_none_where_nothing_fits() -> None:
     assert add_factors(Fraction(2**23), Fraction(1)) is None
+
+
+@given(st.lists(st.tuples(st.floats(2.0**-30, 0.75, width=32), st.integers(0, 2**31 - 1)), min_size=1, max_size=4))
+def test_factors_of_a_layer_move_no_result_by_more_than_a_64th(channels: list[tuple[float, int]]) -> None:
+    ratios, reach = [exact(r) for r, _ in channels], [bound for _, bound in channels]
+    factors = channel_factors(ratios, reach)
+    short = all(m % (1 << (n - 31)) == 0 if m and n > 31 else m == 0 for m, n in factors)
+    for ratio, bound, (m, n) in zip(ratios, reach, factors, strict=True):
+        assert m == 0 or 2**30 <= m < 2**31
+        error = abs(Fraction(m, 2**n) - ratio)
+        # Accumulators that matter: reachable, and not saturated.
+        assert error * min(bound, 256 / ratio) <= Fraction(1, 64)
+        assert short or error <= ratio / 2**30 or ratio < Fraction(1, 2**32)
+
+
+def test_one_wide_channel_keeps_a_layer_from_short_factors() -> None:
+    third, tiny = Fraction(1, 3), Fraction(1, 3 * 2**24)
+    assert all(m % (1 << (n - 31)) == 0 for m, n in channel_factors([third, tiny], [2**20, 2**20]))
+    assert channel_factors([third, tiny], [2**20, 2**30]) == [dyadic(third), dyadic(tiny)]
+    assert channel_factors([third, Fraction(3, 5)], [2**20, 2**20]) == [dyadic(third), dyadic(Fraction(3, 5))]
+    assert channel_factors([third, Fraction(3)], [2**20, 0]) == [*channel_factors([third], [2**20]), (0, 1)]

@@ -1,0 +1,182 @@
+"""How one instruction set computes a register tile of a dense convolution: the contract between `conv` and the ISAs.
+
+In: `Builder`, buffers and offsets of one tile. Out: instructions that multiply, accumulate and requantize, and the packing of the
+parameters they read. The loops around a tile are in `bevel.backends.kernels.conv`.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+from bevel.backends.kernel import Array, ConvConstants
+from bevel.backends.tvm import Buffer, Builder, Expr
+
+# Elements of the bias buffer before the first channel: one 64-byte vector of 4-byte elements.
+HEADER = 16
+FLOATS = ("float32", "float16")
+# Reduction runs of fewer K-groups are unrolled whole: a loop of two iterations costs more than it saves.
+UNROLLED_GROUPS = 7
+
+
+class MicroKernel(abc.ABC):
+    """How one ISA computes a tile of `mr` pixels x `nv` vectors of output channels.
+
+    Subclasses set the attributes and implement `operands` and `mac` (outer products: one broadcast pixel by one vector of
+    channels), or override `init`, `accumulate` and `result` (other register layouts, such as the reduction in lanes). Integer
+    subclasses also implement `requantize`, `pack_requantize` and `store_codes`.
+
+    Attributes:
+        lanes: output channels per result vector.
+        kgroup: reduction elements one step consumes (1 float, 2 pmaddwd, 4 vpdpbusd and sdot, 16 smull + sadalp).
+        acc_lanes: accumulator elements per pixel and result vector; more than `lanes` when partial sums stay apart.
+        acc_dtype: accumulator element ("float32", "int32", or "uint32" where additions wrap).
+        x_dtype: element the inner loop reads; where it differs from the problem's, input rows are converted into scratch.
+        weight_dtype: packed weight element.
+        params_dtype: element of the packed requantization parameters.
+        copy_lanes: elements per vector of the copy into scratch.
+        short_requantize: whether there is `requantize_short`.
+        sums_in_memory: whether accumulators are in memory after `finish`, so that the epilogue is a loop over pixels; else it
+            is unrolled.
+    """
+
+    lanes: int
+    kgroup: int = 1
+    acc_lanes: int = 0
+    acc_dtype: str = "float32"
+    x_dtype: str = "float32"
+    weight_dtype: str = "float32"
+    params_dtype: str = "int64"
+    copy_lanes: int = 16
+    short_requantize: bool = False
+    sums_in_memory: bool = False
+
+    @property
+    def slot(self) -> int:
+        """Accumulator elements per pixel and result vector."""
+        return self.acc_lanes or self.lanes
+
+    def padded_run(self, run: int) -> int:
+        """Elements per reduction run in the packed weights: whole K-groups."""
+        return -(-run // self.kgroup) * self.kgroup
+
+    def acc_rows(self, offsets: Sequence[int]) -> Sequence[int]:
+        """Where the accumulators of each pixel of a tile lie, counted in rows of nv * slot elements."""
+        return range(len(offsets))
+
+    def enter(self, k: Builder, offsets: Sequence[int], nv: int, run: int) -> None:
+        """Prepare the core for tiles whose pixels begin at `offsets`; before the loops over such tiles. By default nothing."""
+        return
+
+    def leave(self, k: Builder) -> None:
+        """Undo what `enter` did; once, at the end of a kernel. By default nothing."""
+        return
+
+    def finish(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int) -> None:
+        """Put the sums where `result` reads them, after the last reduction run. By default they are there."""
+        return
+
+    def operands(self, k: Builder, x: Buffer, offset: Expr, groups: int) -> list[Expr]:
+        """Input of one pixel for `groups` consecutive K-groups from element `offset`, each as `mac` takes it."""
+        raise NotImplementedError(f"{type(self).__name__} overrides accumulate")
+
+    def load_weights(self, k: Builder, weights: Buffer, offset: Expr) -> Expr:
+        """One vector of weights: `lanes` channels x `kgroup`."""
+        return k.load(weights, offset, self.lanes * self.kgroup)
+
+    def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """`acc` plus the products of one K-group."""
+        raise NotImplementedError(f"{type(self).__name__} overrides accumulate")
+
+    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
+        """Start the accumulators of a tile; by default at the bias of channels [channel, channel + nv * lanes)."""
+        for j in range(nv):
+            value = k.load(bias, HEADER + channel + j * self.lanes, self.lanes)
+            if self.acc_dtype == "uint32":
+                value = k.bitcast(value, "uint32", self.lanes)
+            for i in range(len(offsets)):
+                k.store(acc, (i * nv + j) * self.lanes, value, self.lanes)
+
+    def accumulate(
+        self,
+        k: Builder,
+        acc: Buffer,
+        x: Buffer,
+        origin: Expr,
+        offsets: Sequence[int],
+        weights: Buffer,
+        base: Expr,
+        nv: int,
+        run: int,
+        unroll: int,
+    ) -> None:
+        """Add one reduction run of `run` elements to every accumulator.
+
+        Args:
+            k: builder.
+            acc: slot (i * nv + j) belongs to pixel i and result vector j.
+            x: buffer of `x_dtype`.
+            origin: element offset in `x` of the run of a pixel at offset 0.
+            offsets: of each pixel from there.
+            weights: packed weights.
+            base: element offset of this tap and block.
+            nv: result vectors.
+            run: reduction elements; the last K-group may be partly padding.
+            unroll: K-groups per loop iteration.
+        """
+        groups = -(-run // self.kgroup)
+        step = nv * self.lanes * self.kgroup
+
+        def some(first: Expr, count: int) -> None:
+            columns = [self.operands(k, x, origin + offset + first * self.kgroup, count) for offset in offsets]
+            for u in range(count):
+                w = [self.load_weights(k, weights, base + (first + u) * step + j * self.lanes * self.kgroup) for j in range(nv)]
+                for i, column in enumerate(columns):
+                    for j in range(nv):
+                        at = (i * nv + j) * self.slot
+                        value = self.mac(k, k.load(acc, at, self.slot), column[u], w[j])
+                        k.store(acc, at, value, self.slot)
+
+        done = 0
+        if groups >= max(2 * unroll, UNROLLED_GROUPS):
+            done = groups // unroll * unroll
+            with k.serial(groups // unroll) as g:
+                some(g * unroll, unroll)
+        if groups > done:
+            some(k.i32(done), groups - done)
+
+    def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
+        """Sums of the pixel in row i of `acc`, vector j (whose first channel is `channel`): `lanes` float32 or int32."""
+        value = k.load(acc, (i * nv + j) * self.lanes, self.lanes)
+        return k.bitcast(value, "int32", self.lanes) if self.acc_dtype == "uint32" else value
+
+    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
+        """Requantized int32 `lanes` of channels [channel, channel + lanes), zero point added, not yet clamped."""
+        raise NotImplementedError(f"{type(self).__name__} does not requantize")
+
+    def pack_requantize(self, constants: ConvConstants) -> Array:
+        """Requantization parameters in the layout `requantize` reads; padding channels are harmless."""
+        raise NotImplementedError(f"{type(self).__name__} does not requantize")
+
+    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer) -> Expr:
+        """As `requantize` for short factors (`ConvConstants.short_factors`); the zero point is in the header of `bias`."""
+        raise NotImplementedError(f"{type(self).__name__} has no short requantization")
+
+    def pack_short(self, factors: Array) -> Array:
+        """int32 parameters that `requantize_short` reads."""
+        raise NotImplementedError(f"{type(self).__name__} has no short requantization")
+
+    def store_codes(
+        self, k: Builder, y: Buffer, offset: Expr, values: Sequence[Expr], valid: int, limits: Sequence[Expr]
+    ) -> None:
+        """Saturate int32 vectors of one pixel to codes and store the first `valid` of them.
+
+        Args:
+            k: builder.
+            y: buffer of codes.
+            offset: element of the first code.
+            values: int32 vectors of `lanes`, for consecutive channels.
+            valid: number of channels that exist.
+            limits: int32 scalars lo and hi to clamp to, or empty for the limits of the code type.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not requantize")
