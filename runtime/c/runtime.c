@@ -12,8 +12,13 @@
 /* Kernels may read up to 64 bytes past the end of a buffer. */
 enum { TAIL = 64 };
 
-/* Where in its page the stack of a run begins (see run_in_place): of all places that keep alignment the best for x86's integer kernels. */
+/* Where in its page the stack of a run begins (see run_in_place). What counts is where that puts the frames of the kernels: with these
+ * values, found by measuring, the arrays that x86's integer kernels keep there begin at cache lines, for 1-5 % less time. */
+#if defined(__clang__)
+enum { PAGE = 4096, PLACE = 0 };
+#else
 enum { PAGE = 4096, PLACE = 32 };
+#endif
 
 /* One block of memory holds, in this order: arena, tail, scratch of each thread, tail, this struct, descriptors, shapes and extents,
  * workers. */
@@ -132,6 +137,7 @@ __attribute__((noinline)) static void run_in_place(void (*run)(void *, int), voi
     volatile char *gap = __builtin_alloca(((uintptr_t)__builtin_frame_address(0) - PLACE) % PAGE + 1);
     gap[0] = 0;
     run(context, thread);
+    gap[0] = 0; /* still needed here: or else the call may take the place of this frame */
 }
 
 static void run_part(void *context, int thread)
