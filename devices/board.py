@@ -25,6 +25,7 @@ from typing import Self
 
 from bevel.devices.boards.login import free_port, greets, write_client, write_keys
 from bevel.devices.errors import BoardError
+from bevel.devices.host import arm_part
 from bevel.devices.profile import Profile, load_profile
 from bevel.devices.resolve import emulator_command
 from bevel.devices.ssh import SshTransport
@@ -40,11 +41,6 @@ _CPUINFO_FLAGS = {
         "i8mm": "i8mm",
     },
     "armv7": {"neon": "half thumb fastmult vfp edsp neon vfpv3", "vfpv4": "tls vfpv4 idiva idivt"},
-}
-# The core's part number by which Linux names it, in Arm's own numbering (the main ID register, MIDR).
-_CPU_PARTS = {
-    **{"cortex-a7": 0xC07, "cortex-a15": 0xC0F, "cortex-a53": 0xD03, "cortex-a57": 0xD07, "cortex-a72": 0xD08},
-    **{"cortex-a76": 0xD0B, "neoverse-n1": 0xD0C},
 }
 START_TIMEOUT_S = 20
 # The server in the foreground, and beside it a watcher that ends it and removes its directory ($1) when bevel dies without
@@ -210,7 +206,7 @@ class EmulatedBoard:
             raise ToolchainError(f"{compiler} cannot compile {source}: {built.stderr.decode(errors='replace').strip()}")
         names = _CPUINFO_FLAGS[self.profile.arch]
         flags = " ".join(flag for feature, flag in names.items() if feature in self.profile.features)
-        part = _CPU_PARTS.get(self.profile.qemu_cpu or "")
+        part = arm_part(self.profile.qemu_cpu or "")
         identity = f"CPU implementer\t: 0x41\nCPU architecture: {7 if self.profile.arch == 'armv7' else 8}\n"
         identity += f"CPU part\t: {part:#x}\n" if part is not None else ""
         core = "processor\t: {}\nFeatures\t: " + flags + "\n" + identity + "\n"

@@ -83,6 +83,11 @@ _ARMV8_2 = {"cortex-a55", "cortex-a75", "cortex-a76", "neoverse-n1", "cortex-a77
 _MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 
 
+def arm_part(core: str) -> int | None:
+    """Part number in the main ID register of Arm's core of that name; None when bevel does not know the core."""
+    return next((part for (maker, part), name in _ARM_CPUS.items() if maker == _ARM and name == core), None)
+
+
 def normalize_arch(machine: str) -> str:
     """Map `uname -m` to a profile's arch; what bevel does not know is returned unchanged."""
     machine = machine.strip()
