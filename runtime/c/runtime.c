@@ -131,7 +131,7 @@ static void run_team(void *context, int thread)
  *
  * Kernels keep values on the stack. Where it lies within its page decides which accesses to the arena a processor takes, at first, for
  * accesses to them: it compares the low 12 bits of addresses. Linux starts the stack of each process somewhere else, and so one process
- * would run up to 8 % faster or slower than the next, for all of its life. */
+ * would run up to 10 % faster or slower than the next, for all of its life. */
 __attribute__((noinline)) static void run_in_place(void (*run)(void *, int), void *context, int thread)
 {
     volatile char *gap = __builtin_alloca(((uintptr_t)__builtin_frame_address(0) - PLACE) % PAGE + 1);
