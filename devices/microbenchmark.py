@@ -28,9 +28,9 @@ _OPTIONS = ("-std=gnu11", "-O2", "-Wall", "-D_FILE_OFFSET_BITS=64")
 _COMPILE_LIMIT_S = 900  # zig builds its C library on first use
 _LIMIT_S = 120  # 3 s on a fast machine, 10 s on a small board; more where other programs disturb
 # Measured for reports, but no peak of a profile: bevel's kernels do not multiply with them.
-_UNUSED = {"smmla", "tdpbusd"}
+_UNUSED = {"smmla", "vpmaddwd, vpaddd zmm"}
 # Instructions that need a feature which a profile may leave out, though the CPU has it.
-_NEEDS = {"vpdpbusd zmm": "avx512_vnni", "sdot": "dotprod"}
+_NEEDS = {"tdpbusd": "amx_int8", "vpdpbusd zmm": "avx512_vnni", "sdot": "dotprod"}
 
 
 @dataclass(frozen=True)

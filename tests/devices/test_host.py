@@ -91,7 +91,7 @@ def test_caches_leave_out_instructions(tmp_path: Path) -> None:
 def test_host_takes_the_figures_of_its_class_at_its_clock(tmp_path: Path) -> None:
     proc, sysfs = tree(tmp_path, x86(SAPPHIRE), khz=5_400_000)
     host = detect_host(proc, sysfs, "x86_64")
-    base = load_profile("x86-64-avx512-vnni")
+    base = load_profile("x86-64-amx")
     assert host.name == "host"
     assert host.memory_mib == 2000
     assert host.peaks.int8_gmacs.value == pytest.approx(2 * base.peaks.int8_gmacs.value)
