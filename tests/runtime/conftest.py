@@ -58,6 +58,11 @@ int32_t bevel_k_half(const float *x, float *y, int32_t lo, int32_t hi, void *scr
     for (int32_t i = lo; i < hi; i++) y[i] = x[i] * 0.5f;
     return 0;
 }
+int32_t bevel_k_place(const uint8_t *x, uint16_t *y, int32_t lo, int32_t hi, void *scratch) {
+    volatile char here;
+    for (int32_t i = lo; i < hi; i++) y[i] = (uintptr_t)&here % 4096;
+    return 0;
+}
 int32_t bevel_k_mine(const uint8_t *x, uint8_t *y, int32_t lo, int32_t hi, void *scratch) {
     volatile int32_t *mine = scratch;
     for (int32_t i = 0; i < 16; i++) mine[i] = lo;
@@ -67,7 +72,7 @@ int32_t bevel_k_mine(const uint8_t *x, uint8_t *y, int32_t lo, int32_t hi, void 
     return (uintptr_t)scratch % 64 ? 2 : 0;
 }
 """
-SYMBOLS = ("bevel_k_lut", "bevel_k_gemm", "bevel_k_max", "bevel_k_fail", "bevel_k_half", "bevel_k_mine")
+SYMBOLS = ("bevel_k_lut", "bevel_k_gemm", "bevel_k_max", "bevel_k_fail", "bevel_k_half", "bevel_k_place", "bevel_k_mine")
 ARCH_FEATURES = {"x86_64": frozenset({"sse2"}), "aarch64": frozenset({"neon"})}
 
 Array = npt.NDArray[Any]

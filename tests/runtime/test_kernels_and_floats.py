@@ -53,6 +53,28 @@ def test_scratch_is_private(tiny: Any, write_tiny: Callable[..., Artifact], tmp_
             model.run()
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_stack_has_its_place(tiny: Any, write_tiny: Callable[..., Artifact], tmp_path: Path, threads: int) -> None:
+    """Linux starts every stack somewhere else; what a kernel keeps there lies at the same place of a page in every process and thread,
+    or equal processes would not be equally fast."""
+    schedule = replace(
+        tiny.schedule,
+        steps=(Step("place", "Test", "bevel_k_place", (Place("arena", 0), Place("arena", 1024)), 64),),
+        kernels=(Kernel("bevel_k_place", "generic:test", tiny.schedule.kernels[0].problem, {}),),
+        outputs=(IoTensor("place", (64,), "uint16", Place("arena", 1024)),),
+    )
+    unknown = {"place": np.zeros(64, np.uint16)}
+    golden = [(tiny.inputs(), unknown)]
+    artifact = write_tiny(replace(tiny, schedule=schedule), tmp_path / "place.bevel", golden=golden)
+    np.save(tmp_path / "x.npy", tiny.inputs()["x"])
+    found = set()
+    for case in range(6):
+        command = [artifact.runner, "--threads", str(threads), "--input", tmp_path / "x.npy", "--output", tmp_path / "y.bin"]
+        subprocess.run(command, check=True, capture_output=True, env={"ROOM": "x" * 100 * case})
+        found |= set(np.fromfile(tmp_path / "y.bin", np.uint16).tolist())
+    assert len(found) == 1, found
+
+
 @pytest.fixture(scope="module")
 def halving(tiny: Any, write_tiny: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """y = x / 2 in float32, and a constant output that lies among the weights."""
