@@ -55,7 +55,7 @@ def test_scratch_is_private(tiny: Any, write_tiny: Callable[..., Artifact], tmp_
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_stack_has_its_place(tiny: Any, write_tiny: Callable[..., Artifact], tmp_path: Path, threads: int) -> None:
-    """Linux starts every stack somewhere else; what a kernel keeps there lies at the same place of a page in every process and thread,
+    """Linux starts every stack somewhere else; what a kernel keeps there lies at one place of a page in every process and thread,
     or equal processes would not be equally fast."""
     schedule = replace(
         tiny.schedule,
