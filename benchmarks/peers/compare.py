@@ -96,11 +96,12 @@ def rows(finding: Finding) -> Iterator[str]:
             error = f"{contest.errors[name]:.2g}" if name in contest.errors else "-"
             notes = ["computes something else"] if name in contest.strangers else []
             notes += [latency.why_unstable] if latency.why_unstable else []
-            figures = f"{latency.median:.4f} | {_interval(latency)} | {latency.cpu:.4f} | {ratio} | {error}"
+            cpu = f"{contest.cpu_ratios[name]:.2f}" if name in contest.cpu_ratios else ""
+            figures = f"{latency.median:.4f} | {_interval(latency)} | {latency.cpu:.4f} | {ratio} | {cpu} | {error}"
             said = f"{facts[name].get('isa') or '-'} | {'; '.join(notes)}"
             yield f"| {finding.label} | {name} {facts[name]['version']} | {figures} | {said} |"
     for name, why in finding.refused.items():
-        yield f"| {finding.label} | {name} | - | - | - | - | - | - | {' '.join(why.split()).replace('|', '/')[:160]} |"
+        yield f"| {finding.label} | {name} | - | - | - | - | - | - | - | {' '.join(why.split()).replace('|', '/')[:160]} |"
 
 
 def _interval(latency: Latency) -> str:
@@ -120,8 +121,8 @@ def heading(args: argparse.Namespace) -> list[str]:
         "Ratio = its time / bevel's in the same precision: above 1, bevel is faster. Error = max|d| / max|fp32 reference|.",
         "`python -m benchmarks.peers.compare --write`; docs/peers.md says how each engine is run.",
         "",
-        "| model | engine | median ms | 95 % interval | CPU ms | ratio | error | kernels | notes |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | engine | median ms | 95 % interval | CPU ms | ratio | CPU ratio | error | kernels | notes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
 
 

@@ -15,6 +15,8 @@ import zipfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from bevel.benchmarking.peers import process
 from bevel.benchmarking.peers.contest import Contestant, measure, own_contestant, relative_difference, run_round
 from bevel.benchmarking.peers.engines import CONTESTANTS, ENGINES
 from bevel.benchmarking.peers.environment import clean_environ, ensure_environment, environments_dir, list_environments
-from bevel.benchmarking.peers.preparation import find_peers, reference_outputs
+from bevel.benchmarking.peers.preparation import find_peers, hold_to, reference_outputs
 from bevel.benchmarking.peers.process import WorkerProcess
 from bevel.compiler import Options, compile_model, load_graph
 from bevel.data import save_arrays
@@ -305,6 +307,21 @@ def test_unknown_peers_and_missing_files_are_usage_errors(
         find_peers(["onnxruntime-int8"], quantized, artifact, image, data)
 
 
+def test_an_instruction_set_holds_the_artifact_and_those_it_can() -> None:
+    def needing(*features: str) -> Any:
+        return SimpleNamespace(name="m", manifest={"target": {"required_features": list(features)}})
+
+    names = ["onnxruntime", "openvino-int8", "torch"]
+    assert hold_to(names, None, needing("amx_int8")) == (names, [])
+    assert hold_to(names, "avx2", needing("avx2", "sse2")) == (["openvino-int8", "torch"], ["onnxruntime"])
+    with pytest.raises(UsageError, match="--isa avx2: m needs amx_int8; compile it with --device x86-64-avx2"):
+        hold_to(names, "avx2", needing("avx2", "amx_int8"))
+    with pytest.raises(UsageError, match="nothing holds ncnn, mnn to it"):
+        hold_to(["ncnn", "mnn"], "avx2", needing())
+    caps = ENGINES["openvino"].caps["avx2"]
+    assert caps == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
 def test_onnxruntime_in_both_precisions(
     artifact: Artifact, image: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +341,9 @@ def test_onnxruntime_in_both_precisions(
     assert contest.uncapped == ("onnxruntime", "onnxruntime-int8")
     assert contest.facts["onnxruntime"]["version"]
     assert all(ratio > 0 for ratio in contest.ratios.values())
-    assert contest.document()["onnxruntime"]["capped"] is False
+    found = contest.document()["onnxruntime"]
+    assert found["capped"] is False
+    assert found["cpu_ratio"] > 0
 
 
 def test_a_peer_that_computes_something_else_is_said_so(artifact: Artifact, image: dict[str, np.ndarray]) -> None:

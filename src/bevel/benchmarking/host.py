@@ -31,6 +31,7 @@ class Contest:
         ours: the artifact.
         peers: by name.
         ratios: median over rounds of (peer median / our median): above 1, bevel is faster.
+        cpu_ratios: the same of CPU time, which other programs disturb less.
         errors: by name, "bevel" too: max|d| / max|reference| of the outputs against the reference; empty without one.
         facts: by name, "bevel" too: version, and isa where the engine tells it.
         uncapped: peers that could not be kept within the instruction set asked for.
@@ -39,6 +40,7 @@ class Contest:
     ours: Latency
     peers: Mapping[str, Latency]
     ratios: Mapping[str, float]
+    cpu_ratios: Mapping[str, float] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     uncapped: tuple[str, ...] = ()
@@ -49,6 +51,7 @@ class Contest:
             name: {
                 "latency_ms": latency.document(),
                 "ratio": self.ratios[name],
+                "cpu_ratio": self.cpu_ratios[name],
                 # JSON has no infinity.
                 "error": self.errors[name] if math.isfinite(self.errors.get(name, math.inf)) else None,
                 "computes_something_else": name in self.strangers,
@@ -115,10 +118,14 @@ def measure_host(
         }
         if say is not None:
             say("measure", len(runs), max(processes, len(runs)))
-    walls = [run.measured.wall_ms for run in runs]
-    ratios = {name: float(np.median([np.median(wall[name]) / np.median(wall["bevel"]) for wall in walls])) for name in peers}
+    ratios = {name: _ratio([run.measured.wall_ms for run in runs], name) for name in peers}
+    cpu_ratios = {name: _ratio([run.measured.cpu_ms for run in runs], name) for name in peers}
     errors: dict[str, float] = {}
     if reference is not None:
         errors = {name: max(relative_difference(run.outputs[name], list(reference)) for run in runs) for name in everyone}
     uncapped = tuple(name for name, peer in peers.items() if isa is not None and not peer.capped)
-    return Contest(latency.pop("bevel"), latency, ratios, errors, runs[-1].facts, uncapped)
+    return Contest(latency.pop("bevel"), latency, ratios, cpu_ratios, errors, runs[-1].facts, uncapped)
+
+
+def _ratio(runs: Sequence[Mapping[str, Sequence[float]]], name: str) -> float:
+    return float(np.median([np.median(times[name]) / np.median(times["bevel"]) for times in runs]))
