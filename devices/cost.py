@@ -9,6 +9,7 @@ residuals) answer the same protocol.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bevel.devices.profile import Profile
@@ -17,19 +18,34 @@ from bevel.ir.graph import Graph, Node
 from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.op import elements
 from bevel.ir.protocols import Estimate
+from bevel.ir.types import F16, F32
 
 # Bytes of one activation and one weight element by precision.
 _BYTES = {"fp32": (4, 4), "w8a8": (1, 1)}
-# int8 depthwise spends most of its time in the int64 requantization; fp32 depthwise is bound by loads. Shares of the peak
-# reached by good depthwise kernels on an AVX-512 core, 56x56x192 stride 1: 22 GMAC/s fp32, 47 GMAC/s int8.
-_DEPTHWISE_SHARE = {"fp32": 0.26, "w8a8": 0.14}
+# Dense kernels reach this share of a loop of nothing but the multiplying instruction: ResNet-8 and ResNet-20, fp32, on an AVX-512
+# core against its measured peak. Static figures are of kernels' whole inner loops already.
+_REACHED = 0.77
+# Share of that loop's rate which depthwise kernels reach, by the richest feature: they load an operand for every product, and
+# int8 spends most of its time in the requantization. x86: medians over 3x3 and 5x5 kernels of 96 to 192 channels, stride 1 and 2,
+# and the layers of a DS-CNN, against the peaks of the same core. ARM: instructions counted under emulation, 1.15 (fp32) and 1.7
+# (int8) MACs each, at two instructions a cycle.
+_DEPTHWISE_SHARE = {
+    "amx_int8": {"fp32": 0.2, "w8a8": 0.014},
+    "avx512_vnni": {"fp32": 0.2, "w8a8": 0.10},
+    "avx512": {"fp32": 0.2, "w8a8": 0.24},
+    "avx2": {"fp32": 0.25, "w8a8": 0.24},
+    "sse2": {"fp32": 0.64, "w8a8": 0.26},
+    "dotprod": {"fp32": 0.5, "w8a8": 0.12},
+    "neon": {"fp32": 0.5, "w8a8": 0.4},
+}
 # Elements of Add, pools and the like per cycle and 32-bit lane. Measured with 65,536 elements at 2.7 GHz: 3.4 a cycle on AVX-512,
 # 2.8 on AVX2, 1.4 on SSE2, int8 and float32 alike.
 _ELEMENTS_PER_LANE = 0.25
 # Accumulators requantized per cycle: 1.9 on AVX-512 (ResNet-8's layers, time beyond their MACs), 1.0 on A72 (llvm-mca).
 _LANES_PER_REQUANTIZED, _LEAST_REQUANTIZED = 8, 1.0
-# Measured over predicted on one AVX-512 core, fp32 and int8: whole models (ResNet-8, ResNet-20, DS-CNN) 0.84 to 1.22; single
-# layers 0.2 (tiny pools) to 2.3 (Pad). The interval covers whole models with room for kernels measured on no device.
+# Measured over predicted on one core with AVX-512 and AMX, fp32 and int8: whole models (ResNet-8, ResNet-20, DS-CNN) 0.7 to 1.4
+# with measured figures; single layers 0.2 (tiny pools) to 2.3 (Pad). The interval covers whole models with room for kernels
+# measured on no device.
 _LOW, _HIGH = 0.5, 2.0
 
 
@@ -52,16 +68,38 @@ class Roofline:
         ms = max(self._arithmetic(node, bits), self._traffic(node, bits)) * 1e3 + self.profile.peaks.launch_us.value * 1e-3
         return Estimate(ms, ms * _LOW, ms * _HIGH, "static")
 
+    def step_cost(self, op: str, macs: int, moved: int, bits: str) -> Estimate:
+        """Latency of one step of an artifact by what its manifest says of it.
+
+        Coarser than `layer_cost`, which sees shapes: peaks are not derated for them, requantization is not counted.
+
+        Args:
+            op: operators of the step.
+            macs: multiply-accumulates, or elements computed where there are none.
+            moved: bytes.
+            bits: precision.
+        """
+        peaks = self.profile.peaks
+        if "Conv" in op or "Gemm" in op or "MatMul" in op:
+            compute = macs / ((peaks.int8_gmacs if bits == "w8a8" else peaks.fp32_gmacs).value * 1e9)
+        else:
+            compute = macs / (self.profile.clock_ghz * 1e9 * self._lanes() * _ELEMENTS_PER_LANE)
+        ms = max(compute, moved / (self._bandwidth(moved) * 1e9)) * 1e3 + peaks.launch_us.value * 1e-3
+        return Estimate(ms, ms * _LOW, ms * _HIGH, "static")
+
     def _arithmetic(self, node: Node, bits: str) -> float:
         """Seconds to compute the node with its operands at hand."""
         macs, lanes, hertz = lookup(node.op).cost(node).macs, self._lanes(), self.profile.clock_ghz * 1e9
         if Trait.WEIGHTED not in lookup(node.op).traits:
             return macs / (hertz * lanes * _ELEMENTS_PER_LANE)
-        peaks = self.profile.peaks
-        peak = (peaks.fp32_gmacs if bits == "fp32" else peaks.int8_gmacs).value * 1e9
+        figure = self.profile.peaks.fp32_gmacs if bits == "fp32" else self.profile.peaks.int8_gmacs
+        peak = figure.value * 1e9
         weights = node.inputs[1].type.static_shape
         if len(weights) == 4 and node.attrs.groups == weights[0] and weights[1] == 1:
-            return macs / (peak * _DEPTHWISE_SHARE[bits])
+            features = self.profile.features
+            share = next(shares[bits] for feature, shares in _DEPTHWISE_SHARE.items() if feature in features)
+            return macs / (peak * share)
+        peak *= _REACHED if figure.provenance == "measured" else 1.0
         filled = weights[0] / (-(-weights[0] // lanes) * lanes)
         seconds = macs / (peak * filled)
         if bits == "w8a8":
@@ -107,14 +145,32 @@ class LayerCost:
         return self.bits["w8a8"].ms < self.bits["fp32"].ms
 
 
+def costed_nodes(graph: Graph) -> Iterator[Node]:
+    """Nodes that are layers of their own: what is fused into the layer that feeds it, or moves nothing, is part of that."""
+    for node in graph.nodes:
+        producer = node.inputs[0].producer if node.inputs else None
+        fused = (Trait.ACTIVATION in lookup(node.op).traits or node.op == "Requantize") and producer is not None
+        if not (fused or Trait.VIEW in lookup(node.op).traits or node.op == "Transpose"):
+            yield node
+
+
+def predict_layers(graph: Graph, provider: Roofline) -> dict[str, float]:
+    """Milliseconds of each layer by name, at the precision the graph has; {} for half precision, which has no figures."""
+    predicted: dict[str, float] = {}
+    for node in costed_nodes(graph):
+        elem = node.output.type.elem
+        if elem == F16:
+            return {}
+        name = node.loc or node.outputs[0].name
+        bits = "fp32" if elem == F32 else "w8a8"
+        predicted[name] = predicted.get(name, 0.0) + provider.layer_cost(node, bits).ms
+    return predicted
+
+
 def graph_cost(graph: Graph, provider: Roofline, bits: tuple[str, ...]) -> list[LayerCost]:
     """Estimates of every layer of a canonical FLOAT graph; activations are part of the layer that feeds them."""
     layers = []
-    for node in graph.nodes:
-        producer = node.inputs[0].producer if node.inputs else None
-        fused = Trait.ACTIVATION in lookup(node.op).traits and producer is not None
-        if fused or Trait.VIEW in lookup(node.op).traits or node.op == "Transpose":
-            continue
+    for node in costed_nodes(graph):
         estimates = {b: provider.layer_cost(node, b) for b in bits}
         layers.append(LayerCost(node.loc or node.outputs[0].name, node.op, lookup(node.op).cost(node).macs, estimates))
     return layers

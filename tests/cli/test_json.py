@@ -13,7 +13,16 @@ import pytest
 from tests.cli.conftest import KWS, KWS_INPUT, ROOT, Bevel, save
 
 NUMBER = (int, float)
-LATENCY = {"median": NUMBER, "p10": NUMBER, "ci95": [NUMBER], "cpu": (int, float, type(None))}
+MAYBE = (*NUMBER, type(None))
+LATENCY = {"median": NUMBER, "p10": NUMBER, "ci95": [NUMBER], "cpu": MAYBE}
+INTERVAL = {"lo": NUMBER, "hi": NUMBER, "kind": str}
+CONDITIONS = {
+    "governor": (str, type(None)),
+    "khz": MAYBE,
+    "temperature_c": MAYBE,
+    "boot_id": str,
+    "load": MAYBE,
+}
 DEVICE = {
     "name": str,
     "description": str,
@@ -45,6 +54,34 @@ SCHEMAS: dict[str, Any] = {
         "outputs": {"*": {"shape": [int], "dtype": str, "min": NUMBER, "max": NUMBER, "argmax": int}},
         "selftest": {"*": object},
     },
+    "bench --against": {
+        "artifact": str,
+        "device": str,
+        "latency_ms": LATENCY,
+        "dims": {"*": int},
+        "threads": int,
+        "provenance": str,
+        "unstable": bool,
+        "why_unstable": (str, type(None)),
+        "disturbed": NUMBER,
+        "interval": INTERVAL,
+        "conditions": CONDITIONS | {"pinned": [int], "canary_spread": MAYBE, "rejected": {"*": int}},
+        "cache": str,
+        "isa": (str, type(None)),
+        "error": MAYBE,
+        "peers": {
+            "*": {
+                "latency_ms": LATENCY,
+                "ratio": NUMBER,
+                "error": MAYBE,
+                "computes_something_else": bool,
+                "version": (str, type(None)),
+                "isa": (str, type(None)),
+                "capped": bool,
+            }
+        },
+        "left_out": [str],
+    },
     "bench": {
         "artifact": str,
         "device": str,
@@ -53,8 +90,35 @@ SCHEMAS: dict[str, Any] = {
         "threads": int,
         "provenance": str,
         "unstable": bool,
+        "why_unstable": (str, type(None)),
         "disturbed": NUMBER,
-        "peers": {"*": {"latency_ms": LATENCY, "ratio": NUMBER}},
+        "interval": INTERVAL,
+        "conditions": CONDITIONS | {"pinned": [int], "canary_spread": MAYBE, "rejected": {"*": int}},
+        "cache": str,
+        "rss_mib": MAYBE,
+        "energy_mj": MAYBE,
+        "start_ms": {"median": NUMBER, "p10": NUMBER, "n": int},
+        "resumed": int,
+        "peers": {"*": object},
+    },
+    "bench --watch": {
+        "artifact": str,
+        "device": str,
+        "threads": int,
+        "provenance": str,
+        "dims": {"*": int},
+        "pinned": [int],
+        "watch": {
+            "seconds": NUMBER,
+            "median_ms": NUMBER,
+            "worst_ms": NUMBER,
+            "slowdown": NUMBER,
+            "throttled": (int, type(None)),
+            "temperature_c": (list, type(None)),
+            "points": [{"s": NUMBER, "ms": NUMBER, "mhz": MAYBE, "temperature_c": MAYBE, "canary": MAYBE}],
+        },
+        "plot": str,
+        "data": str,
     },
     "profile": {
         "device": str,
@@ -62,7 +126,23 @@ SCHEMAS: dict[str, Any] = {
         "dims": {"*": int},
         "threads": int,
         "total_ms": NUMBER,
-        "layers": [{"name": str, "op": str, "kernel": str, "bits": str, "macs": int, "ms": NUMBER, "share": NUMBER}],
+        "whole_ms": NUMBER,
+        "timer_overhead": NUMBER,
+        "clock_ns": NUMBER,
+        "predicted_ms": NUMBER,
+        "conditions": CONDITIONS,
+        "layers": [
+            {
+                "name": str,
+                "op": str,
+                "kernel": str,
+                "bits": str,
+                "macs": int,
+                "ms": NUMBER,
+                "share": NUMBER,
+                "predicted_ms": MAYBE,
+            }
+        ],
     },
     "eval": {"device": str, "metric": str, "value": NUMBER, "n": int, "baseline": {"value": NUMBER}, "agreement": NUMBER},
     "cost": {
@@ -72,6 +152,11 @@ SCHEMAS: dict[str, Any] = {
         "total_ms": {"*": NUMBER},
     },
     "devices": {"devices": [DEVICE]},
+    "doctor": {
+        "subject": str,
+        "ok": bool,
+        "checks": [{"name": str, "ok": bool, "required": bool, "found": str, "purpose": str, "remedy": str}],
+    },
     "ops": {
         "ops": [
             {
@@ -118,20 +203,23 @@ def commands(kws: Path, data: Path, tmp_path: Path) -> dict[str, list[object]]:
     return {
         "compile": [KWS, "--device", "host", "-o", tmp_path / "out.bevel"],
         "run": [kws, "--selftest", "--input", tmp_path / "x.npy", "-o", tmp_path / "out.npz"],
-        "bench": [kws, "--against", "onnxruntime", "--model", KWS, "--processes", 1],
+        "bench --against": [kws, "--against", "onnxruntime", "--model", KWS, "--processes", 1],
+        "bench": [kws, "--processes", 1, "--blocks", 2, "--time-limit", 1, "--start"],
+        "bench --watch": [kws, "--watch", 0.01, "--plot", tmp_path / "seen.svg"],
         "profile": [kws, "--runs", 5],
         "eval": [kws, "--data", data, "--baseline", KWS],
         "cost": [ROOT / "models" / "resnet8_cifar10_float.onnx", "--device", "raspberry-pi-4"],
         "devices": [],
+        "doctor": ["--device", "host"],
         "ops": [],
     }
 
 
 @pytest.mark.parametrize("verb", SCHEMAS)
 def test_document_has_the_documented_keys(verb: str, kws: Path, data: Path, tmp_path: Path, bevel: Bevel) -> None:
-    if verb == "bench":
+    if verb == "bench --against":
         pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'bevel[peers]'")
-    result = bevel(verb, *commands(kws, data, tmp_path)[verb], "--json")
+    result = bevel(verb.partition(" ")[0], *commands(kws, data, tmp_path)[verb], "--json")
     assert result.code == 0, result
     assert list(differences(result.json, SCHEMAS[verb])) == []
     assert result.err == "", "a pipe gets no progress"
@@ -141,7 +229,7 @@ def test_document_has_the_documented_keys(verb: str, kws: Path, data: Path, tmp_
 def test_every_key_is_documented(verb: str) -> None:
     """docs/json.md names every key that the schema above holds, in the verb's own row."""
     text = (ROOT / "docs" / "json.md").read_text()
-    row = re.search(rf"^\| {verb} \|(.*)$", text, re.MULTILINE)
+    row = re.search(rf"^\| {re.escape(verb)} \|(.*)$", text, re.MULTILINE)
     assert row is not None
 
     def keys(schema: Any) -> Iterator[str]:
@@ -176,15 +264,25 @@ def test_eval_of_a_quantized_model_agrees_with_its_own_graph(kws: Path, data: Pa
     assert document["n"] == 16
 
 
+def test_a_probed_device_has_the_documented_keys(bevel: Bevel) -> None:
+    """Of every emulated or real device: the keys of `devices add` and `devices probe` in docs/json.md."""
+    document = bevel("devices", "probe", "host", "--quick", "--json").json
+    (row,) = re.findall(r"^\| devices add, devices probe \| (.*) \|$", (ROOT / "docs" / "json.md").read_text(), re.MULTILINE)
+    documented = set(re.findall(r"\w+", row))
+    assert set(document) <= documented
+    assert {key for part in ("clock", "counters") for key in document[part]} <= documented
+    assert list(differences(document["profile"], DEVICE)) == []
+
+
 def test_a_named_device_is_one_object(bevel: Bevel) -> None:
     assert list(differences(bevel("devices", "raspberry-pi-4", "--json").json, DEVICE)) == []
 
 
 @pytest.mark.parametrize("verb", SCHEMAS)
 def test_text_form_runs_without_escape_codes(verb: str, kws: Path, data: Path, tmp_path: Path, bevel: Bevel) -> None:
-    if verb == "bench":
+    if verb == "bench --against":
         pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'bevel[peers]'")
-    result = bevel(verb, *commands(kws, data, tmp_path)[verb])
+    result = bevel(verb.partition(" ")[0], *commands(kws, data, tmp_path)[verb])
     assert result.code == 0, result
     assert "\x1b" not in result.out
     assert result.out.strip()

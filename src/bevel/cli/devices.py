@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bevel.cli import devices_add, emulate, options
+from bevel.cli import devices_add, emulate, history, options
 from bevel.cli.device_document import describe
 from bevel.cli.output import emit, table
 from bevel.devices.profile import Profile, list_profiles, load_profile, remove_profile
@@ -100,6 +100,7 @@ def remove(name: str, as_json: bool, verbose: bool) -> None:
 command.add_command(devices_add.add)
 command.add_command(devices_add.probe)
 command.add_command(emulate.command)
+command.add_command(history.command)
 
 
 def _check(profile: Profile) -> dict[str, object]:
