@@ -21,7 +21,7 @@ import numpy.typing as npt
 from bevel.backends.constant_pool import ConstantPool
 from bevel.backends.kernel import Buf, ConvConstants, ConvProblem, NodeProblem, Problem, RuntimeExtent, problem_dims
 from bevel.backends.memory import Request, align, plan_arena
-from bevel.backends.packing import LEAST_BYTES, Stored, find_weights
+from bevel.backends.packing import LEAST_BYTES, Stored, find_stored
 from bevel.backends.physical import (
     NHWC,
     PRODUCTS,
@@ -537,16 +537,11 @@ class _Lowering:
         )
 
     def _stored(self, call: _Call, packed: list[Array], places: list[Place]) -> list[Stored]:
-        """The weights of `call`, where they are found among the buffers they were packed into."""
+        """The constants of `call` that are found among the buffers they were packed into."""
         constants, choice = call.constants, call.choice
-        if constants is None or choice is None or constants.weights.nbytes < LEAST_BYTES:
+        if constants is None or choice is None:
             return []
-        found = find_weights(lambda c: choice.generator.pack(call.problem, choice.tile, self.target, c), constants, packed)
-        if found is None:
-            return []
-        index, order = found
-        data = np.ascontiguousarray(constants.weights)
-        return [Stored(data, places[index], packed[index].dtype.name, order)]
+        return find_stored(lambda c: choice.generator.pack(call.problem, choice.tile, self.target, c), constants, packed, places)
 
     @staticmethod
     def _io(value: Value, tensor: _Tensor, offsets: dict[str, int]) -> IoTensor:

@@ -16,7 +16,7 @@ from bevel.backends.kernel import Array, ConvConstants
 from bevel.backends.schedule import Place
 
 # Smaller constants cost less than the note of where they are.
-LEAST_BYTES = 4096
+LEAST_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,32 @@ class Stored:
         place: of the packed buffer.
         dtype: numpy name of the packed elements.
         order: int64 indices of `data`'s elements in the packed buffer; None where the bytes are the same.
+        factors: whether `data` holds the packed numbers as `normalized` makes them.
     """
 
     data: Array
     place: Place
     dtype: str
     order: Array | None
+    factors: bool = False
 
 
-def find_weights(
-    pack: Callable[[ConvConstants], Sequence[Array]], constants: ConvConstants, packed: Sequence[Array]
-) -> tuple[int, Array] | None:
+Pack = Callable[[ConvConstants], Sequence[Array]]
+
+
+def find_stored(pack: Pack, constants: ConvConstants, packed: Sequence[Array], places: Sequence[Place]) -> list[Stored]:
+    """The weights and multipliers in `constants` as they are found in `packed`, what `pack` made of them, at `places`."""
+    stored = []
+    if constants.weights.nbytes >= LEAST_BYTES and (weights := find_weights(pack, constants, packed)) is not None:
+        index, order = weights
+        stored.append(Stored(np.ascontiguousarray(constants.weights), places[index], packed[index].dtype.name, order))
+    if constants.multiplier is not None and (factors := find_factors(constants.multiplier, packed)) is not None:
+        index, order = factors
+        stored.append(Stored(constants.multiplier.astype(np.int32), places[index], "int32", order, factors=True))
+    return stored
+
+
+def find_weights(pack: Pack, constants: ConvConstants, packed: Sequence[Array]) -> tuple[int, Array] | None:
     """Which of the buffers `packed` holds the weights, and where each element is.
 
     Args:
@@ -67,4 +82,21 @@ def find_weights(
         order[total[held] - 1] = held
         if (order >= 0).all() and np.array_equal(buffer.reshape(-1)[order].astype(weights.dtype), weights.reshape(-1)):
             return index, order
+    return None
+
+
+def normalized(numbers: Array) -> Array:
+    """int32 numbers shifted left until they are at least 2^30, as multipliers of factors are; what is not positive gives 0."""
+    positive = np.maximum(numbers.astype(np.int64), 0)
+    return np.where(positive > 0, np.left_shift(positive, 31 - np.frexp(positive.astype(np.float64))[1]), 0).astype(np.int32)
+
+
+def find_factors(multiplier: Array, packed: Sequence[Array]) -> tuple[int, Array] | None:
+    """Which of the buffers `packed` holds the multipliers of a layer's channels up to a shift, and where each is; else None."""
+    for index, buffer in enumerate(packed):
+        if buffer.dtype == np.int32:
+            values, first = np.unique(normalized(buffer.reshape(-1)), return_index=True)
+            at = np.minimum(np.searchsorted(values, multiplier), len(values) - 1)
+            if np.array_equal(values[at], multiplier):
+                return index, first[at]
     return None

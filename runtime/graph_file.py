@@ -2,9 +2,9 @@
 
 Layout of what zstandard compresses, little-endian: `BVLGRAF2`, the length of a JSON header, the header, what is left of the
 graph's bytes, int32 differences of the element positions of each cut, then float32 numbers of the graph's text, first all their
-lowest bytes. The header lists the cuts: where they go in the graph, how long they are, and the offset, element type and number of
-positions in weights.bin (no positions: the bytes are the same). It also lists the lists of numbers: where they go in what is left
-without them, and how many numbers they have.
+lowest bytes. The header lists the cuts: where they go in the graph, how long they are, the offset, element type and number of
+positions in weights.bin (no positions: the bytes are the same), and whether what is there is to be normalized. It also lists the
+lists of numbers: where they go in what is left without them, and how many numbers they have.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from bevel.backends.packing import LEAST_BYTES, Stored
+from bevel.backends.packing import LEAST_BYTES, Stored, normalized
 
 _MAGIC = b"BVLGRAF2"
 # A graph that unpacks to more than this is hostile: models for devices with a few GB of memory are smaller.
@@ -51,7 +51,7 @@ def pack_graph(graph: bytes, stored: Sequence[Stored]) -> bytes:
         rest.append(graph[end:at])
         end = at + item.data.nbytes
         count = 0 if item.order is None else item.order.size
-        header.append([at, item.data.nbytes, item.data.dtype.name, item.place.offset, item.dtype, count])
+        header.append([at, item.data.nbytes, item.data.dtype.name, item.place.offset, item.dtype, count, item.factors])
         if item.order is not None:
             orders.append(np.diff(item.order, prepend=0).astype("<i4").tobytes())
     rest.append(graph[end:])
@@ -138,7 +138,7 @@ def _joined(body: bytes, header: dict[str, Any], payload: bytes) -> bytes:
     if kept < 0 or kept > len(body):
         raise ValueError("its header contradicts its size")
     parts, taken, end, positions = [], 0, 0, kept
-    for at, nbytes, dtype, offset, packed, count in header["cuts"]:
+    for at, nbytes, dtype, offset, packed, count, factors in header["cuts"]:
         parts.append(body[taken : taken + at - end])
         taken += at - end
         end = at + nbytes
@@ -148,7 +148,8 @@ def _joined(body: bytes, header: dict[str, Any], payload: bytes) -> bytes:
             order = np.cumsum(np.frombuffer(body, "<i4", count, positions), dtype=np.int64)
             positions += 4 * count
             held = np.frombuffer(payload, np.dtype(packed), (len(payload) - offset) // np.dtype(packed).itemsize, offset)
-            filled = held[order].astype(np.dtype(dtype)).tobytes()
+            numbers = normalized(held[order]) if factors else held[order]
+            filled = numbers.astype(np.dtype(dtype)).tobytes()
         if len(filled) != nbytes:
             raise ValueError("a constant is not where it should be")
         parts.append(filled)

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from bevel.backends.arm.conv_int8_neon import pairing_overflow
 from bevel.backends.arm.neon import A32, A64, Neon, half
-from bevel.backends.arm.requantize import narrow_codes, pack_requantize, pack_short, requantize, requantize_short
-from bevel.backends.kernel import Array, ConvConstants, Problem
+from bevel.backends.arm.requantize import FIELDS, expand, narrow_codes, pack_short, requantize, requantize_short
+from bevel.backends.kernel import Array, Problem
 from bevel.backends.kernels.depthwise import DepthwiseGenerator, DepthwiseKernel
+from bevel.backends.kernels.parameters import Fields
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
 
@@ -45,20 +46,24 @@ class IntegerDepthwise(DepthwiseKernel):
 
     neon = A64
     weight_dtype = "int8"
-    params_dtype = "int32"
+    fields = FIELDS
     short_requantize = True
 
-    def pack_requantize(self, constants: ConvConstants, width: int) -> Array:
+    def expand(self, k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr, lanes: int) -> list[Expr]:
         """See `bevel.backends.arm.requantize`."""
-        return pack_requantize(constants)
+        return expand(k, multiplier, shift, zero_point, lanes)
 
-    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, width: int) -> Expr:
+    def requantize(self, k: Builder, sums: Expr, field: Fields, lanes: int) -> Expr:
         """Four channels at a time."""
-        lanes = width // self.vectors
         if lanes == 4:
-            return requantize(k, self.neon, sums, params, channel)
+            return requantize(k, self.neon, sums, field)
+
+        def four(value: Expr, at: int) -> Expr:
+            return k.shuffle([value], range(at, at + 4))
+
         quads = [
-            requantize(k, self.neon, k.shuffle([sums], range(at, at + 4)), params, channel + at) for at in range(0, lanes, 4)
+            requantize(k, self.neon, four(sums, at), lambda index, at=at: four(field(index), at))  # type: ignore[misc]
+            for at in range(0, lanes, 4)
         ]
         return k.shuffle(quads, range(lanes))
 
@@ -66,9 +71,9 @@ class IntegerDepthwise(DepthwiseKernel):
         """See `bevel.backends.arm.requantize`."""
         return pack_short(factors)
 
-    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer, width: int) -> Expr:
+    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer, lanes: int) -> Expr:
         """Four channels at a time."""
-        starts = range(0, width // self.vectors, 4)
+        starts = range(0, lanes, 4)
         parts = [sums] if len(starts) == 1 else [k.shuffle([sums], range(at, at + 4)) for at in starts]
         quads = [requantize_short(k, self.neon, part, params, channel + at, bias) for part, at in zip(parts, starts, strict=True)]
         return quads[0] if len(quads) == 1 else k.shuffle(quads, range(4 * len(quads)))

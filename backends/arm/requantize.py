@@ -14,8 +14,7 @@ with a 64-bit product and one half-up rounding, in three instructions per four l
 Short factors (`ConvConstants.short_factors`: m * 2^-n = f * 2^-31) need one instruction: `sqrdmulh(acc, f)` is
 (acc * f + 2^30) >> 31, which cannot saturate because f < 2^30. Packed, they are the factors alone.
 
-The numbers are run-time data, so layers of equal shape share a kernel. Packed layout, int32: for every four channels
-[4 pre-shifts][4 multipliers][4 post-shifts][4 zero points].
+The numbers are run-time data, so layers of equal shape share a kernel.
 """
 
 from __future__ import annotations
@@ -26,65 +25,47 @@ from dataclasses import dataclass
 import numpy as np
 
 from bevel.backends.arm.neon import A64, Neon
-from bevel.backends.kernel import Array, ConvConstants
+from bevel.backends.kernel import Array
 from bevel.backends.kernels.micro import MicroKernel
+from bevel.backends.kernels.parameters import Fields
 from bevel.backends.kernels.tiling import store_valid
 from bevel.backends.tvm import Buffer, Builder, Expr
-from bevel.errors import UsageError
 
-# int32 parameters per channel.
+# Pre-shifts, multipliers, post-shifts, zero points.
 FIELDS = 4
 
 
-def pack_requantize(constants: ConvConstants) -> Array:
-    """The parameters of `constants` as `requantize` reads them.
+def expand(k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr, lanes: int = 4) -> list[Expr]:
+    """The record of `lanes` channels: their pre-shifts, multipliers, post-shifts and zero points.
 
     Args:
-        constants: with `multiplier`, `shift` and `y_zero_point`.
-
-    Returns:
-        int32 [quads of channels * 16]; channels beyond the last get a multiplier of 0.
-
-    Raises:
-        UsageError: a multiplier or shift is missing or outside the integer contract.
+        k: the kernel being written.
+        multiplier: int32 vector.
+        shift: int32 vector.
+        zero_point: int32 scalar.
+        lanes: of the vectors.
     """
-    if constants.multiplier is None or constants.shift is None:
-        raise UsageError("requantization needs ConvConstants.multiplier and .shift; got None: set both")
-    multiplier = np.asarray(constants.multiplier, np.int64)
-    shift = np.asarray(constants.shift, np.int64)
-    no_ratio = (multiplier != 0) & ((multiplier < 1 << 30) | (multiplier >= 1 << 31))
-    outside = (shift < 1) | (shift > 62) | no_ratio
-    if outside.any():
-        at = int(np.argmax(outside))
-        raise UsageError(
-            f"requantization of channel {at}: multiplier {multiplier[at]}, shift {shift[at]}; expected 0 or "
-            "[2^30, 2^31) and 1..62: derive them with the dyadic rule of the integer contract"
-        )
-    quads = -(-len(shift) // 4)
-    table = np.zeros((FIELDS, quads * 4), np.int32)
-    table[:3, : len(shift)] = np.maximum(32 - shift, 0), multiplier, 31 - np.maximum(shift, 32)
-    table[3] = constants.y_zero_point
-    return table.reshape(FIELDS, quads, 4).transpose(1, 0, 2).reshape(-1)
+    limit = k.const(32, "int32", lanes)
+    pre = k.max(limit - shift, k.const(0, "int32", lanes))
+    return [pre, multiplier, k.const(31, "int32", lanes) - k.max(shift, limit), k.splat(zero_point, lanes)]
 
 
-def requantize(k: Builder, neon: Neon, acc: Expr, params: Buffer, channel: Expr) -> Expr:
+def requantize(k: Builder, neon: Neon, acc: Expr, field: Fields) -> Expr:
     """Requantize four adjacent channels.
 
     Args:
         k: the kernel being written.
         neon: instructions of the target.
-        acc: int32x4 accumulators of channels [channel, channel + 4).
-        params: int32 buffer in the packed layout.
-        channel: a multiple of 4.
+        acc: int32x4 accumulators.
+        field: what `expand` made.
 
     Returns:
         int32x4, zero point added with saturation, not yet clamped.
     """
-    pre, multiplier, post, zero_point = (k.load(params, channel * FIELDS + i * 4, 4) for i in range(FIELDS))
-    value = k.call("int32x4", neon.saturating_shift, acc, pre)
-    value = k.call("int32x4", neon.doubling_high_multiply, value, multiplier)
-    value = k.call("int32x4", neon.rounding_shift, value, post)
-    return k.call("int32x4", neon.saturating_add, value, zero_point)
+    value = k.call("int32x4", neon.saturating_shift, acc, field(0))
+    value = k.call("int32x4", neon.doubling_high_multiply, value, field(1))
+    value = k.call("int32x4", neon.rounding_shift, value, field(2))
+    return k.call("int32x4", neon.saturating_add, value, field(3))
 
 
 def pack_short(factors: Array) -> Array:
@@ -122,16 +103,16 @@ class NeonInteger(MicroKernel):
     acc_dtype = "int32"
     x_dtype = "int8"
     weight_dtype = "int8"
-    params_dtype = "int32"
+    fields = FIELDS
     short_requantize = True
 
-    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
-        """See `MicroKernel.requantize`."""
-        return requantize(k, self.neon, sums, params, channel)
+    def expand(self, k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr) -> list[Expr]:
+        """See `MicroKernel.expand`."""
+        return expand(k, multiplier, shift, zero_point)
 
-    def pack_requantize(self, constants: ConvConstants) -> Array:
-        """See `MicroKernel.pack_requantize`."""
-        return pack_requantize(constants)
+    def requantize(self, k: Builder, sums: Expr, field: Fields) -> Expr:
+        """See `MicroKernel.requantize`."""
+        return requantize(k, self.neon, sums, field)
 
     def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer) -> Expr:
         """See `MicroKernel.requantize_short`."""

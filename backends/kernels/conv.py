@@ -26,7 +26,8 @@ Constant buffers, in ABI order:
 * bias: a header of HEADER elements, then one element per channel, padded to whole vectors. Header of float problems: lo, hi; of
   integer problems: x zero point, lo, hi, y zero point, and the int64 (y zero point << 32) + 2^31. Integer bias has
   x_zero_point * sum(weights) subtracted, exactly;
-* requantization parameters, in the layout of the ISA (only when the result is requantized).
+* requantization parameters (only when the result is requantized): short factors in the layout of the ISA, else those of
+  `bevel.backends.kernels.parameters`, which are expanded into scratch for each block of channels.
 """
 
 from __future__ import annotations
@@ -39,9 +40,12 @@ from itertools import product
 import numpy as np
 
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Tile
-from bevel.backends.kernels.micro import FLOATS, HEADER, MicroKernel
+from bevel.backends.kernels import parameters
+from bevel.backends.kernels.micro import CODES, FLOATS, HEADER, MicroKernel
+from bevel.backends.kernels.scratch import Vectors, vector_bytes
 from bevel.backends.kernels.staging import BLOCK_BYTES, Staging
 from bevel.backends.kernels.tiling import Chunks, chunk_count, split, store_valid
+from bevel.backends.memory import align
 from bevel.backends.tvm import Buffer, Builder, Expr, PrimFunc
 from bevel.errors import CheckFailed
 
@@ -108,7 +112,7 @@ class Geometry:
     @cached_property
     def staging(self) -> Staging:
         """Where the inner loop finds its input."""
-        return Staging(self.shape, self.micro.x_dtype, self.micro.copy_lanes)
+        return Staging(self.shape, self.micro.x_dtype, self.micro.copy_lanes, self.rows_at)
 
     @cached_property
     def block(self) -> int:
@@ -126,8 +130,18 @@ class Geometry:
     def scratch_bytes(self) -> int:
         """Scratch one thread needs."""
         if not self.staging.needed:
-            return 0
-        return self.staging.nbytes(min(self.block * self.rows[0].size, self.shape.oh))
+            return self.rows_at
+        return self.rows_at + self.staging.nbytes(min(self.block * self.rows[0].size, self.shape.oh))
+
+    @property
+    def expanded(self) -> bool:
+        """Whether results are requantized with records in scratch."""
+        return self.problem.out_dtype in CODES and not is_short(self.problem, self.micro.short_requantize)
+
+    @property
+    def rows_at(self) -> int:
+        """Byte in scratch, behind the records of a channel block's requantization parameters, where staged rows begin."""
+        return align(vector_bytes(self.columns[0].size * self.micro.fields, self.micro.lanes)) if self.expanded else 0
 
     @property
     def taps(self) -> int:
@@ -192,15 +206,14 @@ def pack(problem: ConvProblem, tile: Tile, micro: MicroKernel, constants: ConvCo
             block = full[start : start + run.size * micro.lanes]
             blocks.append(block.transpose(1, 2, 0, 3).ravel())
     packed = [np.concatenate(blocks), pack_bias(problem, channels, constants)]
-    if problem.out_dtype in ("uint8", "int8"):
-        short = is_short(problem, micro.short_requantize)
-        packed.append(micro.pack_short(short_factors(constants)) if short else micro.pack_requantize(constants))
+    if problem.out_dtype in CODES:
+        packed.append(parameters.pack(constants, micro.lanes) if g.expanded else micro.pack_short(short_factors(constants)))
     return packed
 
 
 def is_short(problem: ConvProblem, possible: bool) -> bool:
     """Whether a kernel requantizes with short factors, given that its instruction set can."""
-    return possible and problem.short_factors and problem.out_dtype in ("uint8", "int8")
+    return possible and problem.short_factors and problem.out_dtype in CODES
 
 
 def short_factors(constants: ConvConstants) -> Array:
@@ -269,12 +282,12 @@ class _Nest:
         self.x = k.param("x", problem.dtype)
         self.weights = k.param("w", micro.weight_dtype)
         self.bias = k.param("b", "float32" if problem.dtype in FLOATS else "int32")
-        if problem.out_dtype in ("uint8", "int8"):
-            self.short = is_short(problem, micro.short_requantize)
-            self.params = k.param("q", "int32" if self.short else micro.params_dtype)
+        if problem.out_dtype in CODES:
+            self.params = k.param("q", "int32")
         self.y = k.param("y", problem.out_dtype, widened=True)
         lo, hi, self.scratch = k.range_params(micro.x_dtype)
         self.source = self.scratch if g.staging.needed else self.x
+        self.records = Vectors(k, self.scratch, micro.x_dtype, 0, micro.lanes)
         self.units(lo, hi)
         micro.leave(k)
 
@@ -354,7 +367,18 @@ class _Nest:
                     bounds = (first, k.max(k.min(hi - run.first, bounds[1]), first))
                 with k.serial(*bounds) as index:
                     channel = first_channel + (run.start + index * run.size) * lanes
+                    if g.expanded:
+                        self.expand(channel, run.size)
                     self.row_groups(image, start, stop, staged_row, channel, first_input, run.size, valid)
+
+    def expand(self, channel: Expr, nv: int) -> None:
+        """Write the records of `nv` vectors of channels from `channel` on."""
+        k, micro = self.k, self.g.micro
+        zero_point = k.load(self.bias, k.i32(3))
+        # A trip count that LLVM does not know: it would unroll the loop.
+        with k.serial(k.opaque(k.i32(nv), "int32")) as j:
+            factors = parameters.load(k, self.params, channel + j * micro.lanes, micro.lanes)
+            parameters.write(self.records, j * micro.fields, micro.expand(k, *factors, zero_point))
 
     def row_groups(
         self, image: Expr, start: Expr, stop: Expr, staged_row: Expr, channel: Expr, first_input: Expr, nv: int, valid: int
@@ -374,7 +398,7 @@ class _Nest:
                 source_row = (row - staged_row) * p.stride_h
                 if not g.staging.needed:
                     source_row = image * p.h + row * p.stride_h
-                source = source_row * g.staging.row_elements + first_input
+                source = source_row * g.staging.row_elements + first_input + g.staging.first
                 target = (image * p.oh + row) * (p.ow * p.oc) + channel
                 for pixels in tiles:
                     if len(tiles) > 1:
@@ -422,12 +446,13 @@ class _Nest:
         k, problem, micro = self.k, self.g.problem, self.g.micro
         lanes = micro.lanes
         sums = [micro.result(k, acc, row, j, nv, self.bias, channel + j * lanes) for j in range(nv)]
-        if problem.out_dtype in ("uint8", "int8"):
-            starts = [channel + j * lanes for j in range(nv)]
-            if self.short:
-                codes = [micro.requantize_short(k, v, self.params, at, self.bias) for v, at in zip(sums, starts, strict=True)]
+        if problem.out_dtype in CODES:
+            if self.g.expanded:
+                records = [parameters.fields(self.records, k.i32(j * micro.fields)) for j in range(nv)]
+                codes = [micro.requantize(k, *pair) for pair in zip(sums, records, strict=True)]
             else:
-                codes = [micro.requantize(k, v, self.params, at) for v, at in zip(sums, starts, strict=True)]
+                starts = [channel + j * lanes for j in range(nv)]
+                codes = [micro.requantize_short(k, v, self.params, at, self.bias) for v, at in zip(sums, starts, strict=True)]
             limits = [k.load(self.bias, k.i32(1)), k.load(self.bias, k.i32(2))] if problem.clamp else []
             micro.store_codes(k, self.y, target, codes, valid, limits)
             return

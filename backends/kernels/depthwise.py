@@ -14,8 +14,10 @@ Loop nest, outermost first::
 An integer kernel combines `kgroup` rows of a column into the operand of its dot-product instruction, whose sums may come out in
 another channel order; weights, bias and parameters are packed in that order and storing the codes restores it.
 
-Constant buffers, in ABI order: weights `[block][row group][kernel column][vector][channel][kgroup]`; bias with the header of
-`bevel.backends.kernels.conv`; requantization parameters of the ISA (only when the result is requantized).
+Constant buffers, in ABI order: weights `[block][row group][kernel column][vector][channel][kgroup]`, in a partial last row group
+(and in all groups of planar kernels) `[row][channel]` instead of the last two; bias with the header of
+`bevel.backends.kernels.conv`; requantization parameters (only when the result is requantized), see
+`bevel.backends.kernels.parameters`. What is compact there is expanded into scratch when a kernel begins.
 """
 
 from __future__ import annotations
@@ -29,10 +31,14 @@ import numpy as np
 
 from bevel.backends.half import wide_dtype
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Extent, Problem, Tile, outer_extent
+from bevel.backends.kernels import parameters
 from bevel.backends.kernels.conv import is_short, pack_bias, short_factors
-from bevel.backends.kernels.micro import FLOATS, HEADER
+from bevel.backends.kernels.micro import CODES, FLOATS, HEADER
+from bevel.backends.kernels.parameters import Fields
+from bevel.backends.kernels.scratch import Vectors, vector_bytes
 from bevel.backends.kernels.staging import BLOCK_BYTES, Staging
 from bevel.backends.kernels.tiling import split, store_valid
+from bevel.backends.memory import align
 from bevel.backends.tvm import Buffer, Builder, Expr, PrimFunc
 from bevel.ir.protocols import Target
 
@@ -47,7 +53,7 @@ class DepthwiseKernel(abc.ABC):
         planar: whether the weights of a row group's rows follow each other, rather than lie side by side per channel.
         acc_dtype: accumulator element ("float32", "int32", or "uint32" where additions wrap).
         weight_dtype: packed weight element.
-        params_dtype: element of the packed requantization parameters.
+        fields: of a record of requantization parameters (`bevel.backends.kernels.parameters`).
         copy_lanes: elements per vector of the copy into scratch.
         short_requantize: whether there is `requantize_short`.
         reload_constants: whether every tile reads its weights, and every pixel its requantization parameters, from memory.
@@ -61,9 +67,9 @@ class DepthwiseKernel(abc.ABC):
     planar: bool = False
     acc_dtype: str = "float32"
     weight_dtype: str = "float32"
-    params_dtype: str = "int64"
-    copy_lanes: int = 16
+    fields: int = 0
     short_requantize: bool = False
+    copy_lanes: int = 16
     reload_constants: bool = False
 
     @abc.abstractmethod
@@ -78,15 +84,15 @@ class DepthwiseKernel(abc.ABC):
         """Channel within the block of every accumulator element, vector by vector."""
         return range(width)
 
-    def pack_requantize(self, constants: ConvConstants, width: int) -> Array:
-        """Parameters of one block whose channels are already in accumulator order."""
+    def expand(self, k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr, lanes: int) -> list[Expr]:
+        """The record of `lanes` accumulators from int32 vectors of multipliers and shifts and the int32 zero point."""
         raise NotImplementedError(f"{type(self).__name__} does not requantize")
 
-    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, width: int) -> Expr:
-        """Requantized int32 vector of the accumulators from `channel` on, not yet clamped."""
+    def requantize(self, k: Builder, sums: Expr, field: Fields, lanes: int) -> Expr:
+        """Requantized int32 vector of the `lanes` accumulators whose record is given, not yet clamped."""
         raise NotImplementedError(f"{type(self).__name__} does not requantize")
 
-    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer, width: int) -> Expr:
+    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer, lanes: int) -> Expr:
         """As `requantize` for short factors; see `MicroKernel.requantize_short`."""
         raise NotImplementedError(f"{type(self).__name__} has no short requantization")
 
@@ -100,41 +106,6 @@ class DepthwiseKernel(abc.ABC):
 
 
 @dataclass(frozen=True)
-class Block:
-    """Equal channel blocks.
-
-    Attributes:
-        start: first channel.
-        count: number of blocks.
-        width: channels per block.
-        valid: channels of each that exist.
-    """
-
-    start: int
-    count: int
-    width: int
-    valid: int
-
-
-def blocks(channels: int, widths: Sequence[int]) -> tuple[Block, ...]:
-    """Cover `channels` with blocks: as many of the widest as fit, then the narrowest that covers what is left."""
-    found, start = [], 0
-    for i, width in enumerate(widths):
-        count = (channels - start) // width
-        if count:
-            found.append(Block(start, count, width, width))
-            start += count * width
-        rest = channels - start
-        narrower = widths[i + 1] if i + 1 < len(widths) else 0
-        if rest > narrower:
-            found.append(Block(start, 1, width, rest))
-            break
-        if not rest:
-            break
-    return tuple(found)
-
-
-@dataclass(frozen=True)
 class Geometry:
     """A problem cut up for one ISA."""
 
@@ -142,14 +113,29 @@ class Geometry:
     micro: DepthwiseKernel
 
     @cached_property
-    def blocks(self) -> tuple[Block, ...]:
-        """Channel blocks."""
-        return blocks(self.problem.oc, self.micro.widths)
+    def width(self) -> int:
+        """Channels per block: the widest that the problem has."""
+        return next((w for w in self.micro.widths if w <= self.problem.oc), self.micro.widths[-1])
+
+    @property
+    def blocks(self) -> int:
+        """Channel blocks. The last one ends with the last channel: it computes again what it shares with the one before."""
+        return -(-self.problem.oc // self.width)
+
+    @property
+    def valid(self) -> int:
+        """Channels of a block that exist: all, unless even the narrowest is wider than the problem."""
+        return min(self.width, self.problem.oc)
+
+    @property
+    def lanes(self) -> int:
+        """Accumulators per vector."""
+        return self.width // self.micro.vectors
 
     @property
     def channels(self) -> int:
-        """Channels with padding."""
-        return sum(block.count * block.width for block in self.blocks)
+        """Packed channels."""
+        return self.blocks * self.width
 
     @property
     def row_groups(self) -> int:
@@ -157,14 +143,19 @@ class Geometry:
         return -(-self.problem.kh // self.micro.kgroup)
 
     @property
+    def spread_rows(self) -> int:
+        """Kernel rows of the last group, where that is a partial one whose weights must lie side by side; 0 otherwise."""
+        return 0 if self.micro.planar else self.problem.kh % self.micro.kgroup
+
+    @property
     def taps(self) -> int:
         """Packed weights per channel."""
-        return self.row_groups * self.micro.kgroup * self.problem.kw
+        return self.problem.kh * self.problem.kw
 
     @cached_property
     def staging(self) -> Staging:
         """Where the inner loop finds its input."""
-        return Staging(self.problem, wide_dtype(self.problem.dtype), self.micro.copy_lanes)
+        return Staging(self.problem, wide_dtype(self.problem.dtype), self.micro.copy_lanes, self.rows_at)
 
     @cached_property
     def block_rows(self) -> int:
@@ -174,15 +165,41 @@ class Geometry:
             rows -= 1
         return -(-self.problem.oh // -(-self.problem.oh // rows))
 
+    @property
+    def rows_at(self) -> int:
+        """Byte in scratch, behind spread weights, where staged rows begin."""
+        return self.spread_at + (align(vector_bytes(self.problem.kw, self.channels)) if self.spread_rows else 0)
+
+    @property
+    def spread_at(self) -> int:
+        """Byte in scratch, behind the records of all requantization parameters, where spread weights begin."""
+        return align(vector_bytes(self.micro.fields, self.channels)) if self.expanded else 0
+
+    @property
+    def expanded(self) -> bool:
+        """Whether results are requantized with records in scratch."""
+        return self.problem.out_dtype in CODES and not is_short(self.problem, self.micro.short_requantize)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Scratch one thread needs."""
+        return self.rows_at + (self.staging.nbytes(self.block_rows) if self.staging.needed else 0)
+
     @cached_property
     def order(self) -> Array:
         """Channel of every packed accumulator element; elements >= oc are padding."""
-        parts = [
-            block.start + index * block.width + np.array(self.micro.order(block.width), np.int64)
-            for block in self.blocks
-            for index in range(block.count)
-        ]
-        return np.concatenate(parts)
+        last = max(self.problem.oc - self.width, 0)
+        order = np.array(self.micro.order(self.width), np.int64)
+        return np.concatenate([min(index * self.width, last) + order for index in range(self.blocks)])
+
+    def taps_in_order(self, block: Array) -> list[Array]:
+        """Views of a block's weights [width, kh, kw], channels in packed order, such that their elements are in packed order."""
+        groups = []
+        for first in range(0, self.problem.kh, self.micro.kgroup):
+            rows = block[:, first : first + self.micro.kgroup].reshape(self.micro.vectors, self.lanes, -1, self.problem.kw)
+            beside = rows.shape[2] == self.micro.kgroup and not self.micro.planar
+            groups.append(rows.transpose(3, 0, *((1, 2) if beside else (2, 1))))
+        return groups
 
 
 def _in_order(values: Array, order: Array, fill: int) -> Array:
@@ -195,26 +212,18 @@ def _in_order(values: Array, order: Array, fill: int) -> Array:
 def pack(g: Geometry, constants: ConvConstants) -> list[Array]:
     """Weights, bias and requantization parameters in the layout of `emit`."""
     p, micro = g.problem, g.micro
-    full = np.zeros((p.oc, g.row_groups * micro.kgroup, p.kw), np.dtype(micro.weight_dtype))
-    full[:, : p.kh] = constants.weights[:, 0]
-    full = _in_order(full, g.order, 0)
-    parts, params, position = [], [], 0
-    short = is_short(p, micro.short_requantize)
-    for block in g.blocks:
-        for _ in range(block.count):
-            piece = full[position : position + block.width]
-            piece = piece.reshape(micro.vectors, -1, g.row_groups, micro.kgroup, p.kw)
-            parts.append(piece.transpose(2, 4, 0, *((3, 1) if micro.planar else (1, 3))).ravel())
-            if p.out_dtype in ("uint8", "int8") and not short:
-                at = g.order[position : position + block.width]
-                params.append(micro.pack_requantize(_channels(constants, at), block.width))
-            position += block.width
-    if short:
-        params = [micro.pack_short(_in_order(short_factors(constants), g.order, 0))]
-    bias = pack_bias(p, g.channels, constants)
-    real = bias[HEADER : HEADER + p.oc].copy()
-    bias[HEADER:] = _in_order(real, g.order, 0)
-    return [np.concatenate(parts), bias, *([np.concatenate(params)] if params else [])]
+    full = _in_order(constants.weights[:, 0].astype(np.dtype(micro.weight_dtype)), g.order, 0)
+    blocks = full.reshape(g.blocks, g.width, p.kh, p.kw)
+    bias = pack_bias(p, p.oc, constants)
+    header, real = bias[:HEADER], bias[HEADER:]
+    packed = [np.concatenate([group.ravel() for block in blocks for group in g.taps_in_order(block)])]
+    packed.append(np.concatenate([header, _in_order(real, g.order, 0)]))
+    if p.out_dtype in CODES:
+        if g.expanded:
+            packed.append(parameters.pack(_channels(constants, g.order), g.lanes))
+        else:
+            packed.append(micro.pack_short(_in_order(short_factors(constants), g.order, 0)))
+    return packed
 
 
 def _channels(constants: ConvConstants, at: Array) -> ConvConstants:
@@ -226,24 +235,21 @@ def _channels(constants: ConvConstants, at: Array) -> ConvConstants:
     return replace(
         constants,
         multiplier=np.where(exists, constants.multiplier[inside], 0),
-        shift=np.where(exists, constants.shift[inside], 1),
+        shift=np.where(exists, constants.shift[inside], parameters.LONGEST),
     )
 
 
 def unpack(g: Geometry, packed: Sequence[Array]) -> tuple[Array, Array]:
     """Logical weights [oc, 1, kh, kw] and bias [oc] back from `pack`."""
-    p, micro = g.problem, g.micro
-    full = np.zeros((int(g.order.max()) + 1, g.row_groups * micro.kgroup, p.kw), packed[0].dtype)
-    position = 0
-    for block in g.blocks:
-        for _ in range(block.count):
-            piece = packed[0][position * g.taps : (position + block.width) * g.taps]
-            if micro.planar:
-                piece = piece.reshape(g.row_groups, p.kw, micro.vectors, micro.kgroup, -1).swapaxes(3, 4)
-            piece = piece.reshape(g.row_groups, p.kw, micro.vectors, -1, micro.kgroup).transpose(2, 3, 0, 4, 1)
-            full[g.order[position : position + block.width]] = piece.reshape(block.width, -1, p.kw)
-            position += block.width
-    weights = full[: p.oc, None, : p.kh]
+    p = g.problem
+    blocks = np.zeros((g.blocks, g.width, p.kh, p.kw), packed[0].dtype)
+    # Numbers of elements in packed order say where each belongs.
+    number = np.arange(blocks.size).reshape(blocks.shape)
+    order = np.concatenate([group.ravel() for block in number for group in g.taps_in_order(block)])
+    blocks.reshape(-1)[order] = packed[0]
+    full = np.zeros((int(g.order.max()) + 1, p.kh, p.kw), packed[0].dtype)
+    full[g.order] = blocks.reshape(-1, p.kh, p.kw)
+    weights = full[: p.oc, None]
     bias = np.zeros(len(full), packed[1].dtype)
     bias[g.order] = packed[1][HEADER:]
     bias = bias[: p.oc]
@@ -273,13 +279,22 @@ class _Nest:
         self.x = k.param("x", p.dtype, widened=True)
         self.weights = k.param("w", micro.weight_dtype, widened=True)
         self.bias = k.param("b", "float32" if p.dtype in FLOATS else "int32")
-        if p.out_dtype in ("uint8", "int8"):
-            self.short = is_short(p, micro.short_requantize)
-            self.params = k.param("q", "int32" if self.short else micro.params_dtype)
+        if p.out_dtype in CODES:
+            self.params = k.param("q", "int32")
         self.y = k.param("y", p.out_dtype, widened=True)
         lo, hi, self.scratch = k.range_params(wide_dtype(p.dtype))
         self.source = self.scratch if g.staging.needed else self.x
         zero = k.f32(0.0) if p.dtype in FLOATS else k.cast(k.load(self.bias, k.i32(0)), p.dtype)
+        dtype = wide_dtype(p.dtype)
+        self.records = Vectors(k, self.scratch, dtype, 0, g.lanes)
+        self.spread = Vectors(k, self.scratch, dtype, g.spread_at, g.lanes)
+        # Trip counts that LLVM does not know: it would unroll the loops.
+        if g.expanded:
+            with k.serial(k.opaque(k.i32(g.blocks * micro.vectors), "int32")) as vector:
+                self.expand(vector)
+        if g.spread_rows:
+            with k.serial(k.opaque(k.i32(g.blocks), "int32")) as block:
+                self.spread_weights(block)
         image0, image1 = k.floordiv(lo, k.i32(p.oh)), k.floordiv(hi - 1, k.i32(p.oh)) + 1
         with k.serial(image0, image1) as image:
             first = k.max(lo - image * p.oh, k.i32(0))
@@ -293,86 +308,113 @@ class _Nest:
                 g.staging.copy(k, self.x, self.scratch, zero, image, start, stop)
                 self.rows(image, start, stop, k.i32(0))
 
+    def expand(self, vector: Expr) -> None:
+        """Write the record of a vector of accumulators."""
+        k, g, micro = self.k, self.g, self.g.micro
+        factors = parameters.load(k, self.params, vector * g.lanes, g.lanes)
+        record = micro.expand(k, *factors, k.load(self.bias, k.i32(3)), g.lanes)
+        parameters.write(self.records, vector * micro.fields, record)
+
+    def spread_weights(self, block: Expr) -> None:
+        """Write the weights of a block's partial group of kernel rows side by side, as the multiply-accumulate takes them."""
+        k, g, p, micro = self.k, self.g, self.g.problem, self.g.micro
+        unsigned, bits = f"u{micro.weight_dtype}", 8 * np.dtype(micro.weight_dtype).itemsize
+        start = block * (g.width * g.taps) + g.width * (p.kh - g.spread_rows) * p.kw
+        with k.serial(k.opaque(k.i32(p.kw * micro.vectors), "int32")) as at:
+            value = None
+            for row in range(g.spread_rows):
+                weights = k.load(self.weights, start + (at * g.spread_rows + row) * g.lanes, g.lanes)
+                raw = k.cast(k.bitcast(weights, unsigned, g.lanes), "uint32", g.lanes)
+                placed = k.shift_left(raw, k.const(row * bits, "uint32", g.lanes))
+                value = placed if value is None else k.bitwise_or(value, placed)
+            self.spread.put(block * (p.kw * micro.vectors) + at, value)
+
     def rows(self, image: Expr, start: Expr, stop: Expr, source_row: Expr) -> None:
         """All channels of output rows [start, stop), whose first input row is `source_row` of the source."""
         k, g, p = self.k, self.g, self.g.problem
-        for block in g.blocks:
-            with k.serial(block.count) as index:
-                channel = block.start + index * block.width
-                with k.serial(stop - start) as r:
-                    source = (source_row + r * p.stride_h) * g.staging.row_elements + channel
-                    target = (image * p.oh + start + r) * (p.ow * p.oc) + channel
-                    for run in split(p.ow, self.tile_width):
-                        with k.serial(run.count) as t:
-                            column = run.start + t * run.size
-                            self.tile(source + column * (p.stride_w * p.c), target + column * p.oc, channel, run.size, block)
+        with k.serial(g.blocks) as block:
+            channel = k.min(block * g.width, k.i32(max(p.oc - g.width, 0)))
+            with k.serial(stop - start) as r:
+                source = (source_row + r * p.stride_h) * g.staging.row_elements + channel + g.staging.first
+                target = (image * p.oh + start + r) * (p.ow * p.oc) + channel
+                for run in split(p.ow, self.tile_width):
+                    with k.serial(run.count) as t:
+                        column = run.start + t * run.size
+                        self.tile(source + column * (p.stride_w * p.c), target + column * p.oc, block, run.size)
 
-    def tile(self, source: Expr, target: Expr, channel: Expr, tw: int, block: Block) -> None:
+    def tile(self, source: Expr, target: Expr, block: Expr, tw: int) -> None:
         """`tw` neighbouring pixels of one channel block."""
-        k, g, p, micro = self.k, self.g, self.g.problem, self.g.micro
-        width, vectors = block.width, micro.vectors
-        lanes = width // vectors
-        acc = k.alloc(tw * width, micro.acc_dtype)
-        for v in range(vectors):
-            start = k.load(self.bias, HEADER + channel + v * lanes, lanes)
+        k, g, p, micro, lanes = self.k, self.g, self.g.problem, self.g.micro, self.g.lanes
+        acc = k.alloc(tw * g.width, micro.acc_dtype)
+        for v in range(micro.vectors):
+            start = k.load(self.bias, HEADER + block * g.width + v * lanes, lanes)
             if micro.acc_dtype == "uint32":
                 start = k.bitcast(start, "uint32", lanes)
             for i in range(tw):
-                k.store(acc, i * width + v * lanes, start, lanes)
-        base = self.anchored(channel, target) * g.taps
-        step = width * micro.kgroup
+                k.store(acc, i * g.width + v * lanes, start, lanes)
+        here = self.anchored(block, target)
         columns = sorted({i * p.stride_w + kw * p.dilation_w for i in range(tw) for kw in range(p.kw)})
         for group in range(g.row_groups):
             for column in columns:
                 users = [(i, kw) for i in range(tw) for kw in range(p.kw) if i * p.stride_w + kw * p.dilation_w == column]
                 rows = [
-                    k.load(self.source, source + kh * p.dilation_h * g.staging.row_elements + column * p.c, width)
+                    k.load(self.source, source + kh * p.dilation_h * g.staging.row_elements + column * p.c, g.width)
                     if kh < p.kh
                     else None
                     for kh in range(group * micro.kgroup, (group + 1) * micro.kgroup)
                 ]
-                operands = micro.combine(k, rows, width)
+                operands = micro.combine(k, rows, g.width)
                 for i, kw in users:
-                    for v in range(vectors):
-                        at = i * width + v * lanes
-                        w_at = base + (group * p.kw + kw) * step + v * lanes * micro.kgroup
-                        w = k.load(self.weights, w_at, lanes * micro.kgroup)
-                        k.store(acc, at, micro.mac(k, k.load(acc, at, lanes), operands[v], w, width), lanes)
+                    for v in range(micro.vectors):
+                        at = i * g.width + v * lanes
+                        w = self.tap(here, group, kw, v)
+                        k.store(acc, at, micro.mac(k, k.load(acc, at, lanes), operands[v], w, g.width), lanes)
         for i in range(tw):
-            self.epilogue([k.load(acc, i * width + v * lanes, lanes) for v in range(vectors)], target + i * p.oc, channel, block)
+            self.epilogue([k.load(acc, i * g.width + v * lanes, lanes) for v in range(micro.vectors)], target + i * p.oc, block)
 
-    def anchored(self, channel: Expr, target: Expr) -> Expr:
-        """`channel`, made to look dependent on the output offset `target` where constants shall be read anew for it."""
+    def tap(self, block: Expr, group: int, kw: int, vector: int) -> Expr:
+        """The weights of a group of kernel rows in one column, for a vector of a block's accumulators."""
+        k, g, p, micro = self.k, self.g, self.g.problem, self.g.micro
+        first = group * micro.kgroup
+        rows = min(micro.kgroup, p.kh - first)
+        if rows == g.spread_rows:
+            spread = self.spread.get((block * p.kw + kw) * micro.vectors + vector)
+            return k.bitcast(spread, micro.weight_dtype, g.lanes * micro.kgroup)
+        at = g.width * first * p.kw + (kw * micro.vectors + vector) * g.lanes * rows
+        return k.load(self.weights, block * (g.width * g.taps) + at, g.lanes * rows)
+
+    def anchored(self, offset: Expr, target: Expr) -> Expr:
+        """`offset`, made to look dependent on the output offset `target` where constants shall be read anew for it."""
         if not self.g.micro.reload_constants:
-            return channel
+            return offset
         # Offsets are never negative, which LLVM cannot see, so this adds zero.
-        return channel + self.k.shift_right(target, self.k.i32(31))
+        return offset + self.k.shift_right(target, self.k.i32(31))
 
-    def epilogue(self, sums: list[Expr], target: Expr, channel: Expr, block: Block) -> None:
+    def epilogue(self, sums: list[Expr], target: Expr, block: Expr) -> None:
         """Turn the accumulators of one pixel into results and store those of existing channels."""
-        k, p, micro = self.k, self.g.problem, self.g.micro
-        width = block.width
-        lanes = width // micro.vectors
+        k, g, p, micro = self.k, self.g, self.g.problem, self.g.micro
+        width, lanes = g.width, g.lanes
         if micro.acc_dtype == "uint32":
             sums = [k.bitcast(value, "int32", lanes) for value in sums]
-        if p.out_dtype in ("uint8", "int8"):
+        if p.out_dtype in CODES:
             limits = [k.load(self.bias, k.i32(1)), k.load(self.bias, k.i32(2))] if p.clamp else []
-            here = self.anchored(channel, target)
-            starts = [here + j * lanes for j in range(len(sums))]
-            if self.short:
-                values = [
-                    micro.requantize_short(k, v, self.params, at, self.bias, width) for v, at in zip(sums, starts, strict=True)
-                ]
+            here = self.anchored(block, target) * micro.vectors
+            if g.expanded:
+                records = [parameters.fields(self.records, (here + v) * micro.fields) for v in range(micro.vectors)]
+                values = [micro.requantize(k, *pair, lanes) for pair in zip(sums, records, strict=True)]
             else:
-                values = [micro.requantize(k, v, self.params, at, width) for v, at in zip(sums, starts, strict=True)]
-            store_valid(k, self.y, target, micro.codes(k, values, width, limits), width, block.valid)
+                values = [
+                    micro.requantize_short(k, value, self.params, (here + v) * lanes, self.bias, lanes)
+                    for v, value in enumerate(sums)
+                ]
+            store_valid(k, self.y, target, micro.codes(k, values, width, limits), width, g.valid)
             return
         if p.out_dtype == "int32":
             # Runs of consecutive channels within a vector, as long as the packed order has them.
             order = list(micro.order(width))
             run = next((i for i in range(1, lanes) if order[i] != i), lanes)
             for at in range(0, width, run):
-                valid = min(run, block.valid - order[at])
+                valid = min(run, g.valid - order[at])
                 if valid > 0:
                     piece = k.shuffle([sums[at // lanes]], range(at % lanes, at % lanes + run))
                     store_valid(k, self.y, target + order[at], piece, run, valid)
@@ -383,7 +425,7 @@ class _Nest:
         if p.clamp:
             value = k.max(value, k.splat(k.load(self.bias, k.i32(0)), lanes))
             value = k.min(value, k.splat(k.load(self.bias, k.i32(1)), lanes))
-        store_valid(k, self.y, target, value, lanes, block.valid)
+        store_valid(k, self.y, target, value, lanes, g.valid)
 
 
 @dataclass(eq=False)
@@ -452,9 +494,8 @@ class DepthwiseGenerator:
         return outer_extent(_geometry(problem, self.micro).problem, extent, 1, extent)
 
     def scratch_bytes(self, problem: Problem, tile: Tile) -> int:
-        """Padded input rows of one block."""
-        g = _geometry(problem, self.micro)
-        return g.staging.nbytes(g.block_rows) if g.staging.needed else 0
+        """The requantization parameters and the padded input rows of one block."""
+        return _geometry(problem, self.micro).scratch_bytes
 
     def emit(self, problem: Problem, tile: Tile, target: Target, symbol: str) -> PrimFunc:
         """The kernel."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 
-from bevel.backends.kernel import Array, ConvConstants
+from bevel.backends.kernel import Array
+from bevel.backends.kernels.parameters import Fields
 from bevel.backends.tvm import Buffer, Builder, Expr
 
 # Elements of the bias buffer before the first channel: one 64-byte vector of 4-byte elements.
 HEADER = 16
 FLOATS = ("float32", "float16")
+CODES = ("uint8", "int8")
 # Reduction runs of fewer K-groups are unrolled whole: a loop of two iterations costs more than it saves.
 UNROLLED_GROUPS = 7
 
@@ -24,7 +26,7 @@ class MicroKernel(abc.ABC):
 
     Subclasses set the attributes and implement `operands` and `mac` (outer products: one broadcast pixel by one vector of
     channels), or override `init`, `accumulate` and `result` (other register layouts, such as the reduction in lanes). Integer
-    subclasses also implement `requantize`, `pack_requantize` and `store_codes`.
+    subclasses also implement `expand`, `requantize` and `store_codes`.
 
     Attributes:
         lanes: output channels per result vector.
@@ -33,7 +35,7 @@ class MicroKernel(abc.ABC):
         acc_dtype: accumulator element ("float32", "int32", or "uint32" where additions wrap).
         x_dtype: element the inner loop reads; where it differs from the problem's, input rows are converted into scratch.
         weight_dtype: packed weight element.
-        params_dtype: element of the packed requantization parameters.
+        fields: of a record of requantization parameters (`bevel.backends.kernels.parameters`).
         copy_lanes: elements per vector of the copy into scratch.
         short_requantize: whether there is `requantize_short`.
         sums_in_memory: whether accumulators are in memory after `finish`, so that the epilogue is a loop over pixels; else it
@@ -46,7 +48,7 @@ class MicroKernel(abc.ABC):
     acc_dtype: str = "float32"
     x_dtype: str = "float32"
     weight_dtype: str = "float32"
-    params_dtype: str = "int64"
+    fields: int = 0
     copy_lanes: int = 16
     short_requantize: bool = False
     sums_in_memory: bool = False
@@ -150,12 +152,12 @@ class MicroKernel(abc.ABC):
         value = k.load(acc, (i * nv + j) * self.lanes, self.lanes)
         return k.bitcast(value, "int32", self.lanes) if self.acc_dtype == "uint32" else value
 
-    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
-        """Requantized int32 `lanes` of channels [channel, channel + lanes), zero point added, not yet clamped."""
+    def expand(self, k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr) -> list[Expr]:
+        """The record of `lanes` channels from int32 vectors of multipliers and shifts and the int32 zero point."""
         raise NotImplementedError(f"{type(self).__name__} does not requantize")
 
-    def pack_requantize(self, constants: ConvConstants) -> Array:
-        """Requantization parameters in the layout `requantize` reads; padding channels are harmless."""
+    def requantize(self, k: Builder, sums: Expr, field: Fields) -> Expr:
+        """Requantized int32 `lanes` of the channels whose record is given, zero point added, not yet clamped."""
         raise NotImplementedError(f"{type(self).__name__} does not requantize")
 
     def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer) -> Expr:

@@ -28,11 +28,13 @@ class Staging:
         problem: convolution whose input is staged.
         x_dtype: element in scratch.
         lanes: elements per vector of the copy.
+        at: byte in scratch where the rows begin, a multiple of 64.
     """
 
     problem: ConvProblem
     x_dtype: str
     lanes: int
+    at: int = 0
 
     @property
     def needed(self) -> bool:
@@ -49,6 +51,11 @@ class Staging:
     def row_elements(self) -> int:
         """Elements between rows, as the inner loop sees them: in scratch if `needed`, else in the input."""
         return (self.width if self.needed else self.problem.w) * self.problem.c
+
+    @property
+    def first(self) -> int:
+        """Element of the inner loop's source where the rows begin."""
+        return self.at // np.dtype(self.x_dtype).itemsize if self.needed else 0
 
     def input_rows(self, output_rows: int) -> int:
         """Input rows that consecutive output rows read."""
@@ -77,7 +84,7 @@ class Staging:
 
         with k.serial((stop - row - 1) * p.stride_h + self.input_rows(1)) as r:
             source = row * p.stride_h - p.pad_top + r
-            start = r * self.row_elements
+            start = r * self.row_elements + self.first
             with k.when_else(k.all(source >= 0, source < p.h)) as (inside, outside):
                 with inside:
                     fill(start, left)

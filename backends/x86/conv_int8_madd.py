@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bevel.backends.kernel import Array, ConvConstants
+from bevel.backends.kernel import Array
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
 from bevel.backends.kernels.micro import MicroKernel
+from bevel.backends.kernels.parameters import Fields
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86 import requantize, requantize_sse2
 
@@ -47,15 +48,16 @@ class Avx2Kernel(MaddKernel):
     """Vectors of 8 channels."""
 
     lanes = 8
+    fields = requantize.FIELDS
     short_requantize = True
 
-    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
+    def expand(self, k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr) -> list[Expr]:
         """See `bevel.backends.x86.requantize`."""
-        return requantize.requantize(k, sums, params, channel, 8, lifted=True)
+        return requantize.expand(k, multiplier, shift, zero_point, 8, lifted=True)
 
-    def pack_requantize(self, constants: ConvConstants) -> Array:
+    def requantize(self, k: Builder, sums: Expr, field: Fields) -> Expr:
         """See `bevel.backends.x86.requantize`."""
-        return requantize.pack(constants, 8, lifted=True)
+        return requantize.requantize(k, sums, field, 8, lifted=True)
 
     def pack_short(self, factors: Array) -> Array:
         """See `bevel.backends.x86.requantize`."""
@@ -76,14 +78,15 @@ class Sse2Kernel(MaddKernel):
     """Vectors of 4 channels."""
 
     lanes = 4
+    fields = requantize_sse2.FIELDS
 
-    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
+    def expand(self, k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr) -> list[Expr]:
         """See `bevel.backends.x86.requantize_sse2`."""
-        return requantize_sse2.requantize(k, sums, params, channel)
+        return requantize_sse2.expand(k, multiplier, shift, zero_point)
 
-    def pack_requantize(self, constants: ConvConstants) -> Array:
+    def requantize(self, k: Builder, sums: Expr, field: Fields) -> Expr:
         """See `bevel.backends.x86.requantize_sse2`."""
-        return requantize_sse2.pack(constants)
+        return requantize_sse2.requantize(k, sums, field)
 
     def store_codes(
         self, k: Builder, y: Buffer, offset: Expr, values: Sequence[Expr], valid: int, limits: Sequence[Expr]

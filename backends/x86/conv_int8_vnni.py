@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bevel.backends.kernel import Array, ConvConstants
+from bevel.backends.kernel import Array
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
 from bevel.backends.kernels.micro import MicroKernel
+from bevel.backends.kernels.parameters import Fields
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86 import requantize
 
@@ -20,6 +21,7 @@ class VnniKernel(MicroKernel):
 
     lanes = 16
     kgroup = 4
+    fields = requantize.FIELDS
     acc_dtype = "int32"
     x_dtype = "uint8"
     weight_dtype = "int8"
@@ -35,13 +37,13 @@ class VnniKernel(MicroKernel):
         """Four products per lane."""
         return k.call("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, x, w)
 
-    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
+    def expand(self, k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr) -> list[Expr]:
         """See `bevel.backends.x86.requantize`."""
-        return requantize.requantize(k, sums, params, channel, 16, lifted=False)
+        return requantize.expand(k, multiplier, shift, zero_point, 16, lifted=False)
 
-    def pack_requantize(self, constants: ConvConstants) -> Array:
+    def requantize(self, k: Builder, sums: Expr, field: Fields) -> Expr:
         """See `bevel.backends.x86.requantize`."""
-        return requantize.pack(constants, 16, lifted=False)
+        return requantize.requantize(k, sums, field, 16, lifted=False)
 
     def pack_short(self, factors: Array) -> Array:
         """See `bevel.backends.x86.requantize`."""

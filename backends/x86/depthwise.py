@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bevel.backends.kernel import Array, ConvConstants
+from bevel.backends.kernel import Array
 from bevel.backends.kernels.depthwise import DepthwiseGenerator, DepthwiseKernel
+from bevel.backends.kernels.parameters import Fields
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86 import requantize, requantize_sse2
 from bevel.backends.x86.conv_int8_madd import madd
@@ -52,6 +53,7 @@ class VnniDepthwise(DepthwiseKernel):
     acc_dtype = "int32"
     weight_dtype = "int8"
     copy_lanes = 64
+    fields = requantize.FIELDS
     short_requantize = True
     reload_constants = True
 
@@ -71,21 +73,21 @@ class VnniDepthwise(DepthwiseKernel):
         """Vector v holds bytes 4v..4v+3 of every 128-bit lane."""
         return [lane * 16 + v * 4 + i for v in range(4) for lane in range(width // 16) for i in range(4)]
 
-    def pack_requantize(self, constants: ConvConstants, width: int) -> Array:
+    def expand(self, k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr, lanes: int) -> list[Expr]:
         """See `bevel.backends.x86.requantize`."""
-        return requantize.pack(constants, width // 4, lifted=False)
+        return requantize.expand(k, multiplier, shift, zero_point, lanes, lifted=False)
 
-    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, width: int) -> Expr:
+    def requantize(self, k: Builder, sums: Expr, field: Fields, lanes: int) -> Expr:
         """See `bevel.backends.x86.requantize`."""
-        return requantize.requantize(k, sums, params, channel, width // 4, lifted=False)
+        return requantize.requantize(k, sums, field, lanes, lifted=False)
 
     def pack_short(self, factors: Array) -> Array:
         """See `bevel.backends.x86.requantize`."""
         return requantize.pack_short(factors)
 
-    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer, width: int) -> Expr:
+    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer, lanes: int) -> Expr:
         """See `bevel.backends.x86.requantize`."""
-        return requantize.requantize_short(k, sums, params, channel, bias, width // 4)
+        return requantize.requantize_short(k, sums, params, channel, bias, lanes)
 
     def codes(self, k: Builder, values: Sequence[Expr], width: int, limits: Sequence[Expr]) -> Expr:
         """Saturate to words, then to bytes."""
@@ -127,23 +129,24 @@ class Avx2Depthwise(MaddDepthwise):
     """Blocks of 16 channels."""
 
     widths = (16,)
+    fields = requantize.FIELDS
     short_requantize = True
 
-    def pack_requantize(self, constants: ConvConstants, width: int) -> Array:
+    def expand(self, k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr, lanes: int) -> list[Expr]:
         """See `bevel.backends.x86.requantize`."""
-        return requantize.pack(constants, 8, lifted=True)
+        return requantize.expand(k, multiplier, shift, zero_point, lanes, lifted=True)
 
-    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, width: int) -> Expr:
+    def requantize(self, k: Builder, sums: Expr, field: Fields, lanes: int) -> Expr:
         """See `bevel.backends.x86.requantize`."""
-        return requantize.requantize(k, sums, params, channel, 8, lifted=True)
+        return requantize.requantize(k, sums, field, lanes, lifted=True)
 
     def pack_short(self, factors: Array) -> Array:
         """See `bevel.backends.x86.requantize`."""
         return requantize.pack_short(factors)
 
-    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer, width: int) -> Expr:
+    def requantize_short(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, bias: Buffer, lanes: int) -> Expr:
         """See `bevel.backends.x86.requantize`."""
-        return requantize.requantize_short(k, sums, params, channel, bias, 8)
+        return requantize.requantize_short(k, sums, params, channel, bias, lanes)
 
     def codes(self, k: Builder, values: Sequence[Expr], width: int, limits: Sequence[Expr]) -> Expr:
         """Saturate to words, then to bytes."""
@@ -157,16 +160,17 @@ class Sse2Depthwise(MaddDepthwise):
     """Blocks of 8 channels, in order."""
 
     widths = (8,)
+    fields = requantize_sse2.FIELDS
     # The stack is aligned to these vectors: spilled constants are memory operands, those read again are loads of their own.
     reload_constants = False
 
-    def pack_requantize(self, constants: ConvConstants, width: int) -> Array:
+    def expand(self, k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr, lanes: int) -> list[Expr]:
         """See `bevel.backends.x86.requantize_sse2`."""
-        return requantize_sse2.pack(constants)
+        return requantize_sse2.expand(k, multiplier, shift, zero_point)
 
-    def requantize(self, k: Builder, sums: Expr, params: Buffer, channel: Expr, width: int) -> Expr:
+    def requantize(self, k: Builder, sums: Expr, field: Fields, lanes: int) -> Expr:
         """See `bevel.backends.x86.requantize_sse2`."""
-        return requantize_sse2.requantize(k, sums, params, channel)
+        return requantize_sse2.requantize(k, sums, field)
 
     def codes(self, k: Builder, values: Sequence[Expr], width: int, limits: Sequence[Expr]) -> Expr:
         """See `bevel.backends.x86.requantize_sse2`."""

@@ -1,11 +1,16 @@
 """Exact dyadic requantization of int32 sums on x86: zp + ((acc * m + 2^(n-1)) >> n) for every n in 1..62, one rounding.
 
-In: vectors of int32 sums and per-channel parameters packed here. Out: int32 codes before saturation, or stored uint8 codes.
+In: vectors of int32 sums and the packed parameters of `bevel.backends.kernels.parameters`. Out: int32 codes before saturation, or
+stored uint8 codes.
 
 The 64-bit products come from vpmuldq, which multiplies the low half of every 64-bit lane: even channels as they are, odd channels
 after a shift. Sums are first clamped to +-limit, per channel, where any sum beyond gives a code far outside every code range;
 with that the product shifted by n - 1 fits int32 for any multiplier (a scale may be as large as 2^30), so the halves are joined
 by a shuffle; rounding, the last bit of the shift and the zero point follow in 32 bits, which no shift amount can overflow.
+
+The limit depends on n alone: 2^31 - 1 from n = 34 on, half of it for each n below that, at least 1. A shifted product is then at
+most 2^29, and a sum beyond the limit has a code beyond 2^26. Up to n = 4, where the limit is 1, the code of any sum but 0 is that
+far out; multipliers of 2^20 keep it out of range and make the product fit.
 """
 
 from __future__ import annotations
@@ -14,76 +19,72 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bevel.backends.kernel import Array, ConvConstants
+from bevel.backends.kernel import Array
+from bevel.backends.kernels.parameters import Fields
 from bevel.backends.kernels.tiling import store_valid
 from bevel.backends.tvm import Buffer, Builder, Expr
-from bevel.errors import CheckFailed
 
-# Any code beyond this saturates, and twice this and the double step of one sum (at most 2^30) still fit int32.
-_FAR = 1 << 28
-# With a shift of 1 the step could be larger; codes of any sum but 0 saturate from here on.
+# The least shift whose products fit for any sum, and the largest that any sum but 0 saturates with a limit of 1.
+_LONG, _SHORT = 34, 4
 _STEEP = 1 << 20
 # AVX2 has no arithmetic 64-bit shift: products are made non-negative by this before a logical shift.
 _LIFT = 62
+FIELDS = 7
 
 
-def limits(multiplier: Array, shift: Array) -> Array:
-    """Per-channel bound on |sum| beyond which every code saturates, at most 2^31 - 1."""
-    bounds = [
-        (1 << 31) - 1 if m == 0 else min((1 << 31) - 1, (_FAR << n) // m + 1)
-        for m, n in zip(multiplier.tolist(), shift.tolist(), strict=True)
-    ]
-    return np.array(bounds, np.int64)
+def expand(k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr, lanes: int, lifted: bool) -> list[Expr]:
+    """The record of `lanes` channels.
 
+    Multiplier and shift - 1 as int64, each for even then odd channels; then -limit, limit and 2 z + 1, since
+    (p + 2^(n-1) >> n) + z is (p >> n-1) + 2 z + 1 >> 1. With `lifted`, the last takes 2^(63-n) back, modulo 2^32.
 
-def pack(constants: ConvConstants, lanes: int, lifted: bool) -> Array:
-    """Parameters as int64, one record of 3.5 * lanes elements per vector of channels.
-
-    A record is four arrays of lanes / 2 int64 (multiplier and shift - 1, each for even then odd channels), then three of `lanes`
-    int32: -limit, limit, and 2 z + 1, since (p + 2^(n-1) >> n) + z is (p >> n-1) + 2 z + 1 >> 1. With `lifted`, the last takes
-    2^(63-n) back, modulo 2^32.
+    Args:
+        k: builder.
+        multiplier: int32 vector.
+        shift: int32 vector.
+        zero_point: int32 scalar.
+        lanes: 16 (AVX-512) or 8 (AVX2), or what is left of them.
+        lifted: whether to shift logically (AVX2).
     """
-    if constants.multiplier is None or constants.shift is None:
-        raise CheckFailed("a requantized convolution was packed without multiplier and shift")
-    channels = -(-len(constants.shift) // lanes) * lanes
+    half = lanes // 2
 
-    def padded(values: Array, fill: int) -> Array:
-        full = np.full(channels, fill, np.int64)
-        full[: len(values)] = values
-        return full.reshape(-1, lanes)
+    def const(value: int) -> Expr:
+        return k.const(value, "int32", lanes)
 
-    m, n = padded(constants.multiplier, 0), padded(constants.shift, 1)
-    bound = padded(limits(constants.multiplier, constants.shift), 0)
-    m = np.where(n == 1, np.minimum(m, _STEEP), m)
-    offset = np.full_like(n, 2 * constants.y_zero_point + 1)
+    def odd(value: Expr) -> Expr:
+        return k.bitcast(k.shift_right(k.bitcast(value, "int64", half), k.const(32, "int64", half)), "int32", lanes)
+
+    def even(value: Expr) -> Expr:
+        return k.bitcast(k.bitwise_and(k.bitcast(value, "int64", half), k.const(0xFFFFFFFF, "int64", half)), "int32", lanes)
+
+    limit = k.shift_right(const((1 << 31) - 1), k.min(k.max(const(_LONG) - shift, const(0)), const(30)))
+    multiplier = k.select(shift > const(_SHORT), multiplier, k.min(multiplier, const(_STEEP)))
+    offset = k.splat(zero_point * 2 + 1, lanes)
     if lifted:
-        offset -= np.left_shift(np.int64(1), _LIFT + 1 - n)
-    wide = [half for values in (m, n - 1) for half in (values[:, 0::2], values[:, 1::2])]
-    narrow = np.concatenate([-bound, bound, offset], axis=1).astype(np.uint64).astype(np.uint32).view(np.int64)
-    return np.ascontiguousarray(np.concatenate([*wide, narrow], axis=1)).ravel()
+        # A multiple of 2^32 up to n = 31; vectors have no shift by 32 or more.
+        lift = k.shift_left(const(-1), k.min(const(_LIFT + 1) - shift, const(31)))
+        lift = k.select(shift > const(31), lift, const(0))
+        total = k.wrapping_add(k.bitcast(offset, "uint32", lanes), k.bitcast(lift, "uint32", lanes), lanes)
+        offset = k.bitcast(total, "int32", lanes)
+    less = shift - const(1)
+    return [multiplier, odd(multiplier), even(less), odd(less), const(0) - limit, limit, offset]
 
 
-def requantize(k: Builder, sums: Expr, params: Buffer, channel: Expr, lanes: int, lifted: bool) -> Expr:
-    """Int32 codes of channels [channel, channel + lanes), zero point added, not yet saturated.
+def requantize(k: Builder, sums: Expr, field: Fields, lanes: int, lifted: bool) -> Expr:
+    """Int32 codes of a vector of channels, zero point added, not yet saturated.
 
     Args:
         k: builder.
         sums: int32 vector of `lanes`.
-        params: from `pack` with the same `lanes` and `lifted`.
-        channel: first channel, a multiple of `lanes`.
-        lanes: 16 (AVX-512) or 8 (AVX2).
+        field: what `expand` made with the same `lanes` and `lifted`.
+        lanes: 16 (AVX-512) or 8 (AVX2), or what is left of them.
         lifted: whether to shift logically (AVX2).
     """
     half = lanes // 2
-    base = channel * 7 // 2
+    bits = k.const(32, "int64", half)
 
     def wide(index: int) -> Expr:
-        return k.load(params, base + index * half, half)
-
-    def narrow(index: int) -> Expr:
-        return k.bitcast(wide(4 + index), "int32", lanes)
-
-    bits = k.const(32, "int64", half)
+        return k.bitcast(field(index), "int64", half)
 
     def low(value: Expr) -> Expr:
         # LLVM selects vpmuldq when both factors visibly are sign-extended 32-bit values.
@@ -97,13 +98,13 @@ def requantize(k: Builder, sums: Expr, params: Buffer, channel: Expr, lanes: int
             product, n = (k.bitcast(v, "uint64", half) for v in (product, n))
         return k.bitcast(k.shift_right(product, n), "int32", lanes)
 
-    clamped = k.min(k.max(sums, narrow(0)), narrow(1))
+    clamped = k.min(k.max(sums, field(4)), field(5))
     pairs = k.bitcast(clamped, "int64", half)
     even = shifted(low(pairs), 0)
     odd = shifted(k.shift_right(pairs, bits), 1)
     # Little-endian: lane 2i of each holds the low half of 64-bit lane i.
     joined = k.shuffle([even, odd], [i if i % 2 == 0 else lanes + i - 1 for i in range(lanes)])
-    total = k.wrapping_add(k.bitcast(joined, "uint32", lanes), k.bitcast(narrow(2), "uint32", lanes), lanes)
+    total = k.wrapping_add(k.bitcast(joined, "uint32", lanes), k.bitcast(field(6), "uint32", lanes), lanes)
     return k.shift_right(k.bitcast(total, "int32", lanes), k.const(1, "int32", lanes))
 
 

@@ -1,6 +1,7 @@
 """Exact dyadic requantization of int32 sums with SSE2 alone: zp + ((acc * m + 2^(n-1)) >> n) for every n in 1..62, one rounding.
 
-In: vectors of 4 int32 sums and per-channel parameters packed here. Out: int32 codes before saturation, or stored uint8 codes.
+In: vectors of 4 int32 sums and the parameters of `bevel.backends.kernels.parameters`. Out: int32 codes before saturation, or
+stored uint8 codes.
 
 SSE2 multiplies unsigned 32-bit numbers only (pmuludq, the low half of every 64-bit lane), shifts all lanes by one amount and has
 no 32-bit minimum. So, for n >= 33::
@@ -22,67 +23,79 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from bevel.backends.kernel import Array, ConvConstants
+from bevel.backends.kernels.parameters import Fields
 from bevel.backends.kernels.tiling import store_valid
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.requantize import clamp_codes
-from bevel.errors import CheckFailed
 
 LANES = 4
+FIELDS = 9
 # The first shift that needs no scaled sum, and the least that is told apart.
 _LONG, _SHORTEST = 33, 21
 # Makes products non-negative; a multiple of every 2^n.
 _LIFT = 62
 
 
-def pack(constants: ConvConstants) -> Array:
-    """Parameters as int64, one record of 18 elements per vector of 4 channels.
+def expand(k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr) -> list[Expr]:
+    """The record of 4 channels.
 
-    A record is six pairs of 64 bits (multiplier and addend of channels 0 and 2, then of 1 and 3; factor 2^(64-n) of channels 0
-    and 1, then 2 and 3), then three quads of 32 bits (a mask of sums used as they are, the scale of the others, zero point).
-    The first multiplier is made negative where any sum is scaled.
+    Six pairs of 64 bits (multiplier and addend of channels 0 and 2, then of 1 and 3; factor 2^(64-n) of channels 0 and 1, then 2
+    and 3), then three quads of 32 bits (a mask of sums used as they are, the scale of the others, zero point). The first
+    multiplier is made negative where any sum is scaled.
+
+    Args:
+        k: builder.
+        multiplier: int32 vector of 4.
+        shift: int32 vector of 4.
+        zero_point: int32 scalar.
     """
-    if constants.multiplier is None or constants.shift is None:
-        raise CheckFailed("a requantized convolution was packed without multiplier and shift")
 
-    def padded(values: Array, fill: int) -> Array:
-        full = np.full(-(-len(values) // LANES) * LANES, fill, np.int64)
-        full[: len(values)] = values
-        return full.reshape(-1, LANES)
+    def const(value: int, lanes: int = LANES, dtype: str = "int32") -> Expr:
+        return k.const(value, dtype, lanes)
 
-    m, n = padded(constants.multiplier, 0), padded(constants.shift, _LONG)
-    direct = n >= _LONG
-    scale = np.where(direct, 0, np.left_shift(1, _LONG - np.clip(n, _SHORTEST, _LONG)))
-    n = np.maximum(n, _LONG)
-    # At most 2^62 + 2^61.
-    addend = (1 << _LIFT) - np.left_shift(m, 31) + np.left_shift(1, n - 1)
-    factor = np.left_shift(1, 64 - n)
-    zero = constants.y_zero_point - np.left_shift(1, _LIFT - n)
-    m[:, 0] |= np.where(direct.all(axis=1), 0, np.iinfo(np.int64).min)
-    wide = [m[:, 0::2], addend[:, 0::2], m[:, 1::2], addend[:, 1::2], factor[:, :2], factor[:, 2:]]
-    narrow = np.concatenate([np.where(direct, -1, 0), scale, zero], axis=1).astype(np.int32).view(np.int64)
-    return np.concatenate([*wide, narrow], axis=1).ravel()
+    def quad(value: Expr) -> Expr:
+        return k.bitcast(value, "int32", LANES)
+
+    def pair(value: Expr, channels: Sequence[int]) -> Expr:
+        return k.cast(k.shuffle([value], channels), "int64", 2)
+
+    one, direct = const(1, 2, "int64"), shift > const(_LONG - 1)
+    scale = k.select(direct, const(0), k.shift_left(const(1), const(_LONG) - k.min(k.max(shift, const(_SHORTEST)), const(_LONG))))
+    n = k.max(shift, const(_LONG))
+    wide = []
+    for channels in ((0, 2), (1, 3)):
+        m = pair(multiplier, channels)
+        # At most 2^62 + 2^61.
+        half = k.shift_left(one, pair(n, channels) - one)
+        wide += [m, const(1 << _LIFT, 2, "int64") - k.shift_left(m, const(31, 2, "int64")) + half]
+    factors = [k.shift_left(one, const(64, 2, "int64") - pair(n, channels)) for channels in ((0, 1), (2, 3))]
+    scaled = const(0, 1) < k.max(k.max(*(_lane(k, scale, i) for i in (0, 1))), k.max(*(_lane(k, scale, i) for i in (2, 3))))
+    mark = k.select(scaled, const(-1 << 63, 1, "int64"), const(0, 1, "int64"))
+    wide[0] = k.bitwise_or(wide[0], k.shuffle([k.splat(mark, 2), const(0, 2, "int64")], (0, 2)))
+    # 2^(62-n) modulo 2^32 is 0 up to n = 30, which is less than any here.
+    zero = k.splat(zero_point, LANES) - k.shift_left(const(1), const(_LIFT) - n)
+    return [*map(quad, (*wide, *factors)), k.select(direct, const(-1), const(0)), scale, zero]
 
 
-def requantize(k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
-    """Int32 codes of channels [channel, channel + 4), zero point added, not yet saturated.
+def _lane(k: Builder, vector: Expr, lane: int) -> Expr:
+    return k.shuffle([vector], [lane])
+
+
+def requantize(k: Builder, sums: Expr, field: Fields) -> Expr:
+    """Int32 codes of a vector of channels, zero point added, not yet saturated.
 
     Args:
         k: builder.
         sums: int32 vector of 4.
-        params: from `pack`.
-        channel: first channel, a multiple of 4.
+        field: what `expand` made.
     """
-    base = channel * 9 // 2
     bits = k.const(32, "uint64", 2)
 
     def wide(index: int) -> Expr:
-        return k.bitcast(k.load(params, base + index * 2, 2), "uint64", 2)
+        return k.bitcast(field(index), "uint64", 2)
 
     def narrow(index: int, dtype: str = "uint32", lanes: int = LANES) -> Expr:
-        return k.bitcast(k.load(params, base + 12 + index * 2, 2), dtype, lanes)
+        return k.bitcast(field(6 + index), dtype, lanes)
 
     def low(value: Expr) -> Expr:
         # LLVM selects pmuludq, and drops these shifts, when both factors visibly are zero-extended 32-bit values.
@@ -93,7 +106,7 @@ def requantize(k: Builder, sums: Expr, params: Buffer, channel: Expr) -> Expr:
 
     acc = k.alloc(LANES, "uint32")
     k.store(acc, 0, k.bitcast(sums, "uint32", LANES), LANES)
-    with k.when(k.load(params, base) < k.const(0, "int64")):
+    with k.when(k.shuffle([field(0)], [1]) < k.i32(0)):
         words = k.call("int16x8", "llvm.x86.sse2.packssdw.128", sums, sums)
         # Two products per lane, of which the second is with the upper half of the factor: zero.
         pairs = k.shuffle([words], [i // 2 for i in range(8)])

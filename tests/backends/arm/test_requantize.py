@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from bevel.backends.arm.neon import A32, A64, Neon
-from bevel.backends.arm.requantize import narrow_codes, pack_requantize, requantize
+from bevel.backends.arm.requantize import expand, narrow_codes, requantize
 from bevel.backends.kernel import Array, ConvConstants
+from bevel.backends.kernels import parameters
 from bevel.backends.tvm import Builder
-from bevel.errors import UsageError
+from bevel.errors import CheckFailed
 from bevel.ir.protocols import Target
 from tests.backends.harness import A7, A72, Call, Compiled, skip_unless_runs
 
@@ -21,14 +22,18 @@ MULTIPLIERS = (1 << 30, (1 << 30) + 1, 1518500250, (1 << 31) - 1, 0)
 
 
 def kernel(symbol: str, neon: Neon) -> Any:
-    """acc [hi rows, lo channels] -> int8, clamped to limits [lo, hi]."""
+    """acc [hi rows, lo channels] -> int8, clamped to limits [lo, hi, zero point]."""
     with Builder(symbol) as k:
         acc, params = k.param("acc", "int32"), k.param("params", "int32")
         limits, out = k.param("limits", "int32"), k.param("out", "int8")
         channels, rows, _ = k.range_params()
         with k.serial(rows) as r, k.serial(k.floordiv(channels, k.i32(8))) as block:
             at = r * channels + block * 8
-            values = [requantize(k, neon, k.load(acc, at + i, 4), params, block * 8 + i) for i in (0, 4)]
+            values = []
+            for i in (0, 4):
+                factors = parameters.load(k, params, block * 8 + i, 4)
+                record = expand(k, *factors, k.load(limits, k.i32(2)))
+                values.append(requantize(k, neon, k.load(acc, at + i, 4), record.__getitem__))
             codes = narrow_codes(k, neon, values, [k.load(limits, k.i32(i)) for i in (0, 1)])
             k.store(out, at, codes, 8)
     return k.function
@@ -73,8 +78,8 @@ def test_exact_at_extremes_ties_and_random(target: Target, neon: Neon, tmp_path:
     cases = [constants_of(multiplier, shift, *z) for z in ((0, -128, 127), (-128, -128, 127), (127, -128, 127), (5, -3, 77))]
     calls = []
     for constants in cases:
-        limits = np.array([constants.lo, constants.hi], np.int32)
-        inputs = [acc, pack_requantize(constants), limits]
+        limits = np.array([constants.lo, constants.hi, constants.y_zero_point], np.int32)
+        inputs = [acc, parameters.pack(constants, 4), limits]
         calls.append(Call("requantize", inputs, [(acc.shape, "int8")], [(acc.shape[1], acc.shape[0])]))
     results = Compiled({"requantize": kernel("requantize", neon)}, target, tmp_path).run(calls)
     for constants, (result,) in zip(cases, results, strict=True):
@@ -82,8 +87,9 @@ def test_exact_at_extremes_ties_and_random(target: Target, neon: Neon, tmp_path:
 
 
 def test_pack_pads_with_zero_multipliers_and_rejects_what_is_outside_the_contract() -> None:
-    packed = pack_requantize(constants_of([1 << 30] * 5, [33] * 5, 3, -10, 90)).reshape(2, 4, 4)
-    assert packed[1].tolist() == [[0, 0, 0, 0], [1 << 30, 0, 0, 0], [-2, 0, 0, 0], [3, 3, 3, 3]]
+    packed = parameters.pack(constants_of([1 << 30] * 5, [33] * 5, 3, -10, 90), 4).reshape(2, 5)
+    assert packed[:, :4].tolist() == [[1 << 30] * 4, [1 << 30, 0, 0, 0]]
+    assert packed[:, 4:].copy().view(np.uint8).tolist() == [[33, 33, 33, 33], [33, 62, 62, 62]]
     for multiplier, shift in ((1 << 31, 33), (1 << 29, 33), (-(1 << 30), 33), (1 << 30, 0), (1 << 30, 63)):
-        with pytest.raises(UsageError, match="channel 1"):
-            pack_requantize(constants_of([1 << 30, multiplier], [33, shift], 0, -128, 127))
+        with pytest.raises(CheckFailed, match="channel 1"):
+            parameters.pack(constants_of([1 << 30, multiplier], [33, shift], 0, -128, 127), 4)
