@@ -137,8 +137,6 @@ def test_what_spoils_measurements_is_said_with_its_cure(tmp_path: Path, monkeypa
     host = load_profile("host")
     with resolve_transport(host) as transport:
         checks = by_name(list(check_device(transport, host)))
-        with transport.lock("a test", 0):
-            pass
     assert checks["governor"].remedy.startswith("echo performance")
     assert checks["clock"].found == "capped at 1.5 of 2.4 GHz"
     assert not checks["temperature"].ok
