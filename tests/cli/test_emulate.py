@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bevel.devices.profile import load_profile, save_profile
-
-Bevel = Callable[..., Any]
+from tests.cli.conftest import Bevel
 
 
 def test_unknown_board_lists_those_there_are(bevel: Bevel) -> None:

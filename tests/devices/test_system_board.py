@@ -25,6 +25,7 @@ from bevel.devices.boards.catalog import EMULATIONS, emulated_board
 from bevel.devices.boards.image import cpio
 from bevel.devices.boards.packages import File
 from bevel.devices.boards.system import SystemBoard
+from bevel.devices.probe import probe_device, profile_from_probe
 from bevel.devices.profile import load_profile
 from bevel.devices.resolve import resolve_transport
 from bevel.devices.runner import DeviceRunner
@@ -87,7 +88,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artifa
 
 
 def check_core(board: SystemBoard, name: str) -> None:
-    """The system says which core it has, what it can do and that it is emulated."""
+    """The system says which core it has, what it can do and that it is emulated; the probe makes the same of it."""
     part, features = CORES[name]
     with resolve_transport(board.profile) as transport:
         info = transport.info
@@ -98,6 +99,10 @@ def check_core(board: SystemBoard, name: str) -> None:
         assert transport.emulated
         assert info.emulator == f"qemu-system-aarch64 -M virt -cpu {board.profile.qemu_cpu} -smp 2 -m 512"
         transport.preflight(load_profile(EMULATIONS[name].profile).target())
+        probed = profile_from_probe(probe_device(transport, quick=True), "probed", board.profile.ssh)
+    assert probed.cpu == board.profile.qemu_cpu
+    assert [(kind.name, len(kind.cpus)) for kind in probed.core_kinds] == [(board.profile.qemu_cpu, 2)]
+    assert probed.features == features
 
 
 def works(transport: Transport) -> None:
