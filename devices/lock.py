@@ -20,28 +20,53 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bevel.devices.errors import ConnectionLost, DeviceBusy, MissingTool, RemoteFailed
+from bevel.devices.errors import ConnectionLost, DeviceBusy, RemoteFailed
+from bevel.devices.remote import BORN
 
 HOLD_LIMIT_S = 7 * 24 * 3600  # the device-side end of a hold nobody released: a week
 ANSWER_S = 60  # the device's first word: a slow board starts a shell and a few tools
 
-# Waits for the lock, then becomes the process that holds it: its last argument says who it is. What it waits for is in
-# the background because mksh heeds a signal only between its foreground children.
+# Waits for the lock, then becomes the process that holds it: its last argument says who it is.
 # $1: who and what for. `flock` works on a file opened for reading, so users share one that belongs to another. The file is
 # standard input because shells such as Android's mksh keep other descriptors from children.
-LOCK = r"""
+# Without flock (Debian's busybox) a symbolic link names the holder's process, and holds while that process lives. One that finds
+# it dead moves the link away; who in that instant moved a newer one puts it back, and each taker looks again after a while.
+LOCK = (
+    BORN
+    + r"""
 who=$1
 folder=${BEVEL_LOCK_DIR:-/tmp}; [ -d "$folder" ] || folder=/data/local/tmp
 lock=$folder/bevel-device.lock
 echo "pid $$"
-command -v flock >/dev/null || { echo "missing flock"; exit; }
-[ -e "$lock" ] || (umask 0; set -C; : >"$lock") 2>/dev/null
-[ -r "$lock" ] || { echo "unusable $lock"; exit; }
-exec <"$lock"
-flock -n 0 || { echo wait; exec 3<&0; flock 0 <&3 & wait $!; exec 3<&-; }
+if command -v flock >/dev/null; then
+    [ -e "$lock" ] || (umask 0; set -C; : >"$lock") 2>/dev/null
+    [ -r "$lock" ] || { echo "unusable $lock"; exit; }
+    exec <"$lock"
+    flock -n 0 || { echo wait; flock 0; }
+else
+    mkdir -m 777 "$lock.d" 2>/dev/null
+    [ -w "$lock.d" ] || { echo "unusable $lock.d"; exit; }
+    link=$lock.d/holder mine=$(born $$) waiting=
+    while :; do
+        if ln -s "$mine" "$link" 2>/dev/null; then
+            sleep 0.3 2>/dev/null || sleep 1
+            [ "$(readlink "$link")" = "$mine" ] && break
+        elif held=$(readlink "$link"); then
+            if [ "$(born "${held%%-*}")" = "$held" ]; then
+                [ "$waiting" ] || echo wait
+                waiting=yes
+                sleep 1
+            elif mv "$link" "$link.$$" 2>/dev/null; then
+                [ "$(readlink "$link.$$")" = "$held" ] || ln -s "$(readlink "$link.$$")" "$link"
+                rm -f "$link.$$"
+            fi
+        fi
+    done
+fi
 read -r now idle </proc/uptime
-exec sh -c 'echo held; while :; do sleep 3600 </dev/null & wait; done' "bevel-lock-holder $lock $now $who"
+exec sh -c 'echo held; while :; do sleep 3600 </dev/null; done' "bevel-lock-holder $lock $now $who"
 """
+)
 
 # Prints the seconds since which the lock is held, and by whom; nothing when that cannot be seen.
 HOLDER = r"""
@@ -49,16 +74,20 @@ folder=${BEVEL_LOCK_DIR:-/tmp}; [ -d "$folder" ] || folder=/data/local/tmp
 read -r now idle </proc/uptime
 cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' | grep "^bevel-lock-holder $folder/bevel-device.lock " | sed "s/^/$now /" || :
 """
-# $1: absolute path of a directory that exists as long as this command. Its lock tells the next probe that it is in use; the
-# probe may remove it in the instant before it is locked.
-SCRATCH = r"""
-folder=$1
+# $1: work directory. Makes a directory there that exists as long as this command, and is named after its process, so that the
+# next probe knows whether to remove it.
+SCRATCH = (
+    BORN
+    + r"""
+cd -- "$1" || exit
+folder=$PWD/.scratch-$(born $$)
 echo "pid $$"
 trap 'rm -rf -- "$folder"; exit' TERM HUP
-until mkdir -p -- "$folder" || exit; exec <"$folder" && flock -n 0; [ -d "$folder" ]; do :; done
-echo made
+mkdir -- "$folder" || exit
+echo "made ${folder##*/}"
 while :; do sleep 3600 </dev/null & wait; done
 """
+)
 _HOLDER = re.compile(r"^(?P<now>[\d.]+) bevel-lock-holder \S+ (?P<since>[\d.]+) (?P<who>.*)$", re.MULTILINE)
 
 
@@ -187,8 +216,6 @@ def hold_lock(
                     f"the device is in use by {holder()}",
                     f"Try again later (waited {wait_s:g} s); the lock ends with the process that holds it",
                 )
-        if word == "missing flock":
-            raise MissingTool(where, "flock not found", "Install util-linux, or busybox")
         if word != "held":
             raise RemoteFailed(where, f"the device's lock cannot be taken ({word or 'no answer'})", "Check /tmp on the device")
         yield

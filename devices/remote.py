@@ -42,12 +42,25 @@ printf '\n%s %s %s %s\n' "$nonce" "$status" "$begin" "$end" >&2
 
 TOOLS = ("timeout", "setsid", "dd", "od", "df", "sha256sum", "env", "mv", "chmod", "rm")
 
+# Names a process such that no other ever has the name: number, start time since boot, boot; nothing when it is gone.
+BORN = r"""
+born() {
+    read -r stat 2>/dev/null </proc/"$1"/stat || return
+    read -r boot </proc/sys/kernel/random/boot_id
+    echo "$1-$(set -- ${stat##*) }; shift 19; echo "$1")-$boot"
+}
+"""
+
 # $1: work directory. First removes what nobody holds or wants any more: scratch directories that a reboot left, and parts of
 # files that were cut off three days ago.
 PROBE = (
-    r"""
+    BORN
+    + r"""
 mkdir -p -- "$1" && cd -- "$1" || exit 73
-for folder in .scratch-*; do [ -d "$folder" ] && (exec <"$folder" && flock -n 0) && rm -rf -- "$folder"; done 2>/dev/null
+for folder in .scratch-*; do
+    owner=${folder#.scratch-}
+    [ ! -d "$folder" ] || [ "$(born "${owner%%-*}")" = "$owner" ] || rm -rf -- "$folder"
+done
 find .part-* -prune -mtime +2 -exec rm -f -- {} \; 2>/dev/null
 echo "workdir=$(pwd -P)"
 echo "machine=$(uname -m)"

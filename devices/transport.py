@@ -252,16 +252,20 @@ class Transport(FileTransfer):
         after it like after a running program; what a reboot leaves goes when the device is next opened.
         """
         if self._scratch is None or not self._scratch[1].alive:
-            name = f".scratch-{secrets.token_hex(8)}"
-            hold = self._hold(SCRATCH, self.path(name))
-            self._scratch = name, hold
-            word = hold.word(ANSWER_S)
-            if word != "made":
+            hold = self._hold(SCRATCH, self.info.workdir)
+            try:
+                word = hold.word(ANSWER_S) or "no answer"
+            except BaseException:
+                hold.release()
+                raise
+            if not word.startswith("made "):
+                hold.release()
                 raise RemoteFailed(
                     self.label,
-                    f"{self.path(name)} cannot be made ({word or 'no answer'})",
+                    f"no scratch directory can be made in {self.info.workdir} ({word})",
                     "Check the work directory on the device",
                 )
+            self._scratch = word.removeprefix("made "), hold
         return self._scratch[0]
 
     def discard(self, remote_rel: str) -> None:

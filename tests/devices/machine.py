@@ -189,9 +189,8 @@ class Machine:
 
     def servers(self) -> list[int]:
         """The SSH server's processes that serve open connections."""
-        listener = min(pid for pid in self._all() if Path(f"/proc/{pid}/comm").read_text().strip() == "sshd")
-        commands = self.processes()
-        return [pid for pid in self._all() if pid not in (self.pid, listener, *commands)]
+        first, commands = self.pid, self.processes()
+        return [pid for pid in self._all() if pid != first and pid not in commands and _parent(pid) != first]
 
     @contextmanager
     def little_memory(self, size: int) -> Iterator[None]:
@@ -267,6 +266,12 @@ def wait(until: Callable[[], object], what: str, within_s: float = 20) -> None:
     while not until():
         assert time.monotonic() < end, f"{what} did not appear"
         time.sleep(0.02)
+
+
+def _parent(pid: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def _ip(*arguments: str) -> None:

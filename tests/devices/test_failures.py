@@ -398,13 +398,15 @@ def held_by_another_process(scene: Scene) -> None:
 class Row:
     """A failure: what breaks, the error that names it, and what its message must say.
 
-    `isolated`: needs network, mounts or processes of its own. `reopened`: what is left goes when the device is next opened.
+    `isolated`: needs network, mounts or processes of its own. `unaided`: the device ends the job while the cause lasts.
+    `reopened`: what is left goes when the device is next opened.
     """
 
     act: Callable[[Scene], None]
     error: type[errors.BoardError]
     says: str
     isolated: bool = False
+    unaided: bool = False
     reopened: bool = False
 
     @property
@@ -422,7 +424,7 @@ ROWS = [
     Row(no_route, errors.HostUnreachable, "No route to host", isolated=True),
     Row(firewall, errors.ConnectTimeout, r"no answer within 0\.5 s", isolated=True),
     Row(frozen_before, errors.ConnectTimeout, r"no answer within 0\.5 s", isolated=True),
-    Row(link_drops, errors.ConnectionLost, "the device does not answer", isolated=True),
+    Row(link_drops, errors.ConnectionLost, "the device does not answer", isolated=True, unaided=True),
     Row(server_killed, errors.ConnectionLost, "the connection was lost, the device is up", isolated=True),
     Row(freezes, errors.ConnectionLost, "the device does not answer", isolated=True),
     Row(reboots, errors.ConnectionLost, "the device rebooted", isolated=True, reopened=True),
@@ -482,6 +484,8 @@ def test_failure(scene: Scene, row: Row) -> None:
         scene.opened.pop().close()
     if scene.ssh.workdir.startswith(f"{machine.root}/disk"):
         assert machine.files(scene.ssh.workdir).keys() <= scene.kept  # before the disk goes
+    if row.unaided:
+        wait(lambda: not machine.processes(), "the end of all processes of the job", within_s=3 * PATIENCE_S)
     while scene.undo:
         scene.undo.pop()()
     wait(lambda: not machine.processes(), "the end of all processes of the job", within_s=3 * PATIENCE_S)

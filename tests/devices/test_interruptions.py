@@ -196,7 +196,7 @@ def test_an_error_of_the_listener_ends_the_program_there(machine: Machine, conne
     with connect(machine.ssh) as device:
         with pytest.raises(ValueError, match="enough"):
             device.run(["sh", "-c", "echo go; exec sleep 300"], on_stdout=refuse)
-        assert machine.find("sleep") == []
+        wait(lambda: not machine.processes(), "the end of all processes of the job")
         assert device.run(["echo", "next"]).stdout == b"next\n"
 
 

@@ -23,10 +23,18 @@ from bevel.devices.transport import Transport
 Open = Callable[[], Transport]
 
 
-@pytest.fixture
-def another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    """Opens transports to this machine that share a lock of the test's own."""
+@pytest.fixture(params=["flock", "no flock"])
+def another(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    """Opens transports to this machine that share a lock of the test's own; also as on a device without flock."""
     monkeypatch.setenv("BEVEL_LOCK_DIR", str(tmp_path))
+    if request.param == "no flock":
+        tools = tmp_path / "tools"
+        tools.mkdir()
+        for folder in ("/usr/bin", "/bin"):
+            for tool in Path(folder).iterdir():
+                if tool.name != "flock" and not (tools / tool.name).is_symlink():
+                    (tools / tool.name).symlink_to(tool)
+        monkeypatch.setenv("PATH", str(tools))
     opened: list[Transport] = []
 
     def start() -> Transport:
@@ -120,16 +128,18 @@ def test_lock_ends_with_a_killed_holder(another: Open, tmp_path: Path, end: sign
         holder.wait(20)
 
 
-def users(file: Path) -> list[int]:
-    """Processes that have `file` open."""
-    found = set()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
+def processes(tmp_path: Path, argument: str = "") -> list[int]:
+    """Processes that commands of this test's transports started, with an argument that begins like this."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if link.readlink() == file:
-                found.add(int(link.parts[2]))
+            ours = f"BEVEL_LOCK_DIR={tmp_path}".encode() in (folder / "environ").read_bytes().split(b"\0")
+            arguments = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue  # It ended meanwhile, or belongs to someone else.
-    return sorted(found)
+        if ours and any(text.startswith(argument.encode()) for text in arguments):
+            found.append(int(folder.name))
+    return found
 
 
 def test_a_lock_lost_on_the_way_is_told(another: Open, tmp_path: Path) -> None:
@@ -137,7 +147,7 @@ def test_a_lock_lost_on_the_way_is_told(another: Open, tmp_path: Path) -> None:
 
     def measure_under_a_dying_lock() -> None:
         with another().lock("a bench", 0):
-            (holder,) = users(tmp_path / "bevel-device.lock")
+            (holder,) = processes(tmp_path, f"bevel-lock-holder {tmp_path}/")
             os.kill(holder, signal.SIGKILL)
             with another().lock("another bench", 10):
                 pass
@@ -159,7 +169,10 @@ def test_interrupted_wait_leaves_no_waiter(another: Open, tmp_path: Path) -> Non
 
         with pytest.raises(KeyboardInterrupt), second.lock("second", 30, interrupt):
             pass
-    assert users(tmp_path / "bevel-device.lock") == []
+    end = time.monotonic() + 10
+    while processes(tmp_path) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert processes(tmp_path) == []
 
 
 def test_error_inside_the_lock_frees_it(another: Open) -> None:
@@ -170,15 +183,29 @@ def test_error_inside_the_lock_frees_it(another: Open) -> None:
         pass
 
 
-def test_device_without_flock(another: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = another()
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name in ("sh", "timeout", "setsid", "dd", "env"):
-        (tools / name).symlink_to(next(p for p in (Path("/bin") / name, Path("/usr/bin") / name) if p.exists()))
-    monkeypatch.setenv("PATH", str(tools))
-    with pytest.raises(errors.MissingTool, match="flock not found"), device.lock("a", 0):
-        pass
+def test_many_take_turns(another: Open, tmp_path: Path) -> None:
+    """Nobody holds the lock while another does, also when all find that its last holder is dead."""
+    if (tmp_path / "tools").exists():
+        (tmp_path / "bevel-device.lock.d").mkdir()
+        (tmp_path / "bevel-device.lock.d/holder").symlink_to("1-1-of-another-boot")
+    inside: list[str] = []
+    most = 0
+
+    def work(device: Transport, name: str) -> None:
+        nonlocal most
+        with device.lock(name, 60):
+            inside.append(name)
+            most = max(most, len(inside))
+            time.sleep(0.05)
+            inside.remove(name)
+
+    threads = [threading.Thread(target=work, args=(another(), f"job {index}")) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert (most, inside) == (1, [])
 
 
 def test_lock_file_of_another_user_serves(another: Open, tmp_path: Path) -> None:
