@@ -95,6 +95,7 @@ def rows(finding: Finding) -> Iterator[str]:
             ratio = f"{contest.ratios[name]:.2f}" if name in contest.ratios else ""
             error = f"{contest.errors[name]:.2g}" if name in contest.errors else "-"
             notes = ["computes something else"] if name in contest.strangers else []
+            notes += [f"not held to it: {facts[name]['beyond_cap']}"] if name in contest.uncapped else []
             notes += [latency.why_unstable] if latency.why_unstable else []
             cpu = f"{contest.cpu_ratios[name]:.2f}" if name in contest.cpu_ratios else ""
             figures = f"{latency.median:.4f} | {_interval(latency)} | {latency.cpu:.4f} | {ratio} | {cpu} | {error}"

@@ -34,7 +34,7 @@ class Contest:
         cpu_ratios: the same of CPU time, which other programs disturb less.
         errors: by name, "bevel" too: max|d| / max|reference| of the outputs against the reference; empty without one.
         facts: by name, "bevel" too: version, and isa where the engine tells it.
-        uncapped: peers that could not be kept within the instruction set asked for.
+        uncapped: peers of which some kernels at least were not kept within the instruction set asked for.
     """
 
     ours: Latency
@@ -123,8 +123,9 @@ def measure_host(
     errors: dict[str, float] = {}
     if reference is not None:
         errors = {name: max(relative_difference(run.outputs[name], list(reference)) for run in runs) for name in everyone}
-    uncapped = tuple(name for name, peer in peers.items() if isa is not None and not peer.capped)
-    return Contest(latency.pop("bevel"), latency, ratios, cpu_ratios, errors, runs[-1].facts, uncapped)
+    facts = runs[-1].facts
+    uncapped = tuple(n for n, peer in peers.items() if isa is not None and (not peer.capped or "beyond_cap" in facts[n]))
+    return Contest(latency.pop("bevel"), latency, ratios, cpu_ratios, errors, facts, uncapped)
 
 
 def _ratio(runs: Sequence[Mapping[str, Sequence[float]]], name: str) -> float:

@@ -15,5 +15,6 @@ and needs no `prepare`. The two functions of an adapter:
 
 * `call()` runs the engine once and returns when the outputs are there;
 * `read()` gives the outputs as arrays, in the order of `outputs`, the names of the model's outputs;
-* `facts` says what runs: `version`, and where the engine tells it `isa`, the instruction set of its kernels.
+* `facts` says what runs: `version`; where the engine tells it `isa`, the instruction set of its kernels; and `beyond_cap`,
+  the kernels that no cap reaches.
 """

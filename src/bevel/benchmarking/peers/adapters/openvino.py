@@ -67,8 +67,11 @@ def load(
     kinds = Counter(
         str(op.get_rt_info()["primitiveType"].value) for op in compiled.get_runtime_model().get_ops() if _multiplies(op)
     )
-    isa = kinds.most_common(1)[0][0] if kinds else ""
-    return request.infer, read, {"version": ov.get_version().split("-")[0], "isa": isa}
+    facts = {"version": ov.get_version().split("-")[0], "isa": kinds.most_common(1)[0][0] if kinds else ""}
+    # MLAS chooses its instruction set without asking oneDNN.
+    if foreign := sorted(kind for kind in kinds if "mlas" in kind):
+        facts["beyond_cap"] = " ".join(foreign)
+    return request.infer, read, facts
 
 
 def _multiplies(op: ov.Node) -> bool:
