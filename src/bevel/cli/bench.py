@@ -188,7 +188,8 @@ class _Bench:
         """Measure the artifact and peers interleaved and print them."""
         if not isinstance(self.transport, LocalTransport) or self.transport.emulated:
             raise UsageError(
-                f"--against: peers are measured on this machine only, and the artifact runs on {self.transport.label}"
+                f"--against: peers are measured on this machine only, and the artifact runs on {self.transport.label}, where "
+                "bevel installs no engines; compile it with --device host"
             )
         runner = self.runner
         kept, out = hold_to(names, isa, runner.artifact)
@@ -198,7 +199,14 @@ class _Bench:
             reference = reference_outputs(model, inputs, runner.artifact) if model is not None else None
             with self.transport.lock(f"bench of {runner.artifact.name}", LOCK_WAIT_S, _note):
                 contest = measure_host(
-                    runner.artifact, inputs, peers, threads=runner.threads, processes=processes, reference=reference, say=say
+                    runner.artifact,
+                    inputs,
+                    peers,
+                    threads=runner.threads,
+                    processes=processes,
+                    reference=reference,
+                    isa=isa,
+                    say=say,
                 )
         conditions = session_facts(sample(self.transport)) | {"pinned": [], "canary_spread": None, "rejected": {}}
         document = self._document(contest.ours, conditions, contest.ours.why_unstable) | {
@@ -302,6 +310,7 @@ def _threads(count: int) -> str:
 def _about_peers(contest: Contest, isa: str | None, left_out: list[str]) -> list[str]:
     """Lines a reader of the ratios must have seen."""
     lines = [f"{name} computes something else: error {contest.errors[name]:.3g}" for name in contest.strangers]
+    lines += [f"{name} is not held to {isa}: {contest.facts[name]['beyond_cap']}" for name in contest.uncapped]
     if isa is not None:
         lines.append(f"held to {isa}" + (f"; left out because nothing holds them: {', '.join(left_out)}" if left_out else ""))
     return lines
