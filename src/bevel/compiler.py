@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from bevel import __version__, artifact_cache
 from bevel.data import inputs_of, open_data
+from bevel.devices.cost import Roofline, predict_layers
 from bevel.devices.profile import Profile, list_profiles, load_profile
 from bevel.errors import ArtifactError, CalibrationError, InvalidPlan, UsageError
 from bevel.ir.graph import Graph, Level
@@ -35,7 +36,7 @@ from bevel.passes.pipeline import Pass, print_pipeline, run_passes
 from bevel.passes.preprocess import Preprocess
 from bevel.passes.states import KeepStates
 from bevel.passes.to_half import ToHalf
-from bevel.report import write_report
+from bevel.report import Findings, write_report
 from bevel.runtime.artifact import Artifact
 from bevel.runtime.manifest import read_manifest
 from bevel.runtime.toolchain import find_toolchain
@@ -362,20 +363,22 @@ def compile_model(
         return found, time.monotonic() - start
     say("import", 0, 1)
     graph = load_graph(model, options.dims, pad_nms=options.pad_nms)
-    batch = extents(graph, {})
+    batch, imported = extents(graph, {}), len(graph.nodes)
     trace = trace or Trace()
     graph = bind(prepare(graph, options, say, trace), batch)
+    nodes = {"imported": imported, "compiled": len(graph.nodes)}
     with artifact_cache.staging(key) as folder:
         artifact = build(
             graph,
             profile,
             Path(folder) / output.name,
             options,
-            provenance=_provenance(model, options, key, trace),
+            provenance=_provenance(model, options, key, trace) | {"nodes": nodes},
             fields=_findings(graph, model, trace),
             say=say,
         )
-        artifact_cache.store(write_report(artifact), key)
+        findings = Findings(predicted_ms=predict_layers(graph, Roofline(profile)))
+        artifact_cache.store(write_report(artifact, findings), key)
     finished = artifact_cache.fetch(key, output)
     if finished is None:
         raise ArtifactError(f"{output}: the artifact was damaged on its way out of the cache; compile again")

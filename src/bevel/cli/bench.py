@@ -29,6 +29,7 @@ from bevel.devices.transport import Transport
 from bevel.errors import UsageError
 from bevel.evaluation import artifact_inputs
 from bevel.frontend.onnx_file import read_onnx
+from bevel.report import record
 from bevel.runtime.artifact import Artifact
 
 PROCESSES, BLOCKS, TIME_LIMIT_S, STARTS = 5, 20, 60.0, 20
@@ -68,6 +69,7 @@ _EMULATED, _EMULATED_EFFORT = BenchOptions(blocks=3, block_ms=1, warmup_ms=1), E
 @click.option("--plot", type=click.Path(path_type=Path), help="Drawing of --watch.  [default: NAME.watch.svg]")
 @click.option("--fresh", is_flag=True, help="Start anew instead of going on with an interrupted measurement.")
 @options.dims
+@options.report
 @options.universal
 def command(
     artifact: Path,
@@ -88,6 +90,7 @@ def command(
     plot: Path | None,
     fresh: bool,
     dims: tuple[str, ...],
+    report: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -112,12 +115,14 @@ def command(
     cpus = parse_pin(pin, threads)
     if names and (cold or start or watch):
         raise UsageError("--against: peers are measured warm and running; leave out --cold, --start and --watch")
+    if report and watch is not None:
+        raise UsageError("--report: --watch has a drawing of its own; leave one of them out")
     if plot is not None and (watch is None or plot.suffix != ".svg"):
         raise UsageError(f"--plot {plot}: expected a file NAME.svg, for the drawing of --watch MINUTES")
     with options.open_transport(opened, device) as transport:
         runner = DeviceRunner(opened, transport, threads)
         given = BenchOptions(blocks=blocks, cold=cold, pin=cpus or (), dims=extents, limit_s=max(600.0, 4 * time_limit))
-        bench = _Bench(runner, device or str(opened.manifest["target"]["name"]), given, cpus, seed)
+        bench = _Bench(runner, device or str(opened.manifest["target"]["name"]), given, cpus, seed, report)
         if watch is not None:
             bench.watch(watch, plot or Path(f"{opened.name}.watch.svg"), as_json)
         elif names:
@@ -151,6 +156,7 @@ class _Bench:
     options: BenchOptions
     cpus: tuple[int, ...] | None
     seed: int
+    report: bool
 
     @property
     def transport(self) -> Transport:
@@ -178,6 +184,7 @@ class _Bench:
         }
         if starts is not None:
             document["start_ms"] = starts
+        self._record(document)
         text = [self._table(found.latency, Contest(found.latency, {}, {}), ", caches cold" if self.options.cold else "")]
         text += [line for line in (_confidence(found.latency, found.conditions, found), _extras(found, starts)) if line]
         emit(as_json, document, [*text, *self._warnings(found.why_unstable)])
@@ -216,6 +223,7 @@ class _Bench:
             "peers": contest.document(),
             "left_out": out,
         }
+        self._record(document)
         text = [self._table(contest.ours, contest), *_about_peers(contest, isa, out), _confidence(contest.ours, conditions)]
         emit(as_json, document, [*text, *self._warnings(contest.ours.why_unstable)])
 
@@ -240,6 +248,10 @@ class _Bench:
         emit(as_json, document, [line + throttled, f"drawing: {plot}, data: {data}", *self._emulated_note()])
 
     # How ---------------------------------------------------------------------------------------------------------------
+
+    def _record(self, document: Mapping[str, Any]) -> None:
+        if self.report:
+            record(self.runner.artifact, bench=document)
 
     @property
     def _provenance(self) -> str:

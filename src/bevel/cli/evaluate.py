@@ -9,6 +9,7 @@ import click
 from bevel.cli import options
 from bevel.cli.output import emit, progress
 from bevel.evaluation import evaluate
+from bevel.report import record
 from bevel.runtime.artifact import Artifact
 
 
@@ -18,9 +19,17 @@ from bevel.runtime.artifact import Artifact
 @click.option("--baseline", type=click.Path(path_type=Path), help="Model or artifact to compare with.")
 @click.option("--limit", type=click.IntRange(1), help="Use the first N samples.")
 @options.device()
+@options.report
 @options.universal
 def command(
-    artifact: Path, data: Path, baseline: Path | None, limit: int | None, device: str | None, as_json: bool, verbose: bool
+    artifact: Path,
+    data: Path,
+    baseline: Path | None,
+    limit: int | None,
+    device: str | None,
+    report: bool,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Measure top-1 accuracy of ARTIFACT on its device, and agreement with a baseline.
 
@@ -40,6 +49,8 @@ def command(
         "baseline": None if result.baseline is None else {"value": result.baseline},
         "agreement": result.agreement,
     }
+    if report:
+        record(opened, evaluation=document)
     text = [f"{result.metric} {100 * result.value:.2f} % on {result.n} samples ({label})"]
     if result.baseline is not None:
         text.append(f"baseline {100 * result.baseline:.2f} %, change {100 * (result.value - result.baseline):+.2f} points")

@@ -44,6 +44,7 @@ def open_transport(artifact: Artifact, device_name: str | None) -> Transport:
     return resolve_transport(load_profile(device_name or str(artifact.manifest["target"]["name"])))
 
 
+report = click.option("--report", is_flag=True, help="Show it in the artifact's report.html as well.")
 pad_nms = click.option(
     "--pad-nms", is_flag=True, help="Take NonMaxSuppression: rows that an image leaves empty are -1 (docs/detectors.md)."
 )
