@@ -21,6 +21,7 @@ from bevel.devices.runner import BenchOptions, DeviceRunner
 
 # Short enough to see a governor step, long enough that hours stay readable.
 BLOCK_MS = 500
+_FIRST_BLOCKS = 2
 # The first and the last share of the time that the slowdown compares.
 _END_SHARE = 0.1
 
@@ -123,17 +124,16 @@ class Watch:
                 elif "end" in line:
                     self._throttled = line["throttled"]
 
-            # A process is bounded in blocks, not in time: blocks of slow models last longer, so the rest is asked for anew.
+            # A process is bounded in blocks, not in time, and blocks of slow models last longer: two show how long.
             while (left := deadline - clock()) > 0 or not self._points:
-                blocks = max(1, round(1000 * left / max(BLOCK_MS, self._block_ms())))
+                blocks = max(1, round(1000 * left / self._block_ms())) if self._points else _FIRST_BLOCKS
                 limit_s = 600 + 10 * max(left, 0)
                 self._runner.bench(replace(self._options, blocks=blocks, block_ms=BLOCK_MS, limit_s=limit_s), take)
         return Watched(self._points, self._throttled)
 
     def _block_ms(self) -> float:
-        """How long a block takes, as far as is known."""
-        points = self._points
-        return 1000 * points[-1].s / (len(points) - 1) if len(points) > 1 else BLOCK_MS
+        """How long a block takes."""
+        return max(BLOCK_MS, 1000 * self._points[-1].s / max(1, len(self._points) - 1))
 
     def _add(self, seconds: float, line: dict[str, Any]) -> None:
         canary = line["canary_ns"]
