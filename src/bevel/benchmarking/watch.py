@@ -152,7 +152,7 @@ class Watch:
 _WIDTH, _HEIGHT, _LEFT, _GAP = 900, 150, 70, 44
 _STYLE = """
 svg { color-scheme: light dark; color: light-dark(#222, #ddd); background: light-dark(#fff, #1b1b1b); }
-text { font: 12px sans-serif; fill: currentColor; } .axis { stroke: currentColor; stroke-opacity: .35; }
+text { font-family: sans-serif; font-size: 12px; fill: currentColor; } .axis { stroke: currentColor; stroke-opacity: .35; }
 polyline { fill: none; stroke-width: 1.5; }
 """
 _COLORS = ("#3b7dd8", "#d8843b", "#c2413b")
@@ -204,7 +204,7 @@ def _panel(name: str, seconds: Sequence[float], values: Sequence[float | None], 
         for y, level in ((top, high), ((top + bottom) / 2, (low + high) / 2), (bottom, low))
     ]
     ticks = [
-        f'<text x="{_LEFT + _WIDTH * share:.0f}" y="{bottom + 16:.0f}" text-anchor="middle">{_time(end * share)}</text>'
+        f'<text x="{_LEFT + _WIDTH * share:.0f}" y="{bottom + 16:.0f}" text-anchor="middle">{_time(end * share, end)}</text>'
         for share in (0, 0.25, 0.5, 0.75, 1)
     ]
     return (
@@ -213,8 +213,9 @@ def _panel(name: str, seconds: Sequence[float], values: Sequence[float | None], 
     )
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s"
+def _time(seconds: float, end: float) -> str:
+    """A moment in the unit that suits the whole."""
+    return f"{seconds / 60:.1f} min" if end >= 120 else f"{seconds:.0f} s"
 
 
 def save(watched: Watched, title: str, plot: Path) -> Path:
