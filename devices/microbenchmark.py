@@ -39,6 +39,7 @@ class CpuFacts:
 
     Attributes:
         features: ISA features that the CPU has and the kernel lets programs use, bevel's and others.
+        cpus: CPUs that programs of this user may run on.
         midr: main ID register by CPU, on ARM where programs may read it.
         clock: "gettime_ns", "resolution_ns" of the system's clock; "counter_ns", "counter_mhz" of the CPU's counter, where it
             has one.
@@ -46,6 +47,7 @@ class CpuFacts:
     """
 
     features: frozenset[str]
+    cpus: tuple[int, ...]
     midr: Mapping[int, int]
     clock: Mapping[str, float]
     cycles: str
@@ -202,6 +204,7 @@ class Program:
         answer = self._run("facts")
         return CpuFacts(
             features=frozenset(answer["features"]),
+            cpus=tuple(answer["cpus"]),
             midr={int(cpu): int(value, 16) for cpu, value in answer["midr"].items()},
             clock=answer["clock"],
             cycles=answer["cycles"],

@@ -113,7 +113,7 @@ def probe_device(transport: Transport, *, quick: bool = False, say: Callable[[st
     shown = cpu_features(info.cpuinfo, info.arch) if info.cpuinfo.strip() else info.features
     caches, measured = facts.caches, None
     if not (quick or transport.emulated):
-        core = facts.core_kinds[0].cpus[-1] if facts.core_kinds else 0
+        core = _core(facts, cpu)
         with transport.lock("probe", _LOCK_WAIT_S, say):
             latencies: dict[int, float] = {}
             if not caches:
@@ -134,6 +134,14 @@ def probe_device(transport: Transport, *, quick: bool = False, say: Callable[[st
         measured=measured,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
+
+
+def _core(facts: Facts, cpu: CpuFacts) -> int:
+    """The core to measure: the last of the fastest kind (the first has interrupts to serve) that programs may run on."""
+    for kind in facts.core_kinds:
+        if usable := [number for number in kind.cpus if number in cpu.cpus]:
+            return usable[-1]
+    return cpu.cpus[-1] if cpu.cpus else 0
 
 
 def _disagreements(shown: frozenset[str], told: frozenset[str]) -> tuple[str, ...]:

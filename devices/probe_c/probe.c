@@ -14,7 +14,7 @@
 
 #include "probe.h"
 
-enum { MOST_CPUS = 1024, CLOCK_READS = 1000, PEAK_REPETITIONS = 9 };
+enum { CLOCK_READS = 1000, PEAK_REPETITIONS = 9 };
 static const double PEAK_NS = 4e6;
 
 int has_all(const char *needs)
@@ -49,20 +49,26 @@ static void print_features(void)
     printf("]");
 }
 
-/* The ID register of every core this process may run on. */
-static void print_midr(void)
+/* The cores this process may run on, and the ID register of each. */
+static void print_cores(void)
 {
     cpu_set_t allowed;
     const char *separator = "";
-    printf(", \"midr\": {");
-    if (arch_midr() != 0 && sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
-        for (int cpu = 0; cpu < MOST_CPUS && cpu < CPU_SETSIZE; cpu++) {
-            if (!CPU_ISSET(cpu, &allowed) || run_on(cpu) != 0) continue;
-            printf("%s\"%d\": \"0x%08llx\"", separator, cpu, (unsigned long long)arch_midr());
-            separator = ", ";
-        }
-        sched_setaffinity(0, sizeof allowed, &allowed);
+    int known = sched_getaffinity(0, sizeof allowed, &allowed) == 0;
+    printf(", \"cpus\": [");
+    for (int cpu = 0; known && cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &allowed)) continue;
+        printf("%s%d", separator, cpu);
+        separator = ", ";
     }
+    printf("], \"midr\": {");
+    separator = "";
+    for (int cpu = 0; known && arch_midr() != 0 && cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &allowed) || run_on(cpu) != 0) continue;
+        printf("%s\"%d\": \"0x%08llx\"", separator, cpu, (unsigned long long)arch_midr());
+        separator = ", ";
+    }
+    if (known) sched_setaffinity(0, sizeof allowed, &allowed);
     printf("}");
 }
 
@@ -138,7 +144,7 @@ int main(int argc, char **argv)
         separator = ", ";
         if (!strcmp(argv[i], "facts")) {
             print_features();
-            print_midr();
+            print_cores();
             print_clocks();
             print_counters();
         } else if (!strcmp(argv[i], "peaks")) {

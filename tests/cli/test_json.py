@@ -32,6 +32,8 @@ DEVICE = {
     "cores": int,
     "clock_ghz": NUMBER,
     "address": (str, type(None)),
+    "core_kinds": [{"name": str, "cpus": [int], "max_ghz": (int, float, type(None))}],
+    "probed": (str, type(None)),
     "peaks": {"fp32_gmacs": NUMBER, "int8_gmacs": NUMBER, "provenance": str, "bandwidth_gbs": {"*": NUMBER}},
 }
 SCHEMAS: dict[str, Any] = {

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from bevel.cli import main
 from bevel.compiler import Options, compile_model
 from bevel.devices import errors
 from bevel.devices.adb import AdbTransport, Attached, find_adb, parse_devices
@@ -405,3 +406,19 @@ def test_profiles_name_an_android_device(tmp_path: Path) -> None:
     both.write_text(both.read_text().replace("[adb]", '[adb]\nserial = "-s"').replace('[ssh]\naddress = "board"', ""))
     with pytest.raises(UsageError, match="expected a serial number"):
         load_profile(str(both))
+
+
+@pytest.mark.usefixtures("shell")
+def test_a_phone_is_added_by_its_serial(
+    phone: Phone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`bevel devices add --adb`: the facts are asked under its own shell, and the profile says how to reach it."""
+    monkeypatch.setenv("BEVEL_HOME", str(tmp_path / "home"))
+    with pytest.raises(SystemExit) as leave:
+        main(["devices", "add", "--adb", SERIAL, "--name", "phone", "--workdir", str(phone.home / "work"), "--quick", "--json"])
+    out, err = capfd.readouterr()
+    assert leave.value.code == 0, err
+    assert json.loads(out)["profile"]["address"] == f"adb {SERIAL}"
+    added = load_profile("phone")
+    assert added.adb == phone.adb
+    assert added.features == load_profile("host").features

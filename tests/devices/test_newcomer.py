@@ -85,3 +85,31 @@ def test_every_verb_takes_the_added_device(board: EmulatedBoard, bevel: Bevel, t
     assert bevel("cost", KWS.with_name("resnet8_cifar10_float.onnx"), "--device", "new-pi")["device"] == "new-pi"
     assert bevel("devices", "check", "new-pi")["name"] == "new-pi"
     assert bevel("devices", "remove", "new-pi")["removed"] == "new-pi"
+
+
+@pytest.mark.ssh
+@pytest.mark.qemu
+def test_add_accepts_no_unknown_key_and_replaces_nothing_unasked(
+    board: EmulatedBoard, bevel: Bevel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ssh = address(board)
+    (tmp_path / "nobody").write_text("")
+    target, keys = f"{ssh.user}@{ssh.host}:{ssh.port}", ("--identity", ssh.identity, "--workdir", ssh.workdir)
+
+    def refused(code: int, *args: object) -> str:
+        with pytest.raises(SystemExit) as leave:
+            main(["devices", "add", *map(str, args), "--json"])
+        assert leave.value.code == code
+        return str(json.loads(capfd.readouterr().out)["error"]["message"])
+
+    message = refused(4, target, "--name", "new-pi", "--known-hosts", tmp_path / "nobody", *keys)
+    assert f"`ssh -i {ssh.identity} -o UserKnownHostsFile={tmp_path}/nobody -p {ssh.port} {ssh.user}@{ssh.host} true`" in message
+    assert (tmp_path / "nobody").read_text() == ""
+    assert "--force" in refused(2, target, "--name", "raspberry-pi-4", *keys)
+    assert "cannot be saved" in refused(2, target, "--name", "host", *keys)
+    assert "--adb" in refused(2)
+    assert not (tmp_path / "home" / "devices").exists()
+    known = ("--known-hosts", ssh.known_hosts, "--quick", *keys)
+    bevel("devices", "add", target, "--name", "new-pi", *known)
+    assert "your own" in refused(2, target, "--name", "new-pi", *known)
+    assert bevel("devices", "add", target, "--name", "new-pi", "--force", *known)["file"].endswith("new-pi.toml")

@@ -176,7 +176,7 @@ def probe_of(shown: frozenset[str], told: frozenset[str], rates: tuple[Rate, ...
         label="pi@board",
         info=board_info("aarch64", cpuinfo, shown),
         facts=parse_facts("", cpuinfo),
-        cpu=CpuFacts(told, {}, {"gettime_ns": 50.0, "resolution_ns": 1.0}, "allowed"),
+        cpu=CpuFacts(told, (0, 1, 2, 3), {}, {"gettime_ns": 50.0, "resolution_ns": 1.0}, "allowed"),
         features=shown & told,
         disagreements=(),
         caches=(Cache(1, 64 * KIB), Cache(2, 512 * KIB)),
@@ -354,12 +354,14 @@ def test_a_dot_product_artifact_is_refused_before_it_runs(
     board: EmulatedBoard, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """By comparing features: nothing is sent, and no instruction traps."""
-    profile = save_profile(replace(board.profile, name="a72"))
+    assert board.profile.ssh is not None
+    work = board.root / "work-of-a72"
+    profile = save_profile(replace(board.profile, name="a72", ssh=replace(board.profile.ssh, workdir=str(work))))
     assert run(capfd, "compile", KWS, "--device", "raspberry-pi-5", "-o", tmp_path / "kws.bevel")[0] == 0
     code, answer = run(capfd, "run", tmp_path / "kws.bevel", "--selftest", "--device", profile)
     assert (code, answer["error"]["kind"]) == (4, "IllegalInstruction")
     assert "lacks dotprod, fp16" in answer["error"]["message"]
-    assert not (board.root / "work" / "artifacts").exists()
+    assert not (work / "artifacts").exists()
 
 
 def run(capfd: pytest.CaptureFixture[str], *args: object) -> tuple[int, dict[str, Any]]:

@@ -10,6 +10,13 @@ from bevel.devices.probe import Probe
 from bevel.devices.profile import Profile
 
 
+def address(profile: Profile) -> str | None:
+    """How a device is reached, for people; None for one without an address."""
+    if profile.adb is not None:
+        return f"adb {profile.adb.serial}" if profile.adb.serial else "adb"
+    return profile.ssh.address if profile.ssh is not None else None
+
+
 def describe(profile: Profile) -> dict[str, object]:
     """A profile's JSON document."""
     peaks = profile.peaks
@@ -21,7 +28,9 @@ def describe(profile: Profile) -> dict[str, object]:
         "features": sorted(profile.features),
         "cores": profile.cores,
         "clock_ghz": profile.clock_ghz,
-        "address": profile.ssh.address if profile.ssh is not None else None,
+        "address": address(profile),
+        "core_kinds": [{"name": kind.name, "cpus": list(kind.cpus), "max_ghz": kind.max_ghz} for kind in profile.core_kinds],
+        "probed": profile.probed,
         "peaks": {
             "fp32_gmacs": peaks.fp32_gmacs.value,
             "int8_gmacs": peaks.int8_gmacs.value,
@@ -97,6 +106,7 @@ def probe_tables(probe: Probe, profile: Profile) -> list[object]:
     )
     caches = ", ".join(f"L{c.level} {c.bytes // 1024} KiB" for c in profile.caches)
     origin = {"sysfs": "", "latency": " (from latencies)", "": f" (of the profile nearest, {profile.cpu})"}[probe.caches_from]
+    elsewhere = "" if probe.own_kernel else ", of the machine that emulates"
     clock = probe.cpu.clock
     counter = f", counter {clock['counter_ns']:.0f} ns at {clock['counter_mhz']:.1f} MHz" if "counter_ns" in clock else ""
     rows: list[tuple[str, object]] = [
@@ -104,8 +114,8 @@ def probe_tables(probe: Probe, profile: Profile) -> list[object]:
         ("compiled for", f"{profile.arch}, LLVM {profile.cpu}, {' '.join(sorted(profile.features))}"),
         ("cores", kinds),
         ("caches", caches + origin),
-        ("memory, disk", f"{info.memory_kib // 1024} MiB, {info.disk_free_kib // 1024} MiB free in {info.workdir}"),
-        ("system", f"Linux {info.kernel}, {info.libc or 'C library unknown'}"),
+        ("memory, disk", f"{info.memory_kib // 1024} MiB, {info.disk_free_kib // 1024} MiB free in {info.workdir}{elsewhere}"),
+        ("system", f"Linux {info.kernel}, {info.libc or 'C library unknown'}{elsewhere}"),
         ("clock", f"clock_gettime {clock['gettime_ns']:.0f} ns{counter}, {', '.join(facts.clock_sources) or 'source unknown'}"),
         ("cycle counter", probe.cpu.cycles),
         ("governor", ", ".join(sorted({g.name for g in facts.governors})) or "none visible"),

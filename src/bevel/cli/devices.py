@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from bevel.cli import devices_add, emulate, history, options
-from bevel.cli.device_document import describe
+from bevel.cli.device_document import address, describe
 from bevel.cli.output import emit, table
 from bevel.devices.profile import Profile, list_profiles, load_profile, remove_profile
 from bevel.devices.resolve import resolve_transport
@@ -43,7 +43,7 @@ def command(ctx: click.Context, as_json: bool, verbose: bool) -> None:
 def list_devices(as_json: bool, verbose: bool) -> None:
     """List the device profiles: `host`, those that ship with bevel, and your own."""
     profiles = [load_profile(known) for known in list_profiles()]
-    rows = [(p.name, p.arch, p.cpu, " ".join(sorted(p.features)), _address(p), p.description) for p in profiles]
+    rows = [(p.name, p.arch, p.cpu, " ".join(sorted(p.features)), address(p), p.description) for p in profiles]
     emit(
         as_json,
         {"devices": [describe(p) for p in profiles]},
@@ -114,7 +114,3 @@ def _check(profile: Profile) -> dict[str, object]:
             "arch": info.arch,
             "features": sorted(info.features),
         }
-
-
-def _address(profile: Profile) -> str:
-    return profile.ssh.address if profile.ssh is not None else "-"
