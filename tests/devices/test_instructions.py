@@ -140,3 +140,5 @@ def test_command_prints_counts_and_no_time(resnet8: Artifact) -> None:
     assert document["blocks"][0]["instructions"] == document["blocks"][0]["executions"] * len(document["blocks"][0]["code"])
     text = CliRunner().invoke(cli, ["profile", str(resnet8.path), "--instructions"], catch_exceptions=False).stdout
     assert f"total {document['total']:,} instructions" in text
+    threads = CliRunner().invoke(cli, ["profile", str(resnet8.path), "--instructions", "--threads", "2"])
+    assert isinstance(threads.exception, UsageError)

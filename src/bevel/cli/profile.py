@@ -18,6 +18,7 @@ from bevel.devices.measurements import LayerTime
 from bevel.devices.profile import load_profile
 from bevel.devices.runner import DeviceRunner
 from bevel.devices.store import Store
+from bevel.errors import UsageError
 from bevel.report import record, short_name
 from bevel.runtime.artifact import Artifact
 
@@ -53,6 +54,8 @@ def command(
     """
     opened = Artifact.open(artifact)
     if instructions:
+        if threads != 1:
+            raise UsageError("--instructions counts what one thread executes; leave out --threads")
         show_instructions(opened, device, options.parse_extents(dims), as_json)
         return
     extents = opened.extents(options.parse_extents(dims))
