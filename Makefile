@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEBIAN_PACKAGES := gcc libc6-dev binutils gcc-aarch64-linux-gnu libc6-dev-arm64-cross binutils-arm-linux-gnueabihf qemu-user \
-	qemu-system-arm e2fsprogs openssh-server openssh-client
+	qemu-system-arm e2fsprogs openssh-server openssh-client iproute2
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-full lint setup packages clean
