@@ -32,9 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Devices and measurements of the tests stay apart from the user's."""
+    """Devices and measurements of the tests stay apart from the user's, and no test waits for another's lock on this machine."""
+    home = str(tmp_path_factory.mktemp("bevel-home"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BEVEL_HOME", str(tmp_path_factory.mktemp("bevel-home")))
+        patch.setenv("BEVEL_HOME", home)
+        patch.setenv("BEVEL_LOCK_DIR", home)
         yield
 
 
