@@ -23,13 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from bevel.compiler import Options, bind, load_graph, prepare
 from bevel.data import save_arrays
 from bevel.devices.board import EmulatedBoard
-from bevel.devices.cost import Roofline, graph_cost
 from bevel.devices.profile import Profile, load_profile, save_profile
 from bevel.errors import BevelError
-from bevel.report import Findings, write_report
 from bevel.runtime.artifact import Artifact
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,8 +76,8 @@ def prepare_data(folder: Path) -> tuple[Path, Path]:
     return save_arrays(folder / "calibration.npz", calibration), save_arrays(folder / "test.npz", test)
 
 
-def show(title: str, compiled: Any, evaluated: Any, bench: Any, profile: Any) -> list[str]:
-    """One paragraph of results; its accuracy lines."""
+def show(title: str, compiled: Any, evaluated: Any, bench: Any, profile: Any) -> None:
+    """One paragraph of results."""
     size, latency = compiled["bytes"], bench["latency_ms"]
     accuracy = [
         f"top-1 {100 * evaluated['value']:.2f} % on {evaluated['n']} images, fp32 {100 * evaluated['baseline']['value']:.2f} %",
@@ -98,23 +95,6 @@ def show(title: str, compiled: Any, evaluated: Any, bench: Any, profile: Any) ->
     print(
         f"  profile   slowest of {len(profile['layers'])} steps: {slowest['op']} with {100 * slowest['share']:.0f} % of the time"
     )
-    return accuracy
-
-
-def report(artifact: Path, profile: Profile, bench: Any, layers: Any, accuracy: list[str]) -> Path:
-    """Rewrite the artifact's report with what was measured; returns its path."""
-    graph = bind(prepare(load_graph(MODEL), Options("host", "fp32")), {})
-    findings = Findings(
-        device=bench["device"],
-        provenance=bench["provenance"],
-        latency_ms=bench["latency_ms"],
-        layer_ms=[layer["ms"] for layer in layers["layers"]],
-        predicted_ms={layer.name: layer.bits["w8a8"].ms for layer in graph_cost(graph, Roofline(profile), ("fp32", "w8a8"))},
-        peers={name: peer["ratio"] for name, peer in bench["peers"].items()},
-        accuracy=accuracy,
-    )
-    write_report(Artifact.open(artifact), findings)
-    return artifact / "report.html"
 
 
 def demo(board_name: str | None, out: Path) -> int:
@@ -133,24 +113,20 @@ def demo(board_name: str | None, out: Path) -> int:
         host = bevel("compile", MODEL, "--device", "host", "--bits", "8", "--calib", calibration, "-o", host_dir)
         there = bevel("compile", host_dir, "--device", device, "--calib", calibration, "-o", board_dir)
         print("\nRun and measure on this host")
-        host_eval = bevel("eval", host_dir, "--data", test, "--baseline", MODEL)
-        host_bench = bevel("bench", host_dir, *peers)
-        host_profile = bevel("profile", host_dir)
+        host_eval = bevel("eval", host_dir, "--data", test, "--baseline", MODEL, "--report")
+        host_bench = bevel("bench", host_dir, *peers, "--report")
+        host_profile = bevel("profile", host_dir, "--report")
         print("\nRun and measure on the board, over SSH")
         bevel("run", board_dir, "--device", device, "--selftest")
-        board_eval = bevel("eval", board_dir, "--device", device, "--data", test, "--baseline", MODEL, *few)
+        board_eval = bevel("eval", board_dir, "--device", device, "--data", test, "--baseline", MODEL, *few, "--report")
         same = bevel("eval", board_dir, "--device", device, "--data", test, "--baseline", host_dir, *few)
-        board_bench = bevel("bench", board_dir, "--device", device)
-        board_profile = bevel("profile", board_dir, "--device", device)
+        board_bench = bevel("bench", board_dir, "--device", device, "--report")
+        board_profile = bevel("profile", board_dir, "--device", device, "--report")
 
-        host_lines = show("This host", host, host_eval, host_bench, host_profile)
+        show("This host", host, host_eval, host_bench, host_profile)
         kind = "emulated behind a real SSH server" if board_name is None else "over SSH"
         title = f"Board {board.name} ({kind}, {board_bench['device']})"
-        board_lines = show(title, there, board_eval, board_bench, board_profile)
-        reports = [
-            report(host_dir, load_profile("host"), host_bench, host_profile, host_lines),
-            report(board_dir, board, board_bench, board_profile, board_lines),
-        ]
+        show(title, there, board_eval, board_bench, board_profile)
 
     hashes = {str(Artifact.open(folder).manifest["graph_hash"]) for folder in (host_dir, board_dir)}
     claims = {
@@ -164,8 +140,8 @@ def demo(board_name: str | None, out: Path) -> int:
     for claim, holds in claims.items():
         print(f"  {'yes' if holds else 'NO '}  {claim}")
     print("\nReports (open in a browser)")
-    for path in reports:
-        print(f"  {path}")
+    for folder in (host_dir, board_dir):
+        print(f"  {folder / 'report.html'}")
     print(f"\n{'done' if all(claims.values()) else 'FAILED'} in {time.monotonic() - start:.0f} s")
     return 0 if all(claims.values()) else 1
 

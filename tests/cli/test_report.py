@@ -90,7 +90,7 @@ def test_page_is_self_contained(manifest: dict[str, Any]) -> None:
 def test_measurements_are_shown(manifest: dict[str, Any]) -> None:
     text = render(manifest, findings(manifest))
     cells = Page(text).cells
-    heads = ["#", "layer", "us", "share", "predicted us", "measured / predicted", "Gop/s"]
+    heads = ["#", "layer", "us", "share", "predicted us", "ratio", "Gop/s"]
     assert cells[: len(heads)] == heads
     assert "250.00" in cells, "the predicted layer"
     assert cells.count("0.01") == 1, "its ratio: 2 us measured, 250 predicted"

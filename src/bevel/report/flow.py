@@ -79,7 +79,7 @@ def _graph(manifest: Mapping[str, Any]) -> tuple[str, str, list[str]]:
 def _kernels(layers: list[dict[str, Any]]) -> tuple[str, str, list[str]]:
     kinds = Counter(layer["kernel"] for layer in layers)
     different = len({layer["symbol"] for layer in layers})
-    return ("kernels", f"{different} different", [f"{count} x {name}" for name, count in kinds.most_common(5)])
+    return ("kernels", f"{different} different", [f"{name}: {count}" for name, count in kinds.most_common(5)])
 
 
 def _time(findings: Findings) -> str:

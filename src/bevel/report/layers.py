@@ -23,7 +23,7 @@ def layers(manifest: Mapping[str, Any], findings: Findings) -> str:
     if predicted:
         heads.append(head("predicted us", numeric=True))
     if comparable:
-        heads.append(head("measured / predicted", numeric=True))
+        heads.append(head("ratio", numeric=True))
     if times:
         heads.append(head("Gop/s", numeric=True))
     heads += [head("op"), head("kernel"), head("bits"), head("operations", numeric=True)]
@@ -51,7 +51,8 @@ def layers(manifest: Mapping[str, Any], findings: Findings) -> str:
         cells += [cell(layer[key]) for key in ("op", "kernel", "bits")]
         cells.append(number(layer["macs"], f"{layer['macs']:,}"))
         rows.append("".join(cells))
-    return _note(times, findings) + table("Layers in the order they run", heads, rows)
+    caption = "Layers in the order they run" + ("; ratio is measured / predicted" if comparable else "")
+    return _note(times, findings) + table(caption, heads, rows)
 
 
 def _note(times: list[float], findings: Findings) -> str:

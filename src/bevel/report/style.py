@@ -21,7 +21,7 @@ dl { margin: 0; } dd { margin: 0; }
 .tiles div, .flow li { background: var(--soft); border-radius: .4rem; padding: .5rem .8rem; overflow-wrap: anywhere; }
 .tiles b { display: block; font-size: 1.15rem; }
 .flow { list-style: none; display: flex; flex-wrap: wrap; gap: .7rem 1.5rem; margin: .6rem 0; padding: 0; }
-.flow li { position: relative; flex: 1 1 9.2rem; font-size: .82rem; line-height: 1.35; }
+.flow li { position: relative; flex: 1 1 9.6rem; font-size: .82rem; line-height: 1.35; }
 .flow li:not(:last-child)::after { content: "\\2192"; position: absolute; right: -1.33rem; top: 50%; translate: 0 -50%;
   font-size: 1.1rem; color: var(--dim); }
 .flow h3 { font-size: .82rem; margin: 0; color: var(--dim); font-weight: 600; } .flow b { display: block; font-size: 1.05rem; }
