@@ -68,10 +68,10 @@ def load(
 
 
 def _codes(array: Any, detail: dict[str, Any]) -> Any:
-    """Reals as the codes a quantized input takes; other arrays as they are."""
+    """Reals as the codes a quantized input takes; other arrays in the input's type, which has 32 bits where ONNX has 64."""
     scale, zero = detail["quantization"]
     if not scale or array.dtype.kind != "f" or detail["dtype"] == np.float32:
-        return array
+        return array.astype(detail["dtype"])
     limits = np.iinfo(detail["dtype"])
     return np.clip(np.rint(array / scale) + zero, limits.min, limits.max).astype(detail["dtype"])
 

@@ -49,13 +49,17 @@ def load(
     runtime = MNN.nn.create_runtime_manager((settings,))
     names = list(inputs)
     net = MNN.nn.load_module_from_file(str(folder / "model.mnn"), names, outputs, runtime_manager=runtime)
-    given = [
-        MNN.expr.const(array.astype(np.int32) if array.dtype.kind == "i" else array, list(array.shape), MNN.expr.NCHW)
-        for array in inputs.values()
-    ]
+    given = [_variable(array) for array in inputs.values()]
     found: list[Any] = []
 
     def call() -> None:
         found[:] = net.onForward(given)
 
     return call, lambda: [np.array(variable.read()) for variable in found], {"version": MNN.version()}
+
+
+def _variable(array: Any) -> Any:
+    """A constant of MNN; it knows float32 and int32."""
+    if array.dtype.kind == "f":
+        return MNN.expr.const(array, list(array.shape), MNN.expr.NCHW)
+    return MNN.expr.const(array.astype(np.int32), list(array.shape), MNN.expr.NCHW, MNN.expr.int)

@@ -16,7 +16,7 @@ def prepare(files: list[Path], precision: str, shapes: dict[str, list[int]], sam
     """Convert with fixed shapes, weights in fp32.
 
     Raises:
-        ValueError: pnnx left layers that ncnn does not have.
+        ValueError: pnnx cannot convert it, or left layers that ncnn does not have.
     """
     program = Path(ncnn.__path__[0]).parent / "pnnx" / "pnnx"
     # pnnx leaves files beside the model whatever it is told, so it gets a copy.
@@ -25,8 +25,11 @@ def prepare(files: list[Path], precision: str, shapes: dict[str, list[int]], sam
     given = ",".join(f"[{','.join(map(str, shape))}]f32" for shape in shapes.values())
     names = ("ncnnparam=model.param", "ncnnbin=model.bin", "pnnxparam=x.pnnx.param", "pnnxbin=x.pnnx.bin")
     command = [str(program), files[0].name, f"inputshape={given}", "fp16=0", *names]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    if missing := [line for line in (done.stdout + done.stderr).splitlines() if "not supported" in line]:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    said = (done.stdout + done.stderr).splitlines()
+    if done.returncode != 0:
+        raise ValueError(f"pnnx ends with {done.returncode}: {said[-1] if said else 'no message'}")
+    if missing := [line for line in said if "not supported" in line]:
         raise ValueError(f"ncnn has no counterpart: {missing[0]}")
     for file in folder.iterdir():
         if file.name not in ("model.param", "model.bin"):
