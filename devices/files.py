@@ -106,7 +106,7 @@ class FileTransfer(ABC):
         self._shell('mkdir -p -- "$@"', *folders, what="make directories")
         there = self._contents(list(files))
         stale = [
-            _Shipment(files[remote], remote, digest, self.path(f".part-{digest}-{secrets.token_hex(8)}"))
+            _Shipment(files[remote], remote, digest, self._part(remote, digest))
             for remote, digest in digests.items()
             if there.get(remote, (0, ""))[1] != digest
         ]
@@ -187,6 +187,12 @@ class FileTransfer(ABC):
             raise RemoteFailed(
                 self.label, f"{local} could not be stored ({error})", "Check the work directory on the device"
             ) from error
+
+    def _part(self, remote: str, digest: str) -> str:
+        """What a file is called on the way: in the work directory, or with what goes when the connection does."""
+        first = PurePosixPath(remote).relative_to(self.info.workdir).parts[0]
+        folder = first if first.startswith(".scratch-") else "."
+        return self.path(f"{folder}/.part-{digest}-{secrets.token_hex(8)}")
 
     def _claim(self, items: Sequence[_Shipment]) -> list[int]:
         """Take over what lost connections left of these files; gives how much of each is there and right."""

@@ -51,8 +51,8 @@ born() {
 }
 """
 
-# $1: work directory. First removes what nobody holds or wants any more: scratch directories that a reboot left, and parts of
-# files that were cut off three days ago.
+# $1: work directory. First removes what nobody holds or wants any more: scratch directories that a reboot left, parts of files
+# that were cut off three days ago, and parts under 1 MiB (2048 blocks), which are sent again.
 PROBE = (
     BORN
     + r"""
@@ -61,7 +61,7 @@ for folder in .scratch-*; do
     owner=${folder#.scratch-}
     [ ! -d "$folder" ] || [ "$(born "${owner%%-*}")" = "$owner" ] || rm -rf -- "$folder"
 done
-find .part-* -prune -mtime +2 -exec rm -f -- {} \; 2>/dev/null
+find .part-* -prune '(' -mtime +2 -o -mmin +1 -size -2048 ')' -exec rm -f -- {} \; 2>/dev/null
 echo "workdir=$(pwd -P)"
 echo "machine=$(uname -m)"
 echo "kernel=$(uname -r)"

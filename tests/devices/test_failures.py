@@ -344,6 +344,7 @@ def no_sftp(scene: Scene) -> None:
 
     reboot(False)
     scene.undo.append(lambda: reboot(True))
+    scene.ssh = scene.machine.ssh
     scene.device().upload(big_file(scene, 1000), "big")
 
 

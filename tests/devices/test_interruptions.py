@@ -91,14 +91,15 @@ def test_damaged_beginning_is_not_continued(machine: Machine, connect: type[SshT
     assert parts(machine) == {}
 
 
-def test_beginnings_nobody_asks_for_go_after_three_days(machine: Machine, connect: type[SshTransport]) -> None:
+def test_beginnings_nobody_asks_for_go(machine: Machine, connect: type[SshTransport]) -> None:
     with connect(machine.ssh) as device:
         work = Path(device.info.workdir)
-        for name, days in (("old", 4), ("new", 2)):
-            (work / f".part-{name}").write_bytes(b"bytes")
-            os.utime(work / f".part-{name}", (time.time() - days * 86400,) * 2)
+        day = 86400
+        for name, size, age in (("old", 2 << 20, 4 * day), ("new", 2 << 20, 2 * day), ("small", 5, 200), ("sent", 5, 0)):
+            (work / f".part-{name}").write_bytes(bytes(size))
+            os.utime(work / f".part-{name}", (time.time() - age,) * 2)
         device.open()
-        assert list(parts(machine)) == [".part-new"]
+        assert sorted(parts(machine)) == [".part-new", ".part-sent"]
 
 
 def test_interrupted_upload_leaves_nothing(machine: Machine, big: Path) -> None:
@@ -146,10 +147,10 @@ def test_dead_client_leaves_nothing(machine: Machine, connect: type[SshTransport
         from bevel.devices.profile import Ssh
         from bevel.devices.ssh import SshTransport
         with SshTransport({machine.ssh!r}) as device, device.lock("a bench", 0):
-            device.run(["sh", "-c", "cat >/dev/null; exec sleep 300"], stdin=bytes(1000), timeout_s=300)
+            device.run(["sh", "-c", "cat >/dev/null; exec tail -f /dev/null"], stdin=bytes(1000), timeout_s=300)
     """)
     client = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    wait(lambda: machine.find("cat") or machine.find("sleep"), "the program")
+    wait(lambda: machine.find("tail"), "the program")
     client.send_signal(end)
     assert client.wait(30) != 0
     wait(lambda: not machine.processes(), "the end of all processes of the job")
