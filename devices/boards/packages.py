@@ -93,6 +93,8 @@ def _apt_options(arch: str, folder: Path) -> list[str]:
         "Dir::State::status": status,
         "Dir::Cache": folder / "cache",
         "Acquire::Languages": "none",
+        "Acquire::http::Timeout": 30,
+        "Acquire::https::Timeout": 30,
         # apt run by root would download as a user who may not write here.
         "APT::Sandbox::User": "",
     }
@@ -108,7 +110,8 @@ def _apt(arguments: list[str], cwd: Path, arch: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise ToolchainError(f"apt-get did not finish within {_APT_TIMEOUT_S} s; check the network and try again") from error
     if done.returncode != 0:
-        message = " ".join(line for line in done.stderr.splitlines() if line.startswith(("E:", "W:")))[-800:]
+        # The first one tells; the same error for every other package would bury the remedy.
+        message = next((line for line in done.stderr.splitlines() if line.startswith("E:")), done.stderr.strip()[-400:])
         raise ToolchainError(
             f"apt-get cannot fetch packages for {arch}: {message or 'no message'}. The package sources of this machine must be "
             f"reachable and offer {arch}, as Debian's do; the board `fast` needs none"
