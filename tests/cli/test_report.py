@@ -122,9 +122,11 @@ def test_change_of_accuracy_has_the_error_of_paired_samples(manifest: dict[str, 
 
 def test_prediction_drawing_has_every_layer_with_both_times(manifest: dict[str, Any]) -> None:
     text = render(manifest, findings(manifest))
-    drawing = text.split("Predicted against measured")[1].split("</svg>")[0]
+    drawing, bars = text.split("Predicted against measured")[1].split("</svg>")[:2]
     assert drawing.count("<title>") == 3, "the drawing's own, and two layers with a prediction"
     assert "1 of 2 layers lie within" in text
+    kernels = {layer["kernel"] for layer in manifest["layers"][1:3]}
+    assert bars.count("<title>") == 1 + 2 * len(kernels)
 
 
 def test_without_measurements_nothing_is_invented(manifest: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bevel.report.findings import Findings
 from bevel.report.layers import FAR
-from bevel.report.markup import label, note, short_name, svg, text
+from bevel.report.markup import label, note, short_name, svg, text, ticks
 
 _LEFT, _TOP, _SIDE, _FOOT = 62.0, 12.0, 440.0, 44.0
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -28,7 +28,9 @@ def prediction(manifest: Mapping[str, Any], findings: Findings) -> str:
         guess = predicted.pop(layer["name"], None)
         if guess and ms > 0:
             points.append((layer, guess * 1e3, ms * 1e3))
-    return _judgement(points) + _scatter(points) if points else ""
+    if not points:
+        return ""
+    return f"{_judgement(points)}<div class=pair>{_scatter(points)}{_by_kernel(points)}</div>"
 
 
 def _judgement(points: list[Point]) -> str:
@@ -75,6 +77,32 @@ def _scatter(points: list[Point]) -> str:
     return svg(
         right + 14, bottom + _FOOT, "Measured time of each layer over its predicted time, in microseconds", marks, kind="square"
     )
+
+
+def _by_kernel(points: list[Point]) -> str:
+    """Two bars for each kernel: what it takes in all its layers, measured and predicted."""
+    sums: dict[str, list[float]] = {}
+    for layer, guess, measured in points:
+        both = sums.setdefault(layer["kernel"], [0.0, 0.0])
+        both[0] += measured
+        both[1] += guess
+    top = 1.02 * max(max(both) for both in sums.values())
+    left, width, row = 150.0, 250.0, 46.0
+    bottom = _TOP + row * len(sums)
+    marks = []
+    for tick in ticks(top, 4):
+        x = left + width * tick / top
+        marks.append(f"<line class=grid x1='{x:.1f}' x2='{x:.1f}' y1='{_TOP:.0f}' y2='{bottom:.0f}'/>")
+        marks.append(label(x, bottom + 15, f"{tick:g}", "middle"))
+    for index, (kernel, both) in enumerate(sorted(sums.items(), key=lambda item: -item[1][0])):
+        y = _TOP + row * index
+        marks.append(label(left - 8, y + row / 2 + 4, kernel, "end"))
+        for us, kind, name, at in zip(both, "ca", ("measured", "predicted"), (5.0, 22.0), strict=True):
+            box = f"x='{left:.0f}' y='{y + at:.1f}' width='{width * us / top:.1f}' height='15'"
+            marks.append(f"<rect class='dot {kind}' {box}><title>{text(f'{kernel}: {us:.4g} us {name}')}</title></rect>")
+            marks.append(label(left + 4, y + at + 11, f"{us:.4g}", kind="in"))
+    marks.append(label((left + width) / 2, bottom + 33, "us over all layers: measured above, predicted below", "middle", "dim"))
+    return svg(left + width + 24, bottom + 42, "Time of each kernel, measured and predicted", marks, kind="square")
 
 
 def _round_edges(times: list[float]) -> list[float]:

@@ -45,6 +45,7 @@ svg { display: block; width: 100%; height: auto; background: var(--soft); border
 .wide svg { min-width: 46rem; } .square svg { max-width: 40rem; min-width: 30rem; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--text); } svg text.dim { fill: var(--dim); }
 svg text.in { font-size: 9px; pointer-events: none; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: .7rem; align-items: start; }
 .grid { stroke: var(--line); } .even { stroke: var(--text); stroke-dasharray: 5 4; } .band { fill: var(--band); }
 .bar { fill: var(--blue); fill-opacity: .4; stroke: var(--blue); stroke-width: .7; } .bar:hover { fill-opacity: .8; }
 .live { fill: none; stroke: var(--orange); stroke-width: 1.6; }
