@@ -249,7 +249,7 @@ def test_the_program_measures_this_machine_within_theory() -> None:
     core = "" if host.arch == "x86_64" else host.cpu
     for rate in measured.rates:
         peak = theory(rate, core, host.features)
-        assert peak is None or rate.per_cycle is None or rate.per_cycle < 1.1 * peak, rate
+        assert peak is None or rate.per_cycle is None or rate.per_cycle < 1.3 * peak, rate
 
 
 def test_loops_hold_their_instructions(tmp_path: Path) -> None:
