@@ -8,7 +8,7 @@ from typing import Any
 from bevel.report.findings import Findings
 from bevel.report.markup import label, note, svg, text, ticks, tiles
 
-_LEFT, _WIDTH, _ROW = 150.0, 600.0, 30.0
+_LEFT, _WIDTH, _ROW = 120.0, 400.0, 30.0
 
 
 def conditions(findings: Findings) -> str:
@@ -27,7 +27,7 @@ def _times(bench: Mapping[str, Any]) -> str:
     top = 1.08 * max(max(latency["ci95"][1], latency["median"]) for _, latency in entries)
     bottom = 8 + _ROW * len(entries)
     marks = []
-    for tick in ticks(top):
+    for tick in ticks(top, 4):
         x = _LEFT + _WIDTH * tick / top
         marks.append(f"<line class=grid x1='{x:.1f}' x2='{x:.1f}' y1='8' y2='{bottom:.0f}'/>")
         marks.append(label(x, bottom + 15, f"{tick:g}", "middle"))
@@ -41,7 +41,7 @@ def _times(bench: Mapping[str, Any]) -> str:
         marks.append(f"<circle class={kind} cx='{median:.1f}' cy='{y:.1f}' r='4.5'><title>{text(told)}</title></circle>")
         marks.append(label(max(hi, median) + 9, y + 4, f"{latency['median']:.4g}", kind="dim"))
     marks.append(label(_LEFT + _WIDTH / 2, bottom + 31, "median and 95 % interval, ms", "middle", "dim"))
-    drawing = svg(_LEFT + _WIDTH + 60, bottom + 38, "Latency with its 95 % interval", marks)
+    drawing = svg(_LEFT + _WIDTH + 60, bottom + 38, "Latency with its 95 % interval", marks, kind="medium")
     words = [f"{bench.get('threads', 1)} thread{'s' * (bench.get('threads', 1) != 1)}"]
     words += [f"{name} = {extent}" for name, extent in (bench.get("dims") or {}).items()]
     words += [f"caches {bench['cache']}"] if bench.get("cache") else []

@@ -87,7 +87,7 @@ def _by_kernel(points: list[Point]) -> str:
         both[0] += measured
         both[1] += guess
     top = 1.02 * max(max(both) for both in sums.values())
-    left, width, row = 150.0, 250.0, 46.0
+    left, width, row = 172.0, 250.0, 46.0
     bottom = _TOP + row * len(sums)
     marks = []
     for tick in ticks(top, 4):

@@ -30,7 +30,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 caption { text-align: left; padding-bottom: .2rem; }
 th, td { text-align: left; padding: .2rem .45rem; border-bottom: 1px solid var(--line); white-space: nowrap;
   font-weight: normal; }
-thead th { font-weight: 600; padding: 0; } td.n, th.n, th.n button { text-align: right; }
+thead th { font-weight: 600; } .sortable thead th { padding: 0; } td.n, th.n, th.n button { text-align: right; }
 td.wrap { white-space: normal; min-width: 16rem; }
 th button { all: unset; box-sizing: border-box; width: 100%; padding: .2rem .45rem; cursor: pointer; }
 th button:focus-visible { outline: 2px solid var(--blue); }
@@ -42,7 +42,7 @@ td.share { min-width: 4.5rem;
   background: linear-gradient(var(--share), var(--share)) no-repeat left center / calc(var(--w) * 1%) 70%; }
 .far { color: var(--red); font-weight: 600; }
 svg { display: block; width: 100%; height: auto; background: var(--soft); border-radius: .4rem; }
-.wide svg { min-width: 46rem; } .square svg { max-width: 40rem; min-width: 30rem; }
+.wide svg { min-width: 46rem; } .square svg { max-width: 40rem; } .medium svg { max-width: 46rem; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--text); } svg text.dim { fill: var(--dim); }
 svg text.in { font-size: 9px; pointer-events: none; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: .7rem; align-items: start; }
@@ -55,12 +55,13 @@ svg text.in { font-size: 9px; pointer-events: none; }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: .2em; margin: 0 .35em 0 .9em; background: var(--blue); }
 .key.b { background: var(--orange); } .key.c { background: var(--green); } .key.d { background: var(--violet); }
 @media (max-width: 40rem) { .tiles { grid-template-columns: 1fr 1fr; } .flow { flex-direction: column; gap: 1.5rem; }
-  .flow li { flex: none; } .flow li:not(:last-child)::after { content: "\\2193"; right: 50%; top: auto; bottom: -1.55rem;
+  .square svg text, .medium svg text { font-size: 13px; } .flow li { flex: none; }
+  .flow li:not(:last-child)::after { content: "\\2193"; right: 50%; top: auto; bottom: -1.55rem;
   translate: 50%; } }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; } code { font-size: .9em; overflow-wrap: anywhere; }
 @media print { body { max-width: none; margin: 0; font-size: 10pt; } .scroll { overflow: visible; }
   h2 { break-after: avoid; } tr, .tiles div, .flow li, svg { break-inside: avoid; } thead { display: table-header-group; }
-  th button::after { content: none; } .wide svg, .square svg { min-width: 0; } * { print-color-adjust: exact; }
+  th button::after { content: none; } .wide svg { min-width: 0; } * { print-color-adjust: exact; }
   table { font-size: 7.5pt; } th, td { padding: .1rem .25rem; } }
 """
 
