@@ -65,7 +65,7 @@ class Device:
         self.jobs: list[BenchOptions] = []
         self.busy, self.idle, self.steal = 0.0, 0, 0
         self.others = 0.0
-        self.now = 0.0
+        self.now, self.looking_s = 0.0, 0.0
         self.locked = False
         self.times: Callable[[int], float] = lambda process: 1e5
         self.change: Callable[[int, int, dict[str, Any]], None] = lambda process, block, line: None
@@ -83,6 +83,11 @@ class Device:
 
     def run(self, argv: list[str]) -> SimpleNamespace:
         assert argv[:2] == ["sh", "-c"]
+        self.busy, self.idle, self.now = (
+            self.busy + 100 * self.looking_s,
+            self.idle + int(300 * self.looking_s),
+            self.now + self.looking_s,
+        )
         text = CONDITIONS.format(busy=int(self.busy), idle=self.idle, steal=self.steal)
         return SimpleNamespace(exit_status=0, stdout=text.encode(), stderr=b"")
 
@@ -275,6 +280,12 @@ def test_a_busy_device_is_unstable_within_bounds(bench: Bench) -> None:
     assert found.conditions["rejected"] == {"load": 60}
     assert found.why_unstable == "100 % of the blocks were disturbed (mostly: load)"
     assert found.latency.median == pytest.approx(0.1), "what there is is shown"
+
+
+def test_a_small_device_that_is_busy_answering_is_not_busy(bench: Bench) -> None:
+    """Half a second of CPU time for every command: bevel's own doing, known from looking twice."""
+    bench.device.looking_s = 0.5
+    assert bench.run().conditions["rejected"] == {}
 
 
 def test_a_device_that_throttles_is_unstable(bench: Bench) -> None:

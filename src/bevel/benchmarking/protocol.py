@@ -206,7 +206,7 @@ class Protocol:
         transport = self._runner.transport
         with transport.lock(f"bench of {self._runner.artifact.name}", LOCK_WAIT_S, self._note):
             self._runner.install()
-            before = sample(transport)
+            before, looking_s = self._look()
             session, options = self._open(before)
             resumed = self.kept
             samples, rss = [before], 0
@@ -217,9 +217,11 @@ class Protocol:
                 index = 1 + max((block.process for block in self._blocks), default=-1)
                 process, seconds = self._process(session, index, self._shorter(options, deadline, effort, ran))
                 # On this machine bevel's own work is not somebody else's.
-                client = time.process_time() - own if isinstance(transport, LocalTransport) else 0.0
+                ours_s = time.process_time() - own if isinstance(transport, LocalTransport) else 0.0
+                # Nor is starting a command on the device, once for the process and once to look.
+                ours_s += 2 * looking_s
                 samples.append(sample(transport))
-                own_cpus = (_cpu_s(process, seconds) + client) / max(time.monotonic() - clock, 1e-3)
+                own_cpus = (_cpu_s(process, seconds) + ours_s) / max(time.monotonic() - clock, 1e-3)
                 self._settle(session, index, judge_process(samples[-2], samples[-1], own_cpus, process.throttled))
                 rss = max(rss, process.rss_kib or 0)
                 ran += 1
@@ -228,6 +230,13 @@ class Protocol:
             return self._close(session, options, samples, rss or None, resumed)
 
     # How ---------------------------------------------------------------------------------------------------------------
+
+    def _look(self) -> tuple[Sample, float]:
+        """Conditions, and the CPU seconds that looking costs the device: much on a small one."""
+        first, begin = sample(self._runner.transport), time.monotonic()
+        second = sample(self._runner.transport)
+        used = second.busy_since(first)
+        return second, used[0] * (time.monotonic() - begin) if used is not None else 0.0
 
     def _open(self, found: Sample) -> tuple[Session, BenchOptions]:
         """Begin a session, or go on with the one an interruption left."""
