@@ -28,7 +28,8 @@ ANSWER_S = 60  # the device's first word: a slow board starts a shell and a few 
 
 # Waits for the lock, then becomes the process that holds it: its last argument says who it is.
 # $1: who and what for. `flock` works on a file opened for reading, so users share one that belongs to another. The file is
-# standard input because shells such as Android's mksh keep other descriptors from children.
+# standard input because shells such as Android's mksh keep other descriptors from children; what it waits for is in the
+# background because mksh heeds a signal only between its foreground children.
 # Without flock (Debian's busybox) a symbolic link names the holder's process, and holds while that process lives. One that finds
 # it dead moves the link away; who in that instant moved a newer one puts it back, and each taker looks again after a while.
 LOCK = (
@@ -42,7 +43,7 @@ if command -v flock >/dev/null; then
     [ -e "$lock" ] || (umask 0; set -C; : >"$lock") 2>/dev/null
     [ -r "$lock" ] || { echo "unusable $lock"; exit; }
     exec <"$lock"
-    flock -n 0 || { echo wait; flock 0; }
+    flock -n 0 || { echo wait; exec 3<&0; flock 0 <&3 & wait $!; exec 3<&-; }
 else
     mkdir -m 777 "$lock.d" 2>/dev/null
     [ -w "$lock.d" ] || { echo "unusable $lock.d"; exit; }
@@ -64,7 +65,7 @@ else
     done
 fi
 read -r now idle </proc/uptime
-exec sh -c 'echo held; while :; do sleep 3600 </dev/null; done' "bevel-lock-holder $lock $now $who"
+exec sh -c 'echo held; while :; do sleep 3600 </dev/null & wait; done' "bevel-lock-holder $lock $now $who"
 """
 )
 
