@@ -327,7 +327,8 @@ class Transport(FileTransfer):
                 )
 
         def end(pid: str) -> None:
-            self._launch(["kill", "-s", "TERM", pid], limit_s=FAREWELL_S)
+            # The shell's own kill: a small system may have no other.
+            self._launch(["sh", "-c", 'kill -s TERM "$1"', "bevel", pid], limit_s=FAREWELL_S)
 
         return Hold(start, end)
 
