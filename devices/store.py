@@ -85,11 +85,11 @@ class Store:
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
             raise StoreError(f"the measurement store needs SQLite 3.37 or newer, this Python has {sqlite3.sqlite_version}")
         try:
-            if read_only and not path.exists():
-                store = cls(_connect("file::memory:"), path)
-                store._migrate()
-            elif read_only:
-                store = cls(_connect_read_only(path), path)
+            if read_only:
+                connection = _connect_read_only(path) if path.exists() else None
+                store = cls(connection or _connect("file::memory:"), path)
+                if connection is None:
+                    store._migrate()
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 store = cls(_connect(path.absolute().as_uri()), path)
@@ -366,17 +366,35 @@ def _connect(uri: str) -> sqlite3.Connection:
     return connection
 
 
-def _connect_read_only(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write; in a folder that may not be written, where a WAL's index cannot be, an immutable one."""
+def _connect_read_only(path: Path) -> sqlite3.Connection | None:
+    """A connection that cannot write; None for a file without tables, whose maker was killed before they were there."""
     uri = path.absolute().as_uri()
-    connection = _connect(f"{uri}?mode=ro")
+    try:
+        connection = _look(f"{uri}?mode=ro")
+    except sqlite3.OperationalError:
+        if os.access(path.parent, os.W_OK):
+            # What a killed writer left half done is undone by whoever may write, and by no other.
+            _look(uri).close()
+            connection = _look(f"{uri}?mode=ro")
+        elif not path.with_name(f"{path.name}-wal").exists():
+            # In a folder that may not be written a WAL's index cannot be made, and is not needed where there is no WAL.
+            connection = _look(f"{uri}?immutable=1")
+        else:
+            raise
+    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        return connection
+    connection.close()
+    return None
+
+
+def _look(uri: str) -> sqlite3.Connection:
+    """A connection that has read the file once."""
+    connection = _connect(uri)
     try:
         connection.execute("SELECT count(*) FROM sqlite_master")
-    except sqlite3.OperationalError:
+    except sqlite3.Error:
         connection.close()
-        if os.access(path.parent, os.W_OK) or path.with_name(f"{path.name}-wal").exists():
-            raise
-        connection = _connect(f"{uri}?immutable=1")
+        raise
     return connection
 
 

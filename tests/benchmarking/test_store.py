@@ -268,6 +268,30 @@ def test_readers_write_nothing(tmp_path: Path) -> None:
             reader.device(replace(PI, name="new"))
 
 
+_DYING = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("BEGIN IMMEDIATE")
+for number in range(200):
+    connection.execute(f"CREATE TABLE t{number} (a TEXT)")
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_store_whose_maker_was_killed_is_empty(tmp_path: Path) -> None:
+    """Killed in the middle of its first transaction: readers and writers find an empty store, not an error."""
+    path = tmp_path / "store.sqlite"
+    assert subprocess.run([sys.executable, "-c", _DYING, str(path)], check=False).returncode == -9
+    assert path.with_name("store.sqlite-journal").exists()
+    with Store.open(path, read_only=True) as reader:
+        assert reader.history() == []
+    with Store.open(path) as writer:
+        finished(writer)
+    with Store.open(path, read_only=True) as reader:
+        assert len(reader.history()) == 1
+
+
 def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
