@@ -131,6 +131,8 @@ class ConvProblem:
             False when lo/hi are its limits.
         relu: float only: max(x, 0), the commonest clamp, without constants.
         wide_weights: quantized only: some weight code is -128, which rules out pairing two int8 products in int16.
+        light_weights: quantized only: neighbouring weights seldom sum to more than 128, so that products of bytes can be added in
+            16 bits (`bevel.backends.kernels.int16_sums`).
         short_factors: quantized only: every factor m * 2^-n is a multiple of 2^-31 below 1/2 (`ConvConstants.short_factors`).
         dim: the run-time extent that bounds the outermost axis: images, or rows where there is one image of height 1. That axis
             is a multiple of `dim.bound` long; the kernel may compute rows beyond the actual extent, nobody reads them.
@@ -157,6 +159,7 @@ class ConvProblem:
     clamp: bool = False
     relu: bool = False
     wide_weights: bool = False
+    light_weights: bool = False
     short_factors: bool = False
     dim: DimRef | None = None
 
@@ -302,6 +305,15 @@ class Selective(Protocol):
 
     def pays(self, problem: Problem, target: Target) -> bool:
         """Whether it is expected to be the fastest for a legal `problem`, by a static estimate."""
+        ...
+
+
+@runtime_checkable
+class Estimated(Protocol):
+    """What a generator has besides `Generator` when its tiles can be compared with those of other generators."""
+
+    def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
+        """Estimated cycles of a kernel: to compare candidates for one problem, not to predict times."""
         ...
 
 

@@ -1,17 +1,29 @@
 """Kernel choice: which generator and which tile compute a problem on a target.
 
 Generators stand in order of preference: those written for an instruction set first, the derived loop kernels last. A
-`KernelRanker` (tuner, cost model) may reorder the legal candidates; without one the order decides and the tile is the one
+`KernelRanker` (the tuner's) may choose another of the legal candidates; without one the order decides and the tile is the one
 its generator calls statically best. The loop kernels are always legal, and every report names and counts them.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from bevel.backends.kernel import ConvProblem, Generator, Problem, RuntimeExtent, Selective, Tile, is_dynamic, problem_dims
+from bevel.backends.kernel import (
+    ConvProblem,
+    Estimated,
+    Generator,
+    Problem,
+    RuntimeExtent,
+    Selective,
+    Tile,
+    is_dynamic,
+    problem_dims,
+)
 from bevel.errors import UnsupportedOp
 from bevel.ir.protocols import Target
 
@@ -25,10 +37,10 @@ class Choice:
 
 
 class KernelRanker(Protocol):
-    """Orders legal candidates by expected or measured speed."""
+    """Chooses among legal candidates by what it knows of their speed."""
 
-    def rank(self, problem: Problem, target: Target, candidates: list[Choice]) -> list[Choice]:
-        """`candidates`, fastest first."""
+    def choose(self, problem: Problem, target: Target) -> Choice | None:
+        """One of the `candidates` of `problem`; None where it knows nothing."""
         ...
 
 
@@ -50,6 +62,18 @@ def generators(arch: str) -> tuple[Generator, ...]:
     return derived
 
 
+def candidates(problem: Problem, target: Target) -> list[Choice]:
+    """Every kernel for `problem`: first what `choose` takes without a ranker, then by estimated cycles, then the others."""
+    first = choose(problem, target, "")
+    found = [Choice(g, tile) for g in _legal(problem, target, []) for tile in g.tiles(problem, target)]
+
+    def cost(choice: Choice) -> float:
+        generator = choice.generator
+        return generator.cycles(problem, target, choice.tile) if isinstance(generator, Estimated) else math.inf
+
+    return [first, *sorted((choice for choice in found if choice != first), key=cost)]
+
+
 def choose(problem: Problem, target: Target, layer: str, ranker: KernelRanker | None = None) -> Choice:
     """The kernel for `problem`.
 
@@ -57,36 +81,41 @@ def choose(problem: Problem, target: Target, layer: str, ranker: KernelRanker | 
         problem: what to compute.
         target: where.
         layer: name of the layer, for the error.
-        ranker: reorders the legal candidates.
+        ranker: may choose another of the candidates than the statically best.
 
     Raises:
         UnsupportedOp: no generator is legal; lists each one's reason.
     """
+    if ranker is not None and (known := ranker.choose(problem, target)) is not None:
+        return known
     reasons: list[str] = []
-    candidates: list[Choice] = []
     reluctant: Choice | None = None
+    for generator in _legal(problem, target, reasons):
+        choice = Choice(generator, generator.tiles(problem, target)[0])
+        if not isinstance(generator, Selective) or generator.pays(problem, target):
+            return choice
+        reluctant = reluctant or choice
+    if reluctant is None:
+        raise UnsupportedOp(_refusal(problem, target, layer, reasons))
+    return reluctant
+
+
+def _legal(problem: Problem, target: Target, reasons: list[str]) -> Iterator[Generator]:
+    """Generators that compute `problem`, in order of preference; `reasons` gets why the others do not."""
     for generator in generators(target.arch):
-        if is_dynamic(problem) and not isinstance(generator, RuntimeExtent):
-            reasons.append(f"{generator.name}: takes no run-time extents")
-            continue
-        reason = generator.legal(problem, target)
-        if reason is not None:
+        reason: str | None = "takes no run-time extents"
+        if not is_dynamic(problem) or isinstance(generator, RuntimeExtent):
+            reason = generator.legal(problem, target)
+        if reason is None:
+            yield generator
+        else:
             reasons.append(f"{generator.name}: {reason}")
-            continue
-        tiles = generator.tiles(problem, target)
-        if ranker is None and isinstance(generator, Selective) and not generator.pays(problem, target):
-            reluctant = reluctant or Choice(generator, tiles[0])
-            continue
-        if ranker is None:
-            return Choice(generator, tiles[0])
-        candidates.extend(Choice(generator, tile) for tile in tiles)
-    if ranker is not None and candidates:
-        return ranker.rank(problem, target, candidates)[0]
-    if reluctant is not None:
-        return reluctant
+
+
+def _refusal(problem: Problem, target: Target, layer: str, reasons: list[str]) -> str:
     if is_dynamic(problem):
-        raise UnsupportedOp(_needs_fixed(problem, layer, reasons))
-    raise UnsupportedOp(f"layer {layer!r}: no kernel computes {problem} on {target.name} ({'; '.join(reasons)})")
+        return _needs_fixed(problem, layer, reasons)
+    return f"layer {layer!r}: no kernel computes {problem} on {target.name} ({'; '.join(reasons)})"
 
 
 def _needs_fixed(problem: Problem, layer: str, reasons: list[str]) -> str:

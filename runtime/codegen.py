@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from bevel.backends.kernel import Extent
-from bevel.backends.schedule import IoTensor, Place, Schedule, Step
+from bevel.backends.schedule import IoTensor, Kernel, Place, Schedule, Step
+from bevel.ir.protocols import Target
 from bevel.runtime.custom import wrappers
 
 C_DIR = Path(__file__).resolve().parent / "c"
@@ -154,8 +155,17 @@ def required_features(schedule: Schedule) -> list[str]:
     AMX counts only where a kernel is written for it: unlike the others, LLVM never uses it on its own, and it needs a
     permission that sandboxes refuse.
     """
-    amx = any("amx" in kernel.generator for kernel in schedule.kernels)
-    return sorted(f for f in schedule.target.features if f != "amx_int8" or amx)
+    return _features_of(schedule.kernels, schedule.target)
+
+
+def isa_flags(kernels: Iterable[Kernel], target: Target) -> str:
+    """C expression of the BEVEL_ISA flags a machine must have to run `kernels`."""
+    return " | ".join(_ISA[f] for f in _features_of(kernels, target) if f in _ISA) or "0"
+
+
+def _features_of(kernels: Iterable[Kernel], target: Target) -> list[str]:
+    amx = any("amx" in kernel.generator for kernel in kernels)
+    return sorted(f for f in target.features if f != "amx_int8" or amx)
 
 
 def _check_place(schedule: Schedule, place: Place, nbytes: int, where: str) -> None:
@@ -244,7 +254,6 @@ def _states(schedule: Schedule) -> list[str]:
 
 def _graph(schedule: Schedule) -> list[str]:
     digest = ", ".join(f"0x{byte:02x}" for byte in hashlib.sha256(schedule.weights).digest())
-    isa = [_ISA[f] for f in required_features(schedule) if f in _ISA]
     return [
         "const bevel_graph bevel_the_graph = {",
         f"    .name = {c_string(schedule.name)},",
@@ -253,7 +262,7 @@ def _graph(schedule: Schedule) -> list[str]:
         f"    .weights_bytes = {len(schedule.weights)}u,",
         f"    .arena_bytes = {schedule.arena_bytes}u,",
         f"    .scratch_bytes = {schedule.scratch_bytes}u,",
-        f"    .isa = {' | '.join(isa) or '0'},",
+        f"    .isa = {isa_flags(schedule.kernels, schedule.target)},",
         f"    .inputs = {len(schedule.inputs)},",
         f"    .outputs = {len(schedule.outputs)},",
         f"    .steps = {len(schedule.steps)},",

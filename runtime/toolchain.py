@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -219,6 +219,32 @@ def link_program(toolchain: Toolchain, archive: Path, source: Path, program: Pat
         _run([*toolchain.static, *_COMPILE, "-I", str(C_DIR), "-c", str(source.absolute()), "-o", "main.o"], work)
         flags = ("-static", "-no-pie", "-Wl,--gc-sections")
         _run([*toolchain.static, *flags, "main.o", *model, *library, "-o", str(program.absolute()), *_LIBRARIES], work)
+
+
+def link_bench(toolchain: Toolchain, table_c: str, objects: Mapping[str, bytes], program: Path) -> None:
+    """Link the program that times kernels, runtime/c/kernel_bench.c, statically where that is possible.
+
+    Args:
+        toolchain: for the kernels' architecture.
+        table_c: C source of the table of kernels.
+        objects: their machine code, symbol -> relocatable ELF.
+        program: file to write.
+
+    Raises:
+        ToolchainError: a command failed; shows its message.
+    """
+    with tempfile.TemporaryDirectory(prefix="bevel-link-") as temporary:
+        work = Path(temporary)
+        (work / "table.c").write_text(table_c)
+        _run([*toolchain.static, *_COMPILE, "-I", str(C_DIR), "-c", "table.c", "-o", "table.o"], work)
+        for symbol, code in objects.items():
+            (work / f"{symbol}.o").write_bytes(code)
+        parts = ["table.o", *(f"{symbol}.o" for symbol in sorted(objects))]
+        parts += _runtime_objects(toolchain.static, _NO_FLOAT[toolchain.arch], (("kernel_bench", "measure", "isa"), ()))
+        try:
+            _run([*toolchain.static, "-static", *_LINK, *parts, "-o", str(program.absolute()), *_LIBRARIES], work)
+        except ToolchainError:
+            _run([*toolchain.static, *_LINK, *parts, "-o", str(program.absolute()), *_LIBRARIES], work)
 
 
 def runtime_digest() -> str:

@@ -85,9 +85,8 @@ class ConvGenerator:
         ranked = sorted(shapes, key=lambda shape: self._cycles(Geometry(_conv(problem), self.micro, *shape)))
         return [{"mr": mr, "nv": nv, "unroll": self.pipeline.unroll} for mr, nv in ranked]
 
-    def cycles(self, problem: Problem, target: Target) -> float:
-        """Estimated cycles of the inner loops with the best tile: to compare generators of one result, not to predict times."""
-        tile = self.tiles(problem, target)[0]
+    def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
+        """Estimated cycles of the inner loops; see `bevel.backends.kernel.Estimated`."""
         return self._cycles(Geometry(_conv(problem), self.micro, tile["mr"], tile["nv"]))
 
     def _cycles(self, g: Geometry) -> float:

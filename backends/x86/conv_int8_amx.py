@@ -125,6 +125,7 @@ class AmxKernel(VnniKernel):
         nv: int,
         run: int,
         unroll: int,
+        ahead: int,
     ) -> None:
         """See `MicroKernel.accumulate`; `unroll` counts tile multiplications of each band and vector."""
         found, _ = bands(offsets)
@@ -143,6 +144,9 @@ class AmxKernel(VnniKernel):
                 tile = _tile(k, first_weights + (turn * nv + j) % turns)
                 address = k.address(weights, base + index * (step // self.kgroup * width) + j * self.lanes * self.kgroup)
                 k.effect("llvm.x86.tileloadd64", tile, address, k.const(width, "int64"))
+                # A row of a tile of weights is a cache line.
+                for row in range(step // self.kgroup if ahead else 0):
+                    self.fetch(k, weights, base + (index * (step // self.kgroup) + row) * width + j * ROW_BYTES + ahead)
                 for b in range(len(found)):
                     k.effect("llvm.x86.tdpbusd", _tile(k, b * nv + j), _tile(k, codes + b), tile)
 
@@ -190,7 +194,8 @@ class AmxConv(ConvGenerator):
         assert isinstance(problem, ConvProblem)
         if CONV_INT8_VNNI.legal(problem, target) is not None:
             return True
-        return self.cycles(problem, target) < CONV_INT8_VNNI.cycles(problem, target)
+        mine, other = (g.cycles(problem, target, g.tiles(problem, target)[0]) for g in (self, CONV_INT8_VNNI))
+        return mine < other
 
     def _cycles(self, g: Geometry) -> float:
         """Cycles of the inner loops (Sapphire Rapids): one per row of pixels multiplied, half of one per row loaded."""

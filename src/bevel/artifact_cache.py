@@ -1,8 +1,10 @@
 """Finished artifacts, kept by the content of everything that went into them.
 
-In: the model, device and options of a compilation. Out: a key, and for a key the artifact compiled before. Entries never change
-once stored, appear whole or not at all, and are verified file by file whenever they are served, so a damaged one is rebuilt.
-The folder is `cache_dir()/artifacts`; what has not been used for longest goes when the whole cache outgrows `LIMIT_BYTES`.
+In: the model, device and options of a compilation. Out: a stem; with the measurements that chose the kernels, a key; and for a
+key the artifact compiled before. Which measurements matter follows from the problems of the model, which are noted under the
+stem. Entries never change once stored, appear whole or not at all, and are verified file by file whenever they are served, so a
+damaged one is rebuilt. The folder is `cache_dir()/artifacts`; what has not been used for longest goes when the whole cache
+outgrows `LIMIT_BYTES`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,30 @@ def cache_key(model: Path, target: Target, toolchain: str, choices: Mapping[str,
     return digest.hexdigest()[:32]
 
 
+def tuned_key(stem: str, heats: str) -> str:
+    """Key of a compilation whose kernels were chosen by the measurements of that digest; empty: without any."""
+    return hashlib.sha256(f"{stem} {heats}".encode()).hexdigest()[:32] if heats else stem
+
+
+def remember(stem: str, modes: Iterable[str], problems: list[str]) -> None:
+    """Note that a compilation knows all measurements that these modes of tuning want, and of which problems, by their texts."""
+    folder = cache_dir() / "problems" / stem
+    folder.mkdir(parents=True, exist_ok=True)
+    for mode in modes:
+        partial = folder / f".{mode}.{os.getpid()}"
+        partial.write_text(json.dumps(problems))
+        partial.replace(folder / f"{mode}.json")
+
+
+def recall(stem: str, mode: str) -> list[str] | None:
+    """What `remember` noted; None when it did not."""
+    try:
+        found = json.loads((cache_dir() / "problems" / stem / f"{mode}.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, list) else None
+
+
 def fetch(key: str, output: Path) -> Artifact | None:
     """Put a verified copy of the artifact stored under `key` at `output`; None when there is none, or it was damaged.
 
@@ -112,7 +138,7 @@ def store(artifact: Artifact, key: str) -> None:
 def prune(limit: int = LIMIT_BYTES, keep_seconds: float = _KEEP_SECONDS) -> None:
     """Remove what has not been used for longest, in the whole cache, until it is at most `limit` bytes."""
     entries = []
-    for kind in ("artifacts", "objects", "prepared", "runtime"):
+    for kind in ("artifacts", "objects", "prepared", "problems", "runtime"):
         folder = cache_dir() / kind
         if folder.is_dir():
             entries += [(path.stat().st_mtime, _size(path), path) for path in folder.iterdir() if path.is_dir()]

@@ -40,9 +40,12 @@ from bevel.report import Findings, write_report
 from bevel.runtime.artifact import Artifact
 from bevel.runtime.manifest import read_manifest
 from bevel.runtime.toolchain import find_toolchain
+from bevel.tuning.options import Tuning
 
 if TYPE_CHECKING:
+    from bevel.backends.schedule import Schedule
     from bevel.passes.quantize.observation import Observation
+    from bevel.tuning.tuner import Tuner
 
 Array = npt.NDArray[Any]
 Say = Callable[[str, int, int], None]
@@ -77,6 +80,7 @@ class Options:
         keep_float: patterns (`fnmatch`) of layers that stay in float when the model is quantized.
         states: inputs that a run leaves its successor -> the outputs they take (docs/states.md).
         bias_correction: correct the biases of quantized layers on the calibration data.
+        tuning: how kernels are chosen (docs/tuning.md).
     """
 
     device: str
@@ -94,6 +98,7 @@ class Options:
     float_outputs: bool = False
     keep_float: tuple[str, ...] = ()
     states: Mapping[str, str] = field(default_factory=dict)
+    tuning: Tuning = field(default_factory=Tuning)
 
     def precision(self) -> Bits:
         """Precision of layers that the plan does not name.
@@ -357,16 +362,24 @@ def compile_model(
     if options.calibration is not None and not options.calibration.exists():
         raise UsageError(f"{options.calibration}: no such file; calibration data is an .npz or a directory of .npy files")
     check_output(output)
+    options.tuning.check()
+    from bevel.tuning.tuner import Tuner
+
     toolchain = find_toolchain(profile.arch)
-    key = artifact_cache.cache_key(model, profile.target(), toolchain.description, choices, options.calibration)
-    if trace is None and (found := artifact_cache.fetch(key, output)) is not None:
-        return found, time.monotonic() - start
+    stem = artifact_cache.cache_key(model, profile.target(), toolchain.description, choices, options.calibration)
+    tuner = Tuner.load(profile, options.tuning)
+    if trace is None and (known := artifact_cache.recall(stem, options.tuning.mode)) is not None:
+        if (found := artifact_cache.fetch(artifact_cache.tuned_key(stem, tuner.digest(known)), output)) is not None:
+            return found, time.monotonic() - start
     say("import", 0, 1)
     graph = load_graph(model, options.dims, pad_nms=options.pad_nms)
     batch, imported = extents(graph, {}), len(graph.nodes)
     trace = trace or Trace()
     graph = bind(prepare(graph, options, say, trace), batch)
     nodes = {"imported": imported, "compiled": len(graph.nodes)}
+    schedule = lowered(graph, profile, say, tuner)
+    problems = sorted({repr(kernel.problem) for kernel in schedule.kernels})
+    key = artifact_cache.tuned_key(stem, tuner.digest(problems))
     with artifact_cache.staging(key) as folder:
         artifact = build(
             graph,
@@ -374,11 +387,13 @@ def compile_model(
             Path(folder) / output.name,
             options,
             provenance=_provenance(model, options, key, trace) | {"nodes": nodes},
-            fields=_findings(graph, model, trace),
+            fields=_findings(graph, model, trace) | {"tuning": tuner.document(schedule)},
             say=say,
+            schedule=schedule,
         )
         findings = Findings(predicted_ms=predict_layers(graph, Roofline(profile)))
         artifact_cache.store(write_report(artifact, findings), key)
+    artifact_cache.remember(stem, tuner.satisfied, problems)
     finished = artifact_cache.fetch(key, output)
     if finished is None:
         raise ArtifactError(f"{output}: the artifact was damaged on its way out of the cache; compile again")
@@ -425,6 +440,31 @@ def _check_half(graph: Graph, profile: Profile) -> None:
     )
 
 
+def lowered(graph: Graph, profile: Profile, say: Say = _silent, tuner: Tuner | None = None) -> Schedule:
+    """Lower a FLOAT or INTEGER graph for a device.
+
+    Args:
+        graph: its symbolic dimensions are bounded.
+        profile: the device.
+        say: progress.
+        tuner: chooses kernels, after measuring them if that is its mode; None takes the statically best ones.
+
+    Raises:
+        UnsupportedOp: no kernel computes some node.
+        DeviceError: the device failed while kernels were measured.
+    """
+    from bevel.backends.lower import lower
+    from bevel.ir.verify import verify
+
+    verify(graph)
+    _check_half(graph, profile)
+    say("lower", 0, 1)
+    schedule = lower(graph, profile.target(), ranker=tuner)
+    if tuner is not None and tuner.measure(profile, schedule, say):
+        schedule = lower(graph, profile.target(), ranker=tuner)
+    return schedule
+
+
 def build(
     graph: Graph,
     profile: Profile,
@@ -434,6 +474,7 @@ def build(
     provenance: Mapping[str, Any] | None = None,
     fields: Mapping[str, Any] | None = None,
     say: Say = _silent,
+    schedule: Schedule | None = None,
 ) -> Artifact:
     """Turn a FLOAT or INTEGER graph into an artifact for one device.
 
@@ -445,19 +486,16 @@ def build(
         provenance: for the manifest.
         fields: more for the manifest.
         say: progress.
+        schedule: what `lowered` made of the graph; None lowers it with the statically best kernels.
     """
-    from bevel.backends.lower import lower
     from bevel.backends.objects import compile_kernels
     from bevel.ir import interp
     from bevel.ir.serialize import dumps
-    from bevel.ir.verify import float_islands, is_integer_only, verify
+    from bevel.ir.verify import float_islands, is_integer_only
     from bevel.runtime.artifact import write_artifact
     from bevel.runtime.custom import is_custom
 
-    verify(graph)
-    _check_half(graph, profile)
-    say("lower", 0, 1)
-    schedule = lower(graph, profile.target())
+    schedule = schedule or lowered(graph, profile, say)
     kernels = [kernel for kernel in schedule.kernels if not is_custom(kernel)]
     objects = compile_kernels(kernels, schedule.target, progress=lambda done, total: say("kernels", done, total))
     say("link", 0, 1)

@@ -18,6 +18,7 @@ from bevel.passes.pipeline import lookup_pass
 from bevel.preprocessing import load_preprocess
 from bevel.report import short_name, write_ranges
 from bevel.runtime.artifact import Artifact
+from bevel.tuning.options import MODES, Tuning
 
 
 @click.command("compile")
@@ -65,6 +66,14 @@ from bevel.runtime.artifact import Artifact
     help="Input that takes an output's bytes after each run (docs/states.md); repeatable.",
 )
 @click.option("--plan", type=click.Path(path_type=Path), help="Compression plan (JSON): precision layer by layer.")
+@click.option(
+    "--tune",
+    type=click.Choice(MODES),
+    default="cached",
+    show_default=True,
+    help="Choose kernels statically, by what was measured before, or measure them on the device (docs/tuning.md).",
+)
+@click.option("--tune-budget", type=float, metavar="SECONDS", help="Begin no measurement after this time.  [default: no limit]")
 @click.option("--dump-ir-after", "dump", metavar="PASS|all", help="Print the graph after a pass, or after every one, on stderr.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: MODEL.bevel]")
 @options.universal
@@ -86,6 +95,8 @@ def command(
     keep_float: tuple[str, ...],
     states: tuple[str, ...],
     plan: Path | None,
+    tune: str,
+    tune_budget: float | None,
     dump: str | None,
     output: Path | None,
     as_json: bool,
@@ -114,6 +125,7 @@ def command(
         keep_float=keep_float,
         bias_correction=not no_bias_correction,
         states=options.parse_states(states),
+        tuning=Tuning(tune, tune_budget),
     )
     with progress() as say:
         trace = _dumping(dump) if dump is not None else None
