@@ -55,6 +55,7 @@ class HalfKernel(MicroKernel):
         nv: int,
         run: int,
         unroll: int,
+        ahead: int,
     ) -> None:
         """See `MicroKernel.accumulate`; `acc` is float32, the sums of each block half."""
         sums = range(0, len(offsets) * nv * self.lanes, self.lanes)
@@ -64,7 +65,7 @@ class HalfKernel(MicroKernel):
             for at in sums:
                 k.store(half, at, k.const(0.0, "float16", self.lanes), self.lanes)
             at = base + first * (nv * self.lanes)
-            super(HalfKernel, self).accumulate(k, half, x, origin + first, offsets, weights, at, nv, size, unroll)
+            super(HalfKernel, self).accumulate(k, half, x, origin + first, offsets, weights, at, nv, size, unroll, ahead)
             for slot in sums:
                 wide = k.cast(k.load(half, slot, self.lanes), "float32", self.lanes)
                 k.store(acc, slot, k.load(acc, slot, self.lanes) + wide, self.lanes)

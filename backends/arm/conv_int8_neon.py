@@ -53,6 +53,7 @@ class WideningKernel(NeonInteger):
         nv: int,
         run: int,
         unroll: int,
+        ahead: int,
     ) -> None:
         """See `MicroKernel.accumulate`; a last group of at most 8 elements takes one multiply instead of two."""
         channels = nv * self.lanes

@@ -9,6 +9,8 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 
+import numpy as np
+
 from bevel.backends.kernel import Array
 from bevel.backends.kernels.parameters import Fields
 from bevel.backends.tvm import Buffer, Builder, Expr
@@ -19,6 +21,8 @@ FLOATS = ("float32", "float16")
 CODES = ("uint8", "int8")
 # Reduction runs of fewer K-groups are unrolled whole: a loop of two iterations costs more than it saves.
 UNROLLED_GROUPS = 7
+# Of a cache.
+LINE_BYTES = 64
 
 
 class MicroKernel(abc.ABC):
@@ -37,6 +41,7 @@ class MicroKernel(abc.ABC):
         weight_dtype: packed weight element.
         fields: of a record of requantization parameters (`bevel.backends.kernels.parameters`).
         copy_lanes: elements per vector of the copy into scratch.
+        fetches_ahead: whether a block's weights fetch those of the next one.
         short_requantize: whether there is `requantize_short`.
         sums_in_memory: whether accumulators are in memory after `finish`, so that the epilogue is a loop over pixels; else it
             is unrolled.
@@ -50,6 +55,7 @@ class MicroKernel(abc.ABC):
     weight_dtype: str = "float32"
     fields: int = 0
     copy_lanes: int = 16
+    fetches_ahead: bool = False
     short_requantize: bool = False
     sums_in_memory: bool = False
 
@@ -61,6 +67,29 @@ class MicroKernel(abc.ABC):
     def padded_run(self, run: int) -> int:
         """Elements per reduction run in the packed weights: whole K-groups."""
         return -(-run // self.kgroup) * self.kgroup
+
+    def pack_weights(self, weights: Array, blocks: Sequence[tuple[int, int]]) -> Array:
+        """The weight buffer.
+
+        Args:
+            weights: [channels, taps, run], channels padded with zeros to whole vectors.
+            blocks: first channel and number of channels of every block, in the order in which they lie in the buffer.
+        """
+        channels, taps, run = weights.shape
+        full = np.zeros((channels, taps, self.padded_run(run)), np.dtype(self.weight_dtype))
+        full[:, :, :run] = weights
+        full = full.reshape(channels, taps, -1, self.kgroup)
+        return np.concatenate([full[start : start + size].transpose(1, 2, 0, 3).ravel() for start, size in blocks])
+
+    def unpack_weights(self, packed: Array, shape: tuple[int, int, int], blocks: Sequence[tuple[int, int]]) -> Array:
+        """The inverse of `pack_weights`: weights of `shape`."""
+        channels, taps, run = shape
+        length = taps * self.padded_run(run)
+        full = np.zeros((channels, taps, self.padded_run(run)), packed.dtype)
+        for start, size in blocks:
+            block = packed[start * length : (start + size) * length].reshape(taps, -1, size, self.kgroup)
+            full[start : start + size] = block.transpose(2, 0, 1, 3).reshape(size, taps, -1)
+        return full[:, :, :run]
 
     def acc_rows(self, offsets: Sequence[int]) -> Sequence[int]:
         """Where the accumulators of each pixel of a tile lie, counted in rows of nv * slot elements."""
@@ -85,6 +114,10 @@ class MicroKernel(abc.ABC):
     def load_weights(self, k: Builder, weights: Buffer, offset: Expr) -> Expr:
         """One vector of weights: `lanes` channels x `kgroup`."""
         return k.load(weights, offset, self.lanes * self.kgroup)
+
+    def fetch(self, k: Builder, weights: Buffer, offset: Expr) -> None:
+        """Bring a cache line of weights into the second cache. Nothing is read, so it may lie behind the last weights."""
+        k.effect("llvm.prefetch", k.address(weights, offset), k.i32(0), k.i32(2), k.i32(1))
 
     def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr) -> Expr:
         """`acc` plus the products of one K-group."""
@@ -111,6 +144,7 @@ class MicroKernel(abc.ABC):
         nv: int,
         run: int,
         unroll: int,
+        ahead: int,
     ) -> None:
         """Add one reduction run of `run` elements to every accumulator.
 
@@ -125,14 +159,20 @@ class MicroKernel(abc.ABC):
             nv: result vectors.
             run: reduction elements; the last K-group may be partly padding.
             unroll: K-groups per loop iteration.
+            ahead: elements from these weights to those of the next block, which are fetched meanwhile; 0 for none.
         """
         groups = -(-run // self.kgroup)
         step = nv * self.lanes * self.kgroup
+        vectors_per_line = max(1, LINE_BYTES // (self.lanes * self.kgroup * np.dtype(self.weight_dtype).itemsize))
 
         def some(first: Expr, count: int) -> None:
             columns = [self.operands(k, x, origin + offset + first * self.kgroup, count) for offset in offsets]
             for u in range(count):
                 w = [self.load_weights(k, weights, base + (first + u) * step + j * self.lanes * self.kgroup) for j in range(nv)]
+                if ahead:
+                    for j in range(nv):
+                        if (u * nv + j) % vectors_per_line == 0:
+                            self.fetch(k, weights, base + (first + u) * step + j * self.lanes * self.kgroup + ahead)
                 for i, column in enumerate(columns):
                     for j in range(nv):
                         at = (i * nv + j) * self.slot

@@ -16,6 +16,8 @@ from bevel.backends.tvm import Buffer, Builder, Expr
 class FmaKernel(MicroKernel):
     """Broadcast one input element, multiply by a vector of channels."""
 
+    fetches_ahead = True
+
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
         self.copy_lanes = lanes

@@ -26,6 +26,7 @@ class VnniKernel(MicroKernel):
     x_dtype = "uint8"
     weight_dtype = "int8"
     copy_lanes = 64
+    fetches_ahead = True
     short_requantize = True
 
     def operands(self, k: Builder, x: Buffer, offset: Expr, groups: int) -> list[Expr]:
