@@ -309,6 +309,15 @@ class Selective(Protocol):
 
 
 @runtime_checkable
+class Rewriting(Protocol):
+    """What a generator has besides `Generator` when its `pack` computes on weights, so that none is found in what it packs."""
+
+    def rewrites(self, problem: Problem) -> bool:
+        """Whether it does for `problem`."""
+        ...
+
+
+@runtime_checkable
 class Estimated(Protocol):
     """What a generator has besides `Generator` when its tiles can be compared with those of other generators."""
 

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bevel.backends.constant_pool import ConstantPool
-from bevel.backends.kernel import Buf, ConvConstants, ConvProblem, NodeProblem, Problem, RuntimeExtent, problem_dims
+from bevel.backends.kernel import Buf, ConvConstants, ConvProblem, NodeProblem, Problem, Rewriting, RuntimeExtent, problem_dims
+from bevel.backends.kernels.int16_sums import are_light
 from bevel.backends.memory import Request, align, plan_arena
 from bevel.backends.packing import LEAST_BYTES, Stored, find_stored
 from bevel.backends.physical import (
@@ -39,7 +40,7 @@ from bevel.backends.physical import (
     transposed,
 )
 from bevel.backends.schedule import IoTensor, Kernel, Lifetime, Place, Schedule, Step
-from bevel.backends.select import Choice, KernelRanker, choose
+from bevel.backends.select import Choice, KernelRanker, choose, generators
 from bevel.errors import UnsupportedOp, UsageError
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import NoAttrs, Trait, lookup
@@ -371,6 +372,8 @@ class _Lowering:
         if node.op in ("IntConv", "IntGemm"):
             problem = replace(problem, wide_weights=bool((w.array == -128).any()))
             result, problem, constants = self._requantized(node, problem, weights, bias, operand.buf)
+            if self._rewrites(problem):
+                problem = replace(problem, light_weights=are_light(weights))
         else:
             result, problem, constants = self._activated(node, problem, weights, bias)
         if result is not node.output:
@@ -382,6 +385,13 @@ class _Lowering:
         cost = lookup(node.op).cost(node)
         self.calls.append(
             _Call(_layer(node), "+".join(ops), problem, [operand], [output], constants, cost.macs, cost.bytes, self._bits(node))
+        )
+
+    def _rewrites(self, problem: ConvProblem) -> bool:
+        """Whether a kernel for `problem` depends on how heavy its weights are; elsewhere layers of equal shape share code."""
+        return any(
+            isinstance(generator, Rewriting) and generator.rewrites(problem) and generator.legal(problem, self.target) is None
+            for generator in generators(self.target.arch)
         )
 
     @staticmethod
@@ -540,6 +550,8 @@ class _Lowering:
         """The constants of `call` that are found among the buffers they were packed into."""
         constants, choice = call.constants, call.choice
         if constants is None or choice is None:
+            return []
+        if isinstance(choice.generator, Rewriting) and choice.generator.rewrites(call.problem):
             return []
         return find_stored(lambda c: choice.generator.pack(call.problem, choice.tile, self.target, c), constants, packed, places)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from bevel.backends.kernel import Generator
 from bevel.backends.x86.conv_f32 import CONV_F32_AVX2, CONV_F32_AVX512, CONV_F32_SSE2
 from bevel.backends.x86.conv_int8_amx import CONV_INT8_AMX
-from bevel.backends.x86.conv_int8_madd import CONV_INT8_AVX2, CONV_INT8_SSE2
+from bevel.backends.x86.conv_int8_madd import CONV_INT8_AVX2, CONV_INT8_AVX2_BYTES, CONV_INT8_SSE2
+from bevel.backends.x86.conv_int8_maddubs import CONV_INT8_MADDUBS
 from bevel.backends.x86.conv_int8_vnni import CONV_INT8_VNNI
 from bevel.backends.x86.depthwise import (
     DEPTHWISE_F32_AVX2,
@@ -30,6 +31,8 @@ GENERATORS: tuple[Generator, ...] = (
     CONV_F32_SSE2,
     CONV_INT8_AMX,
     CONV_INT8_VNNI,
+    CONV_INT8_MADDUBS,
+    CONV_INT8_AVX2_BYTES,
     CONV_INT8_AVX2,
     CONV_INT8_SSE2,
     DEPTHWISE_F32_AVX512,

@@ -30,6 +30,8 @@ MULTIPLY = {
     "x86_conv_f32_sse2": "mulps",
     "x86_conv_int8_vnni": "vpdpbusd",
     "x86_conv_int8_amx": "tdpbusd",
+    "x86_conv_int8_maddubs_avx2": "vpmaddubsw",
+    "x86_conv_int8_bytes_avx2": "vpmaddwd",
     "x86_conv_int8_avx2": "vpmaddwd",
     "x86_conv_int8_sse2": "pmaddwd",
     "x86_depthwise_f32_avx512": "vfmadd",
