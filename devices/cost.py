@@ -68,25 +68,6 @@ class Roofline:
         ms = max(self._arithmetic(node, bits), self._traffic(node, bits)) * 1e3 + self.profile.peaks.launch_us.value * 1e-3
         return Estimate(ms, ms * _LOW, ms * _HIGH, "static")
 
-    def step_cost(self, op: str, macs: int, moved: int, bits: str) -> Estimate:
-        """Latency of one step of an artifact by what its manifest says of it.
-
-        Coarser than `layer_cost`, which sees shapes: peaks are not derated for them, requantization is not counted.
-
-        Args:
-            op: operators of the step.
-            macs: multiply-accumulates, or elements computed where there are none.
-            moved: bytes.
-            bits: precision.
-        """
-        peaks = self.profile.peaks
-        if "Conv" in op or "Gemm" in op or "MatMul" in op:
-            compute = macs / ((peaks.int8_gmacs if bits == "w8a8" else peaks.fp32_gmacs).value * 1e9)
-        else:
-            compute = macs / (self.profile.clock_ghz * 1e9 * self._lanes() * _ELEMENTS_PER_LANE)
-        ms = max(compute, moved / (self._bandwidth(moved) * 1e9)) * 1e3 + peaks.launch_us.value * 1e-3
-        return Estimate(ms, ms * _LOW, ms * _HIGH, "static")
-
     def _arithmetic(self, node: Node, bits: str) -> float:
         """Seconds to compute the node with its operands at hand."""
         macs, lanes, hertz = lookup(node.op).cost(node).macs, self._lanes(), self.profile.clock_ghz * 1e9
