@@ -1,8 +1,10 @@
-/* kernel_bench.c: times kernels in turn. kernel-bench DATA [--blocks N] [--block-ms N] [--warmup-ms N] [--pin CPU]
+/* kernel_bench.c: times kernels in turn.
+ * kernel-bench DATA [--blocks N] [--block-ms N] [--warmup-ms N] [--pin CPU] [--walk KIB]
  *
- * Kernels are called one after the other, as a model calls its layers: each finds the caches as the others left them, and its
- * constants where a whole round of other kernels has pushed them. A block is some rounds; the time of a kernel in a block is the mean of
- * the middle half of its calls, in picoseconds. JSON lines: {"kernels": n, ...} with a digest of each kernel's output, then
+ * Kernels are called one after the other, as a model calls its layers: operands are in the caches, constants where the rest of a model
+ * has pushed them. A pass calls one kernel of each problem and then walks through as much memory as the model's other constants take; a
+ * round is as many passes as there are kernels of a problem; a block is some rounds. The time of a kernel in a block is the mean of the
+ * middle half of its calls, in picoseconds. JSON lines: {"kernels": n, ...} with a digest of each kernel's output, then
  * {"block": i, ...} with the canary before it and what the system did meanwhile, then {"end": 1}. A kernel that takes several times as
  * long as the fastest of its problem in the warm-up is called no more: its time in blocks is null. */
 #define _POSIX_C_SOURCE 200809L
@@ -22,6 +24,8 @@ enum { LEAST_ROUNDS = 5, MOST_ROUNDS = 64, WARM_ROUNDS = 3, HOPELESS = 3 };
 enum { PAGE = 4096 };
 
 static uint64_t *calls; /* of each kernel, MOST_ROUNDS times */
+static char *others;    /* what is walked through between passes */
+static size_t other_bytes;
 
 __attribute__((noreturn, format(printf, 2, 3))) static void fail(int code, const char *format, ...)
 {
@@ -97,6 +101,29 @@ static uint64_t timed_call(size_t index, const bench_memory *memory, uint64_t cl
     return ns;
 }
 
+static void walk(const char *memory, uint64_t nbytes)
+{
+    unsigned sum = 0;
+    for (uint64_t i = 0; i < nbytes; i += 64)
+        sum += (unsigned char)memory[i];
+    __asm__ volatile("" : : "r"(sum));
+}
+
+/* Between passes: the rest of the model runs, and leaves the operands of the next kernel in the caches. */
+static void pass_over(const bench_memory *memory)
+{
+    if (other_bytes) {
+        walk(others, other_bytes);
+        walk(memory->operands, bench_the_table.operand_bytes);
+    }
+}
+
+static int begins_pass(size_t index)
+{
+    const bench_kernel *kernel = bench_the_table.kernel;
+    return index == 0 || kernel[index].problem <= kernel[index - 1].problem;
+}
+
 static uint64_t middle_ps(uint64_t *values, size_t count)
 {
     median_of(values, count); /* sorts */
@@ -141,6 +168,8 @@ static uint64_t warm_up(const bench_memory *memory, uint64_t clock_ns, uint64_t 
     for (int round = 0; round < WARM_ROUNDS || now_ns() - begin < warmup_ns; round++) {
         for (size_t i = 0; i < t->kernels; i++) {
             uint64_t *fastest = &best[t->kernel[i].problem];
+            if (begins_pass(i))
+                pass_over(memory);
             if (!alive[i])
                 continue;
             uint64_t ns = timed_call(i, memory, clock_ns);
@@ -167,9 +196,12 @@ static void block(long index, size_t rounds, const bench_memory *memory, uint64_
     uint64_t canary = canary_ns(), cpu = process_ns(), begin = now_ns();
     int64_t switches = involuntary_switches();
     for (size_t round = 0; round < rounds; round++)
-        for (size_t i = 0; i < t->kernels; i++)
+        for (size_t i = 0; i < t->kernels; i++) {
+            if (begins_pass(i))
+                pass_over(memory);
             if (alive[i])
                 calls[i * MOST_ROUNDS + round] = timed_call(i, memory, clock_ns);
+        }
     uint64_t wall = now_ns() - begin;
     cpu = process_ns() - cpu;
     switches = involuntary_switches() - switches;
@@ -191,7 +223,7 @@ int main(int argc, char **argv)
     const bench_table *t = &bench_the_table;
     long blocks = 9, block_ms = 20, warmup_ms = 50, cpu = -1;
     if (argc < 2 || argc % 2)
-        fail(EXIT_USAGE, "usage: kernel-bench DATA [--blocks N] [--block-ms N] [--warmup-ms N] [--pin CPU]");
+        fail(EXIT_USAGE, "usage: kernel-bench DATA [--blocks N] [--block-ms N] [--warmup-ms N] [--pin CPU] [--walk KIB]");
     for (int i = 2; i < argc; i += 2) {
         long value = number(argv[i + 1], argv[i]);
         if (strcmp(argv[i], "--blocks") == 0)
@@ -202,6 +234,8 @@ int main(int argc, char **argv)
             warmup_ms = value;
         else if (strcmp(argv[i], "--pin") == 0)
             cpu = value;
+        else if (strcmp(argv[i], "--walk") == 0)
+            other_bytes = (size_t)value * 1024;
         else
             fail(EXIT_USAGE, "kernel-bench: unknown option %s", argv[i]);
     }
@@ -215,6 +249,7 @@ int main(int argc, char **argv)
                            allocate(t->scratch_bytes)};
     for (size_t i = 0; i < t->operands; i++)
         fill(memory.operands + t->operand[i].offset, &t->operand[i], &state);
+    others = allocate(other_bytes);
     calls = allocate(t->kernels * MOST_ROUNDS * sizeof *calls);
     uint64_t *least = allocate(t->kernels * sizeof *least), clock_ns = clock_cost_ps(now_ns) / 1000;
     char *alive = allocate(t->kernels);

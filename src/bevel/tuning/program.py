@@ -54,12 +54,14 @@ class BenchProgram:
         kernels: their kernels.
         table: C source.
         data: contents of the data file.
+        pass_bytes: constants that one kernel of each problem reads.
     """
 
     order: tuple[Candidate, ...]
     kernels: tuple[Kernel, ...]
     table: str
     data: bytes
+    pass_bytes: int
 
     def link(self, toolchain: Toolchain, objects: Mapping[str, bytes], program: Path) -> None:
         """Write the program; see `bevel.runtime.toolchain.link_bench`."""
@@ -74,7 +76,7 @@ def make_program(batch: Sequence[Sequence[Candidate]], target: Target) -> BenchP
     regions = _Regions()
     for candidates in batch:
         regions.add(candidates[0].problem)
-    data, calls, arity, scratch = bytearray(), [], {}, 0
+    data, calls, arity, scratch, pass_bytes = bytearray(), [], {}, 0, 0
     numbers = [constants(candidates[0].problem) for candidates in batch]
     for (index, candidate), kernel in zip(order, kernels, strict=True):
         problem, generator, tile = candidate.problem, candidate.choice.generator, candidate.choice.tile
@@ -86,6 +88,7 @@ def make_program(batch: Sequence[Sequence[Candidate]], target: Target) -> BenchP
             arguments.append(f"m->constants + {len(data)}")
             data += np.ascontiguousarray(array).tobytes()
             data += bytes(align(len(data)) - len(data))
+        pass_bytes = max(pass_bytes, len(data)) if candidate is batch[index][0] else pass_bytes
         arity[kernel.symbol] = len(arguments) + 1
         extent = generator.parallel_extent(problem, tile)
         calls.append(f"return {kernel.symbol}({', '.join([*arguments, 'm->output', '0', str(extent), 'm->scratch'])});")
@@ -110,7 +113,9 @@ def make_program(batch: Sequence[Sequence[Candidate]], target: Target) -> BenchP
         "isa": isa_flags(kernels, target),
     }
     out += [f"    .{name} = {value}," for name, value in fields.items()]
-    return BenchProgram(tuple(candidate for _, candidate in order), tuple(kernels), "\n".join([*out, "};", ""]), bytes(data))
+    return BenchProgram(
+        tuple(candidate for _, candidate in order), tuple(kernels), "\n".join([*out, "};", ""]), bytes(data), pass_bytes
+    )
 
 
 class _Regions:

@@ -32,6 +32,8 @@ from bevel.tuning.workload import exact
 
 # Accepted blocks that a median stands on, and processes after which no more are tried.
 LEAST_BLOCKS, MOST_PROCESSES = 7, 3
+# Memory walked through between two calls of a kernel, at most: no cache of a core is larger.
+MOST_WALKED = 32 * 1024**2
 # A process is for hangs limited to this; kernels of boards take a hundred times what they take here.
 _LIMIT_S = 600.0
 
@@ -72,12 +74,14 @@ class DeviceTimer:
     Attributes:
         transport: open, and locked for this.
         target: what kernels are compiled for.
+        model_bytes: constants of the whole model: what is not the batch's lies between two calls of a kernel.
         say: progress of the compilation.
         seconds: spent so far, by "compile" and "measure".
     """
 
     transport: Transport
     target: Target
+    model_bytes: int
     say: Progress
     seconds: dict[str, float]
 
@@ -102,7 +106,7 @@ class DeviceTimer:
             (Path(folder) / "data.bin").write_bytes(program.data)
             compiled = time.monotonic()
             try:
-                lines = self._measure(Path(folder))
+                lines = self._measure(Path(folder), max(0, self.model_bytes - program.pass_bytes))
             finally:
                 self.seconds["compile"] = self.seconds.get("compile", 0.0) + compiled - begin
                 self.seconds["measure"] = self.seconds.get("measure", 0.0) + time.monotonic() - compiled
@@ -110,7 +114,7 @@ class DeviceTimer:
         timings = {kernel.symbol: timing for kernel, timing in zip(program.kernels, summarize(lines), strict=True)}
         return [[timings[candidate.kernel(self.target).symbol] for candidate in candidates] for candidates in batch]
 
-    def _measure(self, folder: Path) -> list[dict[str, Any]]:
+    def _measure(self, folder: Path, other_bytes: int) -> list[dict[str, Any]]:
         """Lines of as many processes as it takes."""
         transport = self.transport
         remote = f"{transport.scratch()}/tune"
@@ -119,7 +123,8 @@ class DeviceTimer:
             transport.upload(folder / "kernel-bench", f"{remote}/kernel-bench")
             transport.upload(folder / "data.bin", f"{remote}/data.bin")
             pins = choose_cpus(sample(transport).cpus, 1)
-            arguments = ["./kernel-bench", "data.bin", *(["--pin", str(pins[0])] if pins else [])]
+            arguments = ["./kernel-bench", "data.bin", "--walk", str(min(other_bytes, MOST_WALKED) // 1024)]
+            arguments += ["--pin", str(pins[0])] if pins else []
             for _ in range(MOST_PROCESSES):
                 result = transport.run(arguments, cwd=remote, timeout_s=_LIMIT_S)
                 if result.exit_status != 0:

@@ -195,7 +195,7 @@ class Tuner:
                 return False
             with transport.lock(f"tuning of {schedule.name}", LOCK_WAIT_S), Store.open() as store:
                 device = store.device(fingerprint(transport, profile.name, sample(transport)))
-                timer = DeviceTimer(transport, self.target, say, self.seconds)
+                timer = DeviceTimer(transport, self.target, len(schedule.weights), say, self.seconds)
 
                 def keep(problem: Problem, heat: Heat, noise: float) -> None:
                     store_heat(store, device, self.target, problem, heat, noise)

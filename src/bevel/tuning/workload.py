@@ -21,6 +21,8 @@ _CLAMP = (0.1, 0.9)
 _CLAMP_F32 = (0.0, 6.0)
 # Requantized sums of random products spread over this many codes either side of the zero point.
 _SPREAD = 60.0
+# Standard deviation of light weights: few neighbours sum to more than 128.
+_LIGHT = 24.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def constants(problem: Problem) -> ConvConstants | None:
         lo, hi = _CLAMP_F32 if problem.clamp else (-np.inf, np.inf)
         return ConvConstants(weights, rng.uniform(-1, 1, problem.oc).astype(np.float32), lo=lo, hi=hi)
     weights = rng.integers(-127, 128, shape).astype(np.int8)
+    if problem.light_weights:
+        weights = np.clip(np.round(rng.normal(0.0, _LIGHT, shape)), -127, 127).astype(np.int8)
     if problem.wide_weights:
         weights.flat[0] = -128
     bias = rng.integers(-(1 << 12), 1 << 12, problem.oc).astype(np.int32)
