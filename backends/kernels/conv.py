@@ -115,8 +115,8 @@ class Geometry:
 
     @property
     def weight_bytes(self) -> int:
-        """Size of the packed weights, about."""
-        return self.problem.oc * self.taps * max(self.padded_run, self.run) * np.dtype(self.micro.weight_dtype).itemsize
+        """Size of the packed weights."""
+        return self.problem.oc * self.taps * self.padded_run * np.dtype(self.micro.weight_dtype).itemsize
 
     @property
     def fetches_ahead(self) -> bool:

@@ -27,7 +27,7 @@ ROUNDS = 64
 VECTOR = 8
 # Of all terms, the share that may be heavy. Each term of a pair costs 2.5 instructions for 32 products and each split makes one
 # more; pmaddwd takes 4.
-HEAVY_SHARE = 0.4
+HEAVY_SHARE = 0.35
 
 
 @dataclass(frozen=True)

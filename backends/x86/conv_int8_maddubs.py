@@ -40,10 +40,6 @@ class MaddubsKernel(Avx2Kernel):
     weight_dtype = "int8"
     copy_lanes = 32
 
-    def padded_run(self, run: int) -> int:
-        """Of the table: what lies at places known from the shape alone."""
-        return ENTRY
-
     def pack_weights(self, weights: Array, blocks: Sequence[tuple[int, int]]) -> Array:
         """The table and the terms."""
         channels, taps, run = weights.shape
@@ -94,9 +90,11 @@ class MaddubsKernel(Avx2Kernel):
     ) -> None:
         """Add the pairs of terms of one tap, then the terms alone."""
         size = nv * self.lanes * WIDTH
-        position, pairs, alone = (self._int32(k, weights, base + 4 * i) for i in range(3))
+        # Channels and taps before this block and tap, each of which has an entry's share of the table.
+        before = k.floordiv(base, k.i32(self.padded_run(run)))
+        position, pairs, alone = (self._int32(k, weights, before * ENTRY + 4 * i) for i in range(3))
         places = position + (pairs * 2 + alone) * size
-        coming = self._int32(k, weights, base + ahead) if ahead else None
+        coming = self._int32(k, weights, (before + ahead // self.padded_run(run)) * ENTRY) if ahead else None
 
         def some(first: Expr, count: int) -> None:
             starts = [origin + self._int32(k, weights, places + (first + u) * 4) for u in range(count)]
