@@ -26,12 +26,14 @@ class Pipeline:
         loads: vector loads (broadcasts included) per cycle.
         in_flight: independent multiply-accumulates needed to hide their latency (throughput x latency).
         unroll: K-groups per loop iteration.
+        convert: cycles per vector of weights that is converted when it is loaded.
     """
 
     macs: float
     loads: float
     in_flight: int
     unroll: int = 4
+    convert: float = 0.0
 
 
 # Loop and epilogue overhead of one tile, in cycles: keeps many small tiles from looking as good as few large ones.
@@ -100,7 +102,7 @@ class ConvGenerator:
             for count, mr in tiles:
                 for columns in g.columns:
                     nv = columns.size
-                    macs = max(mr * nv, self.pipeline.in_flight) / self.pipeline.macs
+                    macs = max(mr * nv, self.pipeline.in_flight) / self.pipeline.macs + nv * self.pipeline.convert
                     step = max(macs, (mr + nv) / self.pipeline.loads)
                     total += g.problem.groups * rows.count * count * columns.count * (steps * step + TILE_OVERHEAD)
         return total

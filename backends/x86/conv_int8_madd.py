@@ -137,7 +137,7 @@ CONV_INT8_AVX2_BYTES = BytesConv(
     out_dtypes=("uint8", "int32"),
     micro=Avx2BytesKernel(),
     shapes=((1, 8), (2, 4), (4, 2)),
-    pipeline=Pipeline(macs=1.5, loads=2, in_flight=4, unroll=2),
+    pipeline=Pipeline(macs=1.5, loads=2, in_flight=4, unroll=2, convert=1 / 3),
 )
 CONV_INT8_SSE2 = ConvGenerator(
     name="x86_conv_int8_sse2",
