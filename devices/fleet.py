@@ -1,8 +1,8 @@
 """Several devices at once: one piece of work on each, each over a connection of its own.
 
-In: profiles and a function of an open transport. Out: what it returned for each device, or the error that ended it there. The
-devices are independent: one that fails or is slow leaves the others their time. Threads serve, because a transport spends
-its life waiting. What a device must do for one process alone takes its lock (`Transport.lock`), as ever.
+In: profiles, and a function of an open transport and its profile. Out: what it returned for each device, or the error that ended
+it there. The devices are independent: one that fails or is slow leaves the others their time. Threads serve, because a transport
+spends its life waiting. What a device must do for one process alone takes its lock (`Transport.lock`), as ever.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from bevel.errors import BevelError, UsageError
 T = TypeVar("T")
 
 
-def on_each(profiles: Iterable[Profile], work: Callable[[Transport], T]) -> Mapping[str, T | BevelError]:
+def on_each(profiles: Iterable[Profile], work: Callable[[Transport, Profile], T]) -> Mapping[str, T | BevelError]:
     """Do `work` on all devices at the same time.
 
     Args:
         profiles: the devices, each reached as `resolve_transport` says.
-        work: gets the open transport; called in a thread of its own, so what several calls share must bear that.
+        work: gets the open transport and the profile; called in a thread of its own, so what several calls share must bear that.
 
     Returns:
         By device name, in the order given: what `work` returned, or why it could not (for what goes wrong on a device or on
@@ -48,7 +48,7 @@ def on_each(profiles: Iterable[Profile], work: Callable[[Transport], T]) -> Mapp
             transport = resolve_transport(profile)
             open_ones.enter(transport)
             with transport:
-                return work(transport)
+                return work(transport, profile)
         except BevelError as error:
             return error
 

@@ -35,6 +35,18 @@ def test_check_has_two_spellings(bevel: Bevel) -> None:
     assert set(checked["features"]) <= set(checked["check"]["features"])
 
 
+def test_several_are_checked_at_once_and_each_gets_its_answer(bevel: Bevel) -> None:
+    save_profile(replace(load_profile("raspberry-pi-4"), name="gone-pi", ssh=Ssh("127.0.0.1", "pi", 1)))
+    found = bevel("devices", "check", "host", "gone-pi", "--json")
+    assert found.code == 4
+    here, gone = found.json["devices"]
+    assert here["check"]["label"] == "this machine"
+    assert gone["name"] == "gone-pi"
+    assert "127.0.0.1:1" in gone["error"]["message"]
+    assert [device["name"] for device in bevel("devices", "check", "--all", "--json").json["devices"]] == ["gone-pi"]
+    assert bevel("devices", "check").code == bevel("devices", "check", "host", "--all").code == 2
+
+
 def test_remove_takes_own_profiles_only(bevel: Bevel, bevel_home: Path) -> None:
     mine = save_profile(replace(load_profile("raspberry-pi-4"), name="kitchen-pi", ssh=Ssh("board.local", "pi")))
     assert bevel("devices", "remove", "kitchen-pi", "--json").json == {"removed": "kitchen-pi", "file": str(mine)}

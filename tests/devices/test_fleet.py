@@ -44,7 +44,7 @@ def test_devices_work_at_the_same_time(boards: list[Profile]) -> None:
     """Each program on each device waits until the programs of the others run: one after the other would never end."""
     barrier = threading.Barrier(len(boards), timeout=60)
 
-    def meet(transport: Transport) -> str:
+    def meet(transport: Transport, _profile: Profile) -> str:
         gate = Path(transport.path("gate"))  # The boards are this machine, so the gate can be opened from here.
 
         def arrived(_: bytes) -> None:
@@ -63,7 +63,7 @@ def test_devices_work_at_the_same_time(boards: list[Profile]) -> None:
 def test_each_device_fails_alone(boards: list[Profile]) -> None:
     closed = replace(boards[0], name="off", ssh=Ssh("127.0.0.1", port=1, known_hosts="/dev/null"))
 
-    def work(transport: Transport) -> str:
+    def work(transport: Transport, _profile: Profile) -> str:
         return transport.run(["echo", "fine"]).stdout.decode()
 
     found = on_each([closed, boards[1]], work)
@@ -86,7 +86,7 @@ def interrupted(boards: list[Profile], stop: Callable[[], None]) -> list[BoardEr
     pids: list[int] = []
     errors: list[BoardError | UsageError] = []
 
-    def work(transport: Transport) -> None:
+    def work(transport: Transport, _profile: Profile) -> None:
         def started(chunk: bytes) -> None:
             pids.append(int(chunk))
             if len(pids) == len(boards):

@@ -7,8 +7,12 @@ import click
 from bevel.cli import devices_add, emulate, history, options
 from bevel.cli.device_document import address, describe
 from bevel.cli.output import emit, table
+from bevel.devices.fleet import on_each
 from bevel.devices.profile import Profile, list_profiles, load_profile, remove_profile
 from bevel.devices.resolve import resolve_transport
+from bevel.devices.transport import Transport
+from bevel.errors import BevelError, ToolchainError, UsageError
+from bevel.ir.protocols import Target
 
 
 class _DeviceVerbs(click.Group):
@@ -72,16 +76,43 @@ def show(name: str, check: bool, as_json: bool, verbose: bool) -> None:
 
 
 @command.command("check")
-@click.argument("name")
+@click.argument("names", metavar="NAME...", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Every device with an address.")
 @options.universal
 @click.pass_context
-def check_device(ctx: click.Context, name: str, as_json: bool, verbose: bool) -> None:
-    """Connect to NAME, and compare what the device says with its profile.
+def check_devices(ctx: click.Context, names: tuple[str, ...], every: bool, as_json: bool, verbose: bool) -> None:
+    """Connect to each NAME, all at the same time, and compare what the device says with its profile.
+
+    Exits with 4 when one of several does not answer as it should.
 
     \b
     bevel devices check kitchen-pi
+    bevel devices check kitchen-pi garage-pi
+    bevel devices check --all
     """
-    ctx.invoke(show, name=name, check=True, as_json=as_json, verbose=verbose)
+    if bool(names) == every:
+        raise UsageError("bevel devices check: give the names of devices, or --all")
+    if len(names) == 1:
+        ctx.invoke(show, name=names[0], check=True, as_json=as_json, verbose=verbose)
+        return
+    profiles = [load_profile(name) for name in names or list_profiles()]
+    if every:
+        profiles = [profile for profile in profiles if profile.ssh is not None or profile.adb is not None]
+    if not profiles:
+        raise UsageError("no device has an address; add one: bevel devices add user@host")
+    answers = on_each(profiles, lambda transport, profile: _answer(transport, profile.target()))
+    documents: list[dict[str, object]] = []
+    rows: list[tuple[object, ...]] = []
+    for name, answer in answers.items():
+        if isinstance(answer, BevelError):
+            documents.append({"name": name, "error": {"kind": type(answer).__name__, "message": str(answer)}})
+            rows.append((name, type(answer).__name__, str(answer)))
+        else:
+            documents.append({"name": name, "check": answer})
+            rows.append((name, "ok", answer))
+    emit(as_json, {"devices": documents}, [table("devices", ("name", "", "says"), rows)])
+    if any("error" in document for document in documents):
+        raise click.exceptions.Exit(ToolchainError.exit_code)
 
 
 @command.command("remove")
@@ -106,11 +137,15 @@ command.add_command(history.command)
 def _check(profile: Profile) -> dict[str, object]:
     """What a device says of itself, after checking that it runs code compiled for `profile`."""
     with resolve_transport(profile) as transport:
-        transport.preflight(profile.target())
-        info = transport.info
-        return {
-            "label": transport.label,
-            "emulated": transport.emulated,
-            "arch": info.arch,
-            "features": sorted(info.features),
-        }
+        return _answer(transport, profile.target())
+
+
+def _answer(transport: Transport, target: Target) -> dict[str, object]:
+    transport.preflight(target)
+    info = transport.info
+    return {
+        "label": transport.label,
+        "emulated": transport.emulated,
+        "arch": info.arch,
+        "features": sorted(info.features),
+    }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import click
 
+from bevel.benchmarking.peers.environment import list_environments
 from bevel.cli import options
 from bevel.cli.output import emit, table
 from bevel.devices.doctor import Check, check_device, check_host
@@ -26,7 +29,7 @@ def command(device: str | None, as_json: bool, verbose: bool) -> None:
     bevel doctor --device kitchen-pi
     """
     if device is None:
-        subject, checks = "this machine", list(check_host())
+        subject, checks = "this machine", [*check_host(), *_peers()]
     else:
         profile = load_profile(device)
         with resolve_transport(profile) as transport:
@@ -52,6 +55,13 @@ def command(device: str | None, as_json: bool, verbose: bool) -> None:
     emit(as_json, document, [table(subject, ("", "", "found", "for", "to do"), rows), summary])
     if failed:
         raise click.exceptions.Exit(_DEVICE_EXIT)
+
+
+def _peers() -> Iterator[Check]:
+    """Environments of other engines, which take gigabytes."""
+    for environment in list_environments():
+        found = f"{environment.bytes // 1024**2} MiB in {environment.folder}"
+        yield Check(f"peer {environment.name}", True, found, "bevel bench --against; remove the folder to free the space")
 
 
 def _verdict(check: Check) -> str:
