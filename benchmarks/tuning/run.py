@@ -2,8 +2,8 @@
 
     python -m benchmarks.tuning.run --model FILE [--calib DATA | --bits fp32] --mode fast [--mode full] [--write FILE.md]
 
-Stores and caches of its own, empty at the beginning, so that the seconds count everything: import, quantization, compilers, measuring.
-Then processes of all artifacts run in turn, and ratios are taken within each turn. The table has a row for each distinct problem.
+Stores and caches are its own and empty at the beginning: the seconds count import, quantization, compilers and measuring.
+Then processes of all artifacts run in turn, and ratios are taken within each turn. A row of the table is a distinct problem.
 """
 
 from __future__ import annotations

@@ -78,8 +78,14 @@ def tuned_key(stem: str, heats: str) -> str:
     return hashlib.sha256(f"{stem} {heats}".encode()).hexdigest()[:32] if heats else stem
 
 
-def remember(stem: str, modes: Iterable[str], problems: list[str]) -> None:
-    """Note that a compilation knows all measurements that these modes of tuning want, and of which problems, by their texts."""
+def remember(stem: str, modes: Iterable[str], problems: Mapping[str, int]) -> None:
+    """Note what a compilation computes.
+
+    Args:
+        stem: of the compilation.
+        modes: of tuning for which this holds.
+        problems: how many kernels were measured of each problem, by its text.
+    """
     folder = cache_dir() / "problems" / stem
     folder.mkdir(parents=True, exist_ok=True)
     for mode in modes:
@@ -88,13 +94,13 @@ def remember(stem: str, modes: Iterable[str], problems: list[str]) -> None:
         partial.replace(folder / f"{mode}.json")
 
 
-def recall(stem: str, mode: str) -> list[str] | None:
+def recall(stem: str, mode: str) -> dict[str, int] | None:
     """What `remember` noted; None when it did not."""
     try:
         found = json.loads((cache_dir() / "problems" / stem / f"{mode}.json").read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return found if isinstance(found, list) else None
+    return found if isinstance(found, dict) else None
 
 
 def fetch(key: str, output: Path) -> Artifact | None:

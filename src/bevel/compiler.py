@@ -368,7 +368,8 @@ def compile_model(
     toolchain = find_toolchain(profile.arch)
     stem = artifact_cache.cache_key(model, profile.target(), toolchain.description, choices, options.calibration)
     tuner = Tuner.load(profile, options.tuning)
-    if trace is None and (known := artifact_cache.recall(stem, options.tuning.mode)) is not None:
+    known = artifact_cache.recall(stem, options.tuning.mode)
+    if trace is None and known is not None and tuner.knows(known):
         if (found := artifact_cache.fetch(artifact_cache.tuned_key(stem, tuner.digest(known)), output)) is not None:
             return found, time.monotonic() - start
     say("import", 0, 1)
@@ -378,7 +379,7 @@ def compile_model(
     graph = bind(prepare(graph, options, say, trace), batch)
     nodes = {"imported": imported, "compiled": len(graph.nodes)}
     schedule = lowered(graph, profile, say, tuner)
-    problems = sorted({repr(kernel.problem) for kernel in schedule.kernels})
+    problems = [repr(kernel.problem) for kernel in schedule.kernels]
     key = artifact_cache.tuned_key(stem, tuner.digest(problems))
     with artifact_cache.staging(key) as folder:
         artifact = build(
@@ -393,7 +394,7 @@ def compile_model(
         )
         findings = Findings(predicted_ms=predict_layers(graph, Roofline(profile)))
         artifact_cache.store(write_report(artifact, findings), key)
-    artifact_cache.remember(stem, tuner.satisfied, problems)
+    artifact_cache.remember(stem, tuner.satisfied, tuner.measured(problems))
     finished = artifact_cache.fetch(key, output)
     if finished is None:
         raise ArtifactError(f"{output}: the artifact was damaged on its way out of the cache; compile again")

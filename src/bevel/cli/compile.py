@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -161,7 +163,12 @@ def _document(artifact: Artifact, seconds: float) -> dict[str, object]:
         "integer_only": m["integer_only"],
         "float_islands": m["float_islands"],
         "islands": m.get("islands", []),
-        "layers": [{key: layer[key] for key in ("name", "op", "kernel", "bits")} for layer in m["layers"]],
+        "layers": [
+            {key: layer[key] for key in ("name", "op", "kernel", "bits")}
+            | {"chosen": m["tuning"]["kernels"][layer["symbol"]]["chosen"]}
+            for layer in m["layers"]
+        ],
+        "tuning": {key: value for key, value in m["tuning"].items() if key != "kernels"},
         "seconds": round(seconds, 3),
     }
 
@@ -171,10 +178,15 @@ def _text(artifact: Artifact, seconds: float) -> list[object]:
     generic = [layer for layer in m["layers"] if layer["kernel"].startswith("generic")]
     macs = sum(layer["macs"] for layer in m["layers"]) or 1
     share = 100 * sum(layer["macs"] for layer in generic) / macs
-    rows = [(short_name(layer["name"]), layer["op"], layer["kernel"], layer["bits"], layer["macs"]) for layer in m["layers"]]
+    chosen = {symbol: kernel["chosen"] for symbol, kernel in m["tuning"]["kernels"].items()}
+    rows = [
+        (short_name(layer["name"]), layer["op"], layer["kernel"], chosen[layer["symbol"]], layer["bits"], layer["macs"])
+        for layer in m["layers"]
+    ]
     lines: list[object] = [
-        table(f"{artifact.name} for {m['target']['name']}", ("layer", "op", "kernel", "bits", "MACs"), rows),
+        table(f"{artifact.name} for {m['target']['name']}", ("layer", "op", "kernel", "chosen", "bits", "MACs"), rows),
         f"{len(generic)} of {len(rows)} layers run generic kernels, {share:.1f} % of the MACs",
+        _tuning_line(m["tuning"]),
         f"library {kib(m['bytes']['library'])}, weights {kib(m['bytes']['weights'])}, arena {kib(m['arena_bytes'])}, "
         f"{'integer only' if m['integer_only'] else 'not integer only'}",
     ]
@@ -186,3 +198,17 @@ def _text(artifact: Artifact, seconds: float) -> list[object]:
         lines.append(table("float islands", ("layer", "op", "reason", "of the MACs", "of the bytes"), cells))
     lines.append(f"wrote {artifact.path} in {seconds:.1f} s; report: {artifact.path / 'report.html'}")
     return lines
+
+
+def _tuning_line(tuning: Mapping[str, Any]) -> str:
+    """How kernels were chosen, by their share of the MACs, and what stood in the way of measuring them."""
+    total = sum(tuning["macs"].values()) or 1
+    shares = ", ".join(
+        f"{source} {100 * macs / total:.0f} %" for source, macs in sorted(tuning["macs"].items(), key=lambda e: -e[1])
+    )
+    line = f"kernels chosen: {shares or 'static'} of the MACs"
+    if tuning.get("unmeasured"):
+        line += f"; {tuning['unmeasured']} problems left out by --tune-budget: run the command again to go on"
+    if tuning.get("why_static"):
+        line += f"; not measured: {tuning['why_static']}"
+    return line

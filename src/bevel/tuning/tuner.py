@@ -9,7 +9,7 @@ stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ from bevel.devices.resolve import resolve_transport
 from bevel.devices.store import Store, now
 from bevel.errors import ToolchainError
 from bevel.ir.protocols import Target
-from bevel.tuning.options import MODES, Tuning
+from bevel.tuning.options import Tuning
 from bevel.tuning.program import Candidate
 from bevel.tuning.timing import DeviceTimer, KernelTimer, Progress
 from bevel.tuning.winners import (
@@ -126,7 +126,7 @@ class Tuner:
                 self.decisions[text] = Decision(winner, heat, gain)
         return self.decisions[text].choice if text in self.decisions else None
 
-    def digest(self, texts: Sequence[str]) -> str:
+    def digest(self, texts: Iterable[str]) -> str:
         """Identifies what would be chosen for problems, by their texts: part of the key of a compilation."""
         heats = {text: heat.digest for text in texts if (heat := self.heat_of(text)) is not None}
         return content_digest([heats, self.why_static])[:32] if heats or self.why_static else ""
@@ -149,11 +149,23 @@ class Tuner:
             found["unmeasured"] = self.unmeasured
         return found | {"kernels": kernels}
 
+    def measured(self, texts: Iterable[str]) -> dict[str, int]:
+        """How many candidates of problems, by their texts, were measured on the device; 0 where the mode asks for none."""
+        asked = self.tuning.mode in ("fast", "full")
+        return {text: len(self.heats[text].times) if asked and text in self.heats else 0 for text in texts}
+
+    def knows(self, measured: Mapping[str, int]) -> bool:
+        """Whether what an earlier compilation had `measured` is known here, and as of today."""
+        today = measuring_version()
+        heats = ((self.heats.get(text), count) for text, count in measured.items() if count)
+        return all(heat is not None and heat.version == today and len(heat.times) >= count for heat, count in heats)
+
     @property
     def satisfied(self) -> tuple[str, ...]:
-        """Modes that would measure nothing more now."""
-        asked = MODES.index(self.tuning.mode)
-        return MODES[: asked + 1] if not self.unmeasured and not self.why_static else MODES[: MODES.index("fast")]
+        """Modes of which this compilation is the result: its own, if nothing is missing, or those that measure nothing."""
+        if self.tuning.mode in ("off", "cached"):
+            return ("off", "cached")
+        return () if self.unmeasured or self.why_static else (self.tuning.mode,)
 
     # Measuring ---------------------------------------------------------------------------------------------------------
 
