@@ -24,6 +24,7 @@ _X86_FLAGS = {
     "fma": {"fma"},
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
     "avx512_vnni": {"avx512_vnni"},
+    "avx_vnni": {"avx_vnni"},
     "amx_int8": {"amx_tile", "amx_int8"},
 }
 _ARM_FLAGS = {"neon": {"asimd"}, "fp16": {"fphp", "asimdhp"}, "dotprod": {"asimddp"}, "i8mm": {"i8mm"}}
@@ -149,7 +150,7 @@ def llvm_attrs(arch: str, features: frozenset[str]) -> tuple[str, ...]:
     if arch != "x86_64":
         return tuple(_ARM_ATTRS.get(feature, f"+{feature}") for feature in sorted(features))
     # LLVM learns from the CPU name; features a masked CPU keeps, and AMX, are named one by one.
-    llvm = {"avx512_vnni": ("+avx512vnni",), "amx_int8": ("+amx-tile", "+amx-int8")}
+    llvm = {"avx512_vnni": ("+avx512vnni",), "avx_vnni": ("+avxvnni",), "amx_int8": ("+amx-tile", "+amx-int8")}
     llvm |= {"avx512": ("+avx512f", "+avx512bw", "+avx512cd", "+avx512dq", "+avx512vl", "-prefer-256-bit")}
     return tuple(attr for feature in sorted(features) for attr in llvm.get(feature, (f"+{feature}",)))
 
@@ -186,7 +187,7 @@ def _memory_mib(meminfo: str, default: int) -> int:
 def class_profile(arch: str, features: frozenset[str]) -> Profile:
     """The richest shipped profile this instruction set covers: whose figures describe it best."""
     names = {
-        "x86_64": ("x86-64-amx", "x86-64-avx512-vnni", "x86-64-avx2", "x86-64"),
+        "x86_64": ("x86-64-amx", "x86-64-avx512-vnni", "x86-64-avx-vnni", "x86-64-avx2", "x86-64"),
         "aarch64": ("raspberry-pi-5", "raspberry-pi-4"),
         "armv7": ("armv7-a7",),
     }.get(arch, ())

@@ -30,7 +30,7 @@ _LIMIT_S = 120  # 3 s on a fast machine, 10 s on a small board; more where other
 # Measured for reports, but no peak of a profile: bevel's kernels do not multiply with them.
 _UNUSED = {"smmla", "vpmaddwd, vpaddd zmm"}
 # Instructions that need a feature which a profile may leave out, though the CPU has it.
-_NEEDS = {"tdpbusd": "amx_int8", "vpdpbusd zmm": "avx512_vnni", "sdot": "dotprod"}
+_NEEDS = {"tdpbusd": "amx_int8", "vpdpbusd ymm": "avx_vnni", "vpdpbusd zmm": "avx512_vnni", "sdot": "dotprod"}
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ _THEORY: Mapping[str, Mapping[str, float]] = {
         "pmaddwd, paddd xmm": 12,
         "vpmaddwd, vpaddd ymm": 24,
         "vpmaddwd, vpaddd zmm": 32,
+        "vpdpbusd ymm": 64,
         "vpdpbusd zmm": 128,
         "tdpbusd": 1024,
         "popcnt r64": 8,

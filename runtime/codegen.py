@@ -26,6 +26,7 @@ DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"
 _ISA = {
     "avx2": "BEVEL_ISA_AVX2",
     "fma": "BEVEL_ISA_FMA",
+    "avx_vnni": "BEVEL_ISA_AVX_VNNI",
     "avx512": "BEVEL_ISA_AVX512",
     "avx512_vnni": "BEVEL_ISA_AVX512_VNNI",
     "amx_int8": "BEVEL_ISA_AMX_INT8",

@@ -1,4 +1,4 @@
-"""Kernel generators for x86-64: AVX-512, AVX2, and SSE2, which every core has."""
+"""Kernel generators for x86-64: AMX, AVX-512, AVX-VNNI, AVX2, and SSE2, which every core has."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from bevel.backends.x86.conv_f32 import CONV_F32_AVX2, CONV_F32_AVX512, CONV_F32
 from bevel.backends.x86.conv_int8_amx import CONV_INT8_AMX
 from bevel.backends.x86.conv_int8_madd import CONV_INT8_AVX2, CONV_INT8_AVX2_BYTES, CONV_INT8_SSE2
 from bevel.backends.x86.conv_int8_maddubs import CONV_INT8_MADDUBS
-from bevel.backends.x86.conv_int8_vnni import CONV_INT8_VNNI
+from bevel.backends.x86.conv_int8_vnni import CONV_INT8_AVX_VNNI, CONV_INT8_VNNI
 from bevel.backends.x86.depthwise import (
     DEPTHWISE_F32_AVX2,
     DEPTHWISE_F32_AVX512,
     DEPTHWISE_INT8_AVX2,
+    DEPTHWISE_INT8_AVX_VNNI,
     DEPTHWISE_INT8_SSE2,
     DEPTHWISE_INT8_VNNI,
 )
@@ -31,6 +32,7 @@ GENERATORS: tuple[Generator, ...] = (
     CONV_F32_SSE2,
     CONV_INT8_AMX,
     CONV_INT8_VNNI,
+    CONV_INT8_AVX_VNNI,
     CONV_INT8_MADDUBS,
     CONV_INT8_AVX2_BYTES,
     CONV_INT8_AVX2,
@@ -38,6 +40,7 @@ GENERATORS: tuple[Generator, ...] = (
     DEPTHWISE_F32_AVX512,
     DEPTHWISE_F32_AVX2,
     DEPTHWISE_INT8_VNNI,
+    DEPTHWISE_INT8_AVX_VNNI,
     DEPTHWISE_INT8_AVX2,
     DEPTHWISE_INT8_SSE2,
     MATMUL_F32_AVX512,

@@ -136,7 +136,7 @@ class MaddubsConv(ConvGenerator):
 
     def legal(self, problem: Problem, target: Target) -> str | None:
         """Besides the loop nest's limits: vpdpbusd does the same in one instruction."""
-        if target.has("avx512_vnni"):
+        if target.has("avx512_vnni") or target.has("avx_vnni"):
             return f"adds products in 16 bits, {target.name} does in 32"
         return super().legal(problem, target)
 

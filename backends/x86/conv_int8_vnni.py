@@ -1,4 +1,6 @@
-"""int8 dense convolution and GEMM with AVX-512 VNNI: vpdpbusd multiplies four uint8 codes by four int8 weights into int32.
+"""int8 dense convolution and GEMM with vpdpbusd, which multiplies four uint8 codes by four int8 weights into int32.
+
+AVX-512 VNNI has it on vectors of 16 channels, AVX-VNNI (client cores since Alder Lake, and the small ones of an N100) on 8.
 
 Products and sums are exact modulo 2^32 (vpdpbusd does not saturate), so every result that fits int32 is exact. Weights keep all
 eight bits. Inputs are biased codes in [0, 255]; their zero point is in the packed bias.
@@ -8,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bevel.backends.kernel import Array
+from bevel.backends.kernel import Array, Problem
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
 from bevel.backends.kernels.micro import MicroKernel
 from bevel.backends.kernels.parameters import Fields
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86 import requantize
+from bevel.backends.x86.conv_int8_madd import Avx2Kernel
+from bevel.ir.protocols import Target
 
 
 class VnniKernel(MicroKernel):
@@ -61,6 +65,35 @@ class VnniKernel(MicroKernel):
         requantize.store_avx512(k, y, offset, values, valid, limits)
 
 
+class AvxVnniKernel(Avx2Kernel):
+    """The same with 8 channels, and the epilogue of AVX2."""
+
+    kgroup = 4
+    acc_dtype = "int32"
+    x_dtype = "uint8"
+    weight_dtype = "int8"
+    copy_lanes = 32
+
+    def operands(self, k: Builder, x: Buffer, offset: Expr, groups: int) -> list[Expr]:
+        """Broadcasts of four consecutive codes."""
+        quads = [k.bitcast(k.load(x, offset + u * 4, 4), "int32") for u in range(groups)]
+        return [k.bitcast(k.splat(quad, 8), "uint8", 32) for quad in quads]
+
+    def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """Four products per lane."""
+        return k.call("int32x8", "llvm.x86.avx512.vpdpbusd.256", acc, x, w)
+
+
+class AvxVnniConv(ConvGenerator):
+    """Convolutions on cores with AVX-VNNI."""
+
+    def legal(self, problem: Problem, target: Target) -> str | None:
+        """Besides the loop nest's limits: AVX-512 does twice as much in an instruction."""
+        if target.has("avx512_vnni"):
+            return f"vectors of 8 channels, {target.name} has 16"
+        return super().legal(problem, target)
+
+
 # Two vpdpbusd per cycle with a latency of five.
 CONV_INT8_VNNI = ConvGenerator(
     name="x86_conv_int8_vnni",
@@ -71,4 +104,14 @@ CONV_INT8_VNNI = ConvGenerator(
     micro=VnniKernel(),
     shapes=((14, 2), (26, 1), (6, 4)),
     pipeline=Pipeline(macs=2, loads=2, in_flight=10),
+)
+CONV_INT8_AVX_VNNI = AvxVnniConv(
+    name="x86_conv_int8_avxvnni",
+    arch="x86_64",
+    features=("avx2", "avx_vnni"),
+    dtype="uint8",
+    out_dtypes=("uint8", "int32"),
+    micro=AvxVnniKernel(),
+    shapes=((6, 2), (4, 3)),
+    pipeline=Pipeline(macs=2, loads=2, in_flight=10, unroll=2),
 )

@@ -1,4 +1,4 @@
-"""Depthwise convolution on x86: float32 by FMA, int8 by vpdpbusd (AVX-512 VNNI) or pmaddwd (AVX2, SSE2), all exact.
+"""Depthwise convolution on x86: float32 by FMA, int8 by vpdpbusd (AVX-512 VNNI, AVX-VNNI) or pmaddwd (AVX2, SSE2), all exact.
 
 The integer kernels interleave the bytes (words) of four (two) input rows, so that one dot-product instruction sums several
 kernel rows of the same channel. Unpacking works within 128-bit lanes, which permutes channels; the two packs that narrow the
@@ -47,7 +47,7 @@ def _unpack_lanes(count: int, unit: int, lane: int) -> tuple[list[int], list[int
 class VnniDepthwise(DepthwiseKernel):
     """Four kernel rows at a time, blocks of 64, 32 or 16 channels in four accumulator vectors."""
 
-    widths = (64, 32, 16)
+    widths: tuple[int, ...] = (64, 32, 16)
     vectors = 4
     kgroup = 4
     acc_dtype = "int32"
@@ -99,6 +99,21 @@ class VnniDepthwise(DepthwiseKernel):
         pairs = [k.call(f"int16x{width // 2}", words, values[j], values[j + 1]) for j in (0, 2)]
         codes = k.bitcast(k.call(f"int8x{width}", bytes_, *pairs), "uint8", width)
         return requantize.clamp_codes(k, codes, width, limits)
+
+
+class AvxVnniDepthwise(VnniDepthwise):
+    """Blocks of 32 or 16 channels, with the epilogue of AVX2."""
+
+    widths = (32, 16)
+    copy_lanes = 32
+
+    def expand(self, k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr, lanes: int) -> list[Expr]:
+        """See `bevel.backends.x86.requantize`."""
+        return requantize.expand(k, multiplier, shift, zero_point, lanes, lifted=True)
+
+    def requantize(self, k: Builder, sums: Expr, field: Fields, lanes: int) -> Expr:
+        """See `bevel.backends.x86.requantize`."""
+        return requantize.requantize(k, sums, field, lanes, lifted=True)
 
 
 class MaddDepthwise(DepthwiseKernel):
@@ -203,6 +218,15 @@ DEPTHWISE_INT8_VNNI = DepthwiseGenerator(
     out_dtypes=("uint8", "int32"),
     micro=VnniDepthwise(),
     tile_widths=(3, 2, 1),
+)
+DEPTHWISE_INT8_AVX_VNNI = DepthwiseGenerator(
+    name="x86_depthwise_int8_avxvnni",
+    arch="x86_64",
+    features=("avx2", "avx_vnni"),
+    dtype="uint8",
+    out_dtypes=("uint8", "int32"),
+    micro=AvxVnniDepthwise(),
+    tile_widths=(2, 1),
 )
 DEPTHWISE_INT8_AVX2 = DepthwiseGenerator(
     name="x86_depthwise_int8_avx2",

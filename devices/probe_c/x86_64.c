@@ -27,6 +27,7 @@
 #define PMADDWD(n) "movdqa %%xmm15, %%xmm12\n pmaddwd %%xmm14, %%xmm12\n paddd %%xmm12, %%xmm" #n "\n"
 #define MADD_YMM(n) "vpmaddwd %%ymm15, %%ymm14, %%ymm12\n vpaddd %%ymm12, %%ymm" #n ", %%ymm" #n "\n"
 #define MADD_ZMM(n) "vpmaddwd %%zmm15, %%zmm14, %%zmm12\n vpaddd %%zmm12, %%zmm" #n ", %%zmm" #n "\n"
+#define DPBUSD_YMM(n) "%{vex%} vpdpbusd %%ymm15, %%ymm14, %%ymm" #n "\n"
 #define DPBUSD(n) "vpdpbusd %%zmm15, %%zmm14, %%zmm" #n "\n"
 #define POPCNTQ(n) "vpopcntq %%zmm15, %%zmm" #n "\n"
 #define PSHUFB(n) "pshufb %%xmm15, %%xmm" #n "\n"
@@ -40,6 +41,7 @@ LOOP(fma_zmm, "vzeroall\n", TWELVE(FMA_ZMM), "vzeroupper\n")
 LOOP(pmaddwd, SIXTEEN(ZERO_XMM), TWELVE(PMADDWD), "")
 LOOP(madd_ymm, "vzeroall\n", TWELVE(MADD_YMM), "vzeroupper\n")
 LOOP(madd_zmm, "vzeroall\n", TWELVE(MADD_ZMM), "vzeroupper\n")
+LOOP(dpbusd_ymm, "vzeroall\n", TWELVE(DPBUSD_YMM), "vzeroupper\n")
 LOOP(dpbusd, "vzeroall\n", TWELVE(DPBUSD), "vzeroupper\n")
 LOOP(popcntq, "vzeroall\n", TWELVE(POPCNTQ), "vzeroupper\n")
 LOOP(pshufb, SIXTEEN(ZERO_XMM), TWELVE(PSHUFB), "")
@@ -83,6 +85,7 @@ const struct kernel arch_kernels[] = {
     {"int8", "pmaddwd, paddd xmm", "sse2", 2 * 12 * 8, pmaddwd},
     {"int8", "vpmaddwd, vpaddd ymm", "avx2", 2 * 12 * 16, madd_ymm},
     {"int8", "vpmaddwd, vpaddd zmm", "avx512", 2 * 12 * 32, madd_zmm},
+    {"int8", "vpdpbusd ymm", "avx_vnni", 2 * 12 * 32, dpbusd_ymm},
     {"int8", "vpdpbusd zmm", "avx512_vnni", 2 * 12 * 64, dpbusd},
     {"int8", "tdpbusd", "amx_int8", 6 * 16 * 16 * 64, tdpbusd},
     {"popcount", "popcnt r64", "popcnt", 2 * 6 * 8, popcnt},
@@ -118,7 +121,7 @@ const struct reader arch_readers[] = {
     {0},
 };
 
-const char *const arch_features[] = {"sse2",        "avx2",  "fma",    "avx512",      "avx512_vnni",      "amx_int8",
+const char *const arch_features[] = {"sse2",        "avx2",  "fma",    "avx512",      "avx512_vnni",      "amx_int8",         "avx_vnni",
                                      "ssse3",       "popcnt", "avx512_vbmi", "avx512_vpopcntdq", NULL};
 
 /* State components the system saves: bits 1 and 2 vectors, 5 to 7 AVX-512, 17 and 18 AMX. */
@@ -135,9 +138,9 @@ static int tiles_granted(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0
 
 int arch_has(const char *feature)
 {
-    unsigned a, b, c, d, ecx1, edx1, ebx7 = 0, ecx7 = 0, edx7 = 0;
+    unsigned a, b, c, d, ecx1, edx1, max7 = 0, ebx7 = 0, ecx7 = 0, edx7 = 0;
     if (!__get_cpuid(1, &a, &b, &ecx1, &edx1)) return 0;
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) ebx7 = b, ecx7 = c, edx7 = d;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) max7 = a, ebx7 = b, ecx7 = c, edx7 = d;
     uint64_t state = saved_state(ecx1);
     int avx = (state & 0x6) == 0x6, avx512 = (state & 0xe6) == 0xe6, tiles = (state >> 17 & 3) == 3;
     /* F, DQ, CD, BW, VL: what bevel calls AVX-512. */
@@ -148,6 +151,7 @@ int arch_has(const char *feature)
     if (!strcmp(feature, "popcnt")) return ecx1 >> 23 & 1;
     if (!strcmp(feature, "fma")) return avx && (ecx1 >> 12 & 1);
     if (!strcmp(feature, "avx2")) return avx && (ebx7 >> 5 & 1);
+    if (!strcmp(feature, "avx_vnni")) return avx && max7 >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
     if (!strcmp(feature, "avx512")) return avx512;
     if (!strcmp(feature, "avx512_vnni")) return avx512 && (ecx7 >> 11 & 1);
     if (!strcmp(feature, "avx512_vbmi")) return avx512 && (ecx7 >> 1 & 1);

@@ -34,6 +34,9 @@ static uint32_t detect(void)
     }
     if ((xcr0 & XCR0_AMX) == XCR0_AMX && (d & 1u << 24) && (d & 1u << 25))
         found |= BEVEL_ISA_AMX_INT8;
+    /* Leaf 7 counts its further parts in eax. */
+    if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4))
+        found |= BEVEL_ISA_AVX_VNNI;
     return found;
 }
 

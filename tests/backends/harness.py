@@ -52,6 +52,9 @@ X86_VNNI = Target(
     "x86_64-linux-gnu",
     ("-prefer-256-bit",),
 )
+X86_AVX_VNNI = Target(
+    "test-avxvnni", "x86_64", frozenset({"avx2", "fma", "avx_vnni"}), "haswell", "x86_64-linux-gnu", ("+avxvnni",)
+)
 X86_AMX = Target(
     "test-amx",
     "x86_64",
@@ -82,6 +85,7 @@ _CPU_FLAGS = {
     "fma": ("fma",),
     "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
     "avx512_vnni": ("avx512_vnni",),
+    "avx_vnni": ("avx_vnni",),
     "amx_int8": ("amx_tile", "amx_int8"),
 }
 # System call and arguments that ask Linux for permission to use AMX's tiles.

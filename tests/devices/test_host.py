@@ -28,6 +28,7 @@ def arm(features: str, part: str) -> str:
 X86_CASES = [
     (x86("fpu sse2"), {"sse2"}, "x86-64"),
     (x86(HASWELL), {"sse2", "avx2", "fma"}, "haswell"),
+    (x86(HASWELL + " avx_vnni"), {"sse2", "avx2", "fma", "avx_vnni"}, "haswell"),
     (x86(HASWELL + SKYLAKE_512), {"sse2", "avx2", "fma", "avx512"}, "skylake-avx512"),
     (x86(SAPPHIRE), {"sse2", "avx2", "fma", "avx512", "avx512_vnni", "amx_int8"}, "cascadelake"),
     # A virtual machine that hides bmi2: LLVM's haswell would emit instructions that trap.

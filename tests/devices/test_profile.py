@@ -32,6 +32,7 @@ SHIPPED = (
     "raspberry-pi-5",
     "x86-64",
     "x86-64-amx",
+    "x86-64-avx-vnni",
     "x86-64-avx2",
     "x86-64-avx512-vnni",
 )
@@ -66,6 +67,7 @@ def test_features_select_kernels_by_class() -> None:
     assert features == {
         "x86-64": {"sse2"},
         "x86-64-avx2": {"sse2", "avx2", "fma"},
+        "x86-64-avx-vnni": {"sse2", "avx2", "fma", "avx_vnni"},
         "x86-64-avx512-vnni": {"sse2", "avx2", "fma", "avx512", "avx512_vnni"},
         "x86-64-amx": {"sse2", "avx2", "fma", "avx512", "avx512_vnni", "amx_int8"},
         "armv7-a7": {"neon", "vfpv4"},

@@ -24,7 +24,7 @@ FLOAT_MODELS = ("resnet8_cifar10_float", "resnet20_cifar10", "kws_dscnn_float")
 INTEGER_MODELS = (*FLOAT_MODELS, "resnet8_cifar10_int8_qdq", "kws_dscnn_int8_qdq")
 # Every profile runs a small model; those above, whose kernels differ most, run all.
 SMALL_MODELS = ("kws_dscnn_int8_qdq", "resnet8_cifar10_float")
-MORE_PROFILES = ("x86-64-amx", "raspberry-pi-3", "armv7-a7", "pixel-phone", "jetson-orin")
+MORE_PROFILES = ("x86-64-avx-vnni", "x86-64-amx", "raspberry-pi-3", "armv7-a7", "pixel-phone", "jetson-orin")
 Compiled = Callable[[str, str, str], Artifact]
 
 # Images per device: all on this machine's ISA, few under emulation, which is 200 times slower.

@@ -22,6 +22,7 @@ from tests.backends.harness import (
     X86_AMX,
     X86_AVX2,
     X86_AVX512,
+    X86_AVX_VNNI,
     X86_BASE,
     X86_VNNI,
     ConvCase,
@@ -36,7 +37,7 @@ GENERATORS = [g for g in x86.GENERATORS if not isinstance(g, MatMulGenerator)]
 
 SAME = {"pad_top": 1, "pad_left": 1, "pad_bottom": 1, "pad_right": 1}
 # Each generator is tested on the least target that has its features.
-TARGETS = {"sse2": X86_BASE, "avx2": X86_AVX2, "avx512": X86_AVX512, "vnni": X86_VNNI, "amx": X86_AMX}
+TARGETS = {"sse2": X86_BASE, "avx2": X86_AVX2, "avx512": X86_AVX512, "vnni": X86_VNNI, "avxvnni": X86_AVX_VNNI, "amx": X86_AMX}
 
 
 def conv(h: int, w: int, c: int, oc: int, k: int = 1, **fields: Any) -> ConvProblem:
@@ -182,7 +183,7 @@ def test_every_tile(isa: str, tmp_path: Path) -> None:
     check(cases, target, tmp_path)
 
 
-@pytest.mark.parametrize("isa", ["sse2", "avx2", "vnni", "amx"])
+@pytest.mark.parametrize("isa", ["sse2", "avx2", "vnni", "avxvnni", "amx"])
 def test_requantization_is_exact_at_the_extremes(isa: str, tmp_path: Path) -> None:
     """Sums at both ends of int32, ties, every kind of shift, zero and largest multipliers, all zero points and clamps."""
     target = TARGETS[isa]
@@ -216,7 +217,7 @@ def test_requantization_is_exact_at_the_extremes(isa: str, tmp_path: Path) -> No
     check(cases, target, tmp_path)
 
 
-@pytest.mark.parametrize("isa", ["sse2", "avx2", "vnni", "amx"])
+@pytest.mark.parametrize("isa", ["sse2", "avx2", "vnni", "avxvnni", "amx"])
 def test_sums_are_exact_for_extreme_codes(isa: str, tmp_path: Path) -> None:
     """Largest and smallest codes and weights, including -128, which saturate any 16-bit intermediate sum."""
     target = TARGETS[isa]

@@ -18,17 +18,18 @@ from bevel.backends.kernel import ConvProblem, Generator, Tile
 from bevel.backends.kernels.matmul import MatMulGenerator
 from bevel.backends.tvm import PrimFunc, compile_object
 from bevel.ir.protocols import Target
-from tests.backends.harness import X86_AMX, X86_AVX2, X86_AVX512, X86_BASE, X86_VNNI
+from tests.backends.harness import X86_AMX, X86_AVX2, X86_AVX512, X86_AVX_VNNI, X86_BASE, X86_VNNI
 
 # Products of activations have tests of their own.
 GENERATORS = [g for g in x86.GENERATORS if not isinstance(g, MatMulGenerator)]
 
-TARGETS = {"sse2": X86_BASE, "avx2": X86_AVX2, "avx512": X86_AVX512, "vnni": X86_VNNI, "amx": X86_AMX}
+TARGETS = {"sse2": X86_BASE, "avx2": X86_AVX2, "avx512": X86_AVX512, "vnni": X86_VNNI, "avxvnni": X86_AVX_VNNI, "amx": X86_AMX}
 MULTIPLY = {
     "x86_conv_f32_avx512": "vfmadd",
     "x86_conv_f32_avx2": "vfmadd",
     "x86_conv_f32_sse2": "mulps",
     "x86_conv_int8_vnni": "vpdpbusd",
+    "x86_conv_int8_avxvnni": "{vex} vpdpbusd",
     "x86_conv_int8_amx": "tdpbusd",
     "x86_conv_int8_maddubs_avx2": "vpmaddubsw",
     "x86_conv_int8_bytes_avx2": "vpmaddwd",
@@ -37,6 +38,7 @@ MULTIPLY = {
     "x86_depthwise_f32_avx512": "vfmadd",
     "x86_depthwise_f32_avx2": "vfmadd",
     "x86_depthwise_int8_vnni": "vpdpbusd",
+    "x86_depthwise_int8_avxvnni": "{vex} vpdpbusd",
     "x86_depthwise_int8_avx2": "vpmaddwd",
     "x86_depthwise_int8_sse2": "pmaddwd",
 }
