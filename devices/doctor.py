@@ -102,21 +102,25 @@ def satisfies(version: str, conditions: str) -> bool:
 
 def _packages() -> Iterator[Check]:
     """The packages bevel's own metadata names: plain ones are required, those of extras are not; those of its tests left out."""
+    wanted: dict[str, list[tuple[str, str | None]]] = {}
     for line in importlib.metadata.requires("bevel") or []:
         requirement, _, marker = line.partition(";")
         extra = re.search(r"extra\s*==\s*[\"'](\w+)[\"']", marker)
-        if extra and extra[1] == "dev":
-            continue
-        name, conditions = re.findall(r"^([\w.-]+)\s*(.*)$", requirement.strip())[0]
+        if extra is None or extra[1] != "dev":
+            name, conditions = re.findall(r"^([\w.-]+)\s*(.*)$", requirement.strip())[0]
+            wanted.setdefault(name, []).append((conditions, extra[1] if extra else None))
+    for name, reasons in wanted.items():
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             version = ""
+        conditions = ",".join(dict.fromkeys(condition for condition, _ in reasons if condition))
         ok = bool(version) and satisfies(version, conditions)
         found = (version or "missing") + ("" if ok else f", needs {conditions or 'any version'}")
-        purpose = _PURPOSES.get(extra[1], extra[1]) if extra else "every command"
-        remedy = f"pip install 'bevel[{extra[1]}]'" if extra else f"pip install '{requirement.strip()}'"
-        yield Check(f"package {name}", ok, found, purpose, "" if ok else remedy, extra is None)
+        extras = [extra for _, extra in reasons if extra is not None]
+        purpose = ", ".join(_PURPOSES.get(extra, extra) for extra in extras) or "every command"
+        remedy = f"pip install 'bevel[{extras[0]}]'" if extras else f"pip install '{name}{conditions}'"
+        yield Check(f"package {name}", ok, found, purpose, "" if ok else remedy, not extras)
 
 
 def _tvm() -> Iterator[Check]:

@@ -84,6 +84,16 @@ def test_a_tvm_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("quick_tvm")
+def test_a_package_of_several_extras_is_one_row(monkeypatch: pytest.MonkeyPatch, quick_tvm: None) -> None:
+    names = ['numpy<1; extra == "peers"', 'numpy>=0.5; extra == "export"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda _: names)
+    row = by_name(list(check_host()))["package numpy"]
+    assert not row.ok
+    assert not row.required
+    assert "needs <1,>=0.5" in row.found
+    assert "bevel[peers]" in row.remedy
+
+
 def test_an_old_package_is_named_with_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.metadata.version
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1" if name == "asyncssh" else real(name))
