@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Extent, Problem, Tile, outer_extent
 from bevel.backends.kernels import conv
 from bevel.backends.kernels.conv import Geometry
@@ -27,6 +29,8 @@ class Pipeline:
         in_flight: independent multiply-accumulates needed to hide their latency (throughput x latency).
         unroll: K-groups per loop iteration.
         convert: cycles per vector of weights that is converted when it is loaded.
+        result: cycles per vector of results, for what follows the sums.
+        fetch: cycles per byte that comes from beyond the first cache.
     """
 
     macs: float
@@ -34,10 +38,16 @@ class Pipeline:
     in_flight: int
     unroll: int = 4
     convert: float = 0.0
+    result: float = 0.0
+    fetch: float = 0.0
 
 
 # Loop and epilogue overhead of one tile, in cycles: keeps many small tiles from looking as good as few large ones.
 TILE_OVERHEAD = 20
+# Another number of K-groups per iteration than the pipeline's is seldom faster by more: the tuner tries other tiles before.
+UNUSUAL_UNROLL = 1.08
+# Share of the first cache that stays for operands which are read again; of one whose size is not known.
+FIRST_CACHE_SHARE, FIRST_CACHE_BYTES = 2 / 3, 32 * 1024
 # LLVM's names of cores that issue in order.
 IN_ORDER_CPUS = frozenset({"cortex-a35", "cortex-a53", "cortex-a55", "cortex-a510"})
 
@@ -57,6 +67,8 @@ class ConvGenerator:
         in_order_shapes: the same for cores that issue in order, where smaller tiles leave registers to keep instructions that
             depend on each other apart; empty where that makes no difference.
         pipeline: of a typical core with these features.
+        spare_shapes: further register tiles that never spill, chosen only where they were measured to be faster.
+        spare_unrolls: K-groups per loop iteration, likewise.
     """
 
     name: str
@@ -68,6 +80,8 @@ class ConvGenerator:
     shapes: tuple[tuple[int, int], ...]
     pipeline: Pipeline
     in_order_shapes: tuple[tuple[int, int], ...] = ()
+    spare_shapes: tuple[tuple[int, int], ...] = ()
+    spare_unrolls: tuple[int, ...] = ()
 
     def legal(self, problem: Problem, target: Target) -> str | None:
         """Checks the kind of problem, its element types, the target's features and the loop nest's limits."""
@@ -82,14 +96,22 @@ class ConvGenerator:
         return conv.legal(problem, self.micro)
 
     def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
-        """Register tiles by estimated cycles, best first."""
-        shapes = self.in_order_shapes if self.in_order_shapes and target.cpu in IN_ORDER_CPUS else self.shapes
-        ranked = sorted(shapes, key=lambda shape: self._cycles(Geometry(_conv(problem), self.micro, *shape)))
-        return [{"mr": mr, "nv": nv, "unroll": self.pipeline.unroll} for mr, nv in ranked]
+        """Register tiles by estimated cycles, best first; then the spare ones."""
+        in_order = bool(self.in_order_shapes) and target.cpu in IN_ORDER_CPUS
+        usual = self._ranked(problem, target, self.in_order_shapes if in_order else self.shapes)
+        tiles = [*usual, *self._ranked(problem, target, () if in_order else self.spare_shapes)]
+        return [*tiles, *({**tile, "unroll": unroll} for unroll in self.spare_unrolls for tile in tiles)]
+
+    def _ranked(self, problem: Problem, target: Target, shapes: Sequence[tuple[int, int]]) -> list[Tile]:
+        """Tiles of these shapes by estimated cycles."""
+        tiles: list[Tile] = [{"mr": mr, "nv": nv, "unroll": self.pipeline.unroll} for mr, nv in shapes]
+        return sorted(tiles, key=lambda tile: self.cycles(problem, target, tile))
 
     def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
-        """Estimated cycles of the inner loops; see `bevel.backends.kernel.Estimated`."""
-        return self._cycles(Geometry(_conv(problem), self.micro, tile["mr"], tile["nv"]))
+        """Estimated cycles; see `bevel.backends.kernel.Estimated`."""
+        g = Geometry(_conv(problem), self.micro, tile["mr"], tile["nv"])
+        total = self._cycles(g) + self.pipeline.result * _results(g) + self.pipeline.fetch * _fetched(g, target)
+        return total if tile["unroll"] == self.pipeline.unroll else total * UNUSUAL_UNROLL
 
     def _cycles(self, g: Geometry) -> float:
         """Cycles of the inner loops of all tiles, as the pipeline's throughputs bound them."""
@@ -138,6 +160,28 @@ class ConvGenerator:
     def emit(self, problem: Problem, tile: Tile, target: Target, symbol: str) -> PrimFunc:
         """The kernel."""
         return conv.emit(_conv(problem), tile, self.micro, symbol)
+
+
+def _results(g: Geometry) -> int:
+    """Vectors of results."""
+    p = g.problem
+    return p.batch * p.oh * p.ow * p.groups * sum(run.count * run.size for run in g.columns)
+
+
+def _fetched(g: Geometry, target: Target) -> float:
+    """Bytes that the inner loops read from beyond the first cache.
+
+    Pixel tiles pass over the weights of a block of channels, which stay in the cache if they fit; blocks pass over the input.
+    """
+    keeps = (target.caches[0].bytes if target.caches else FIRST_CACHE_BYTES) * FIRST_CACHE_SHARE
+    p = g.problem
+    channel = g.taps * g.padded_run * g.micro.lanes * np.dtype(g.micro.weight_dtype).itemsize
+    weights = 0
+    for run in g.columns:
+        block = run.size * channel
+        weights += run.count * block * (1 if block <= keeps else sum(count for count, _, _ in g.bodies))
+    inputs = p.batch * p.h * p.w * p.c * np.dtype(p.dtype).itemsize
+    return p.groups * weights + inputs * (1 if inputs <= keeps else sum(run.count for run in g.columns))
 
 
 def _conv(problem: Problem) -> ConvProblem:

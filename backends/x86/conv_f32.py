@@ -51,6 +51,7 @@ CONV_F32_AVX512 = ConvGenerator(
     micro=FmaKernel(16),
     shapes=((14, 2), (28, 1), (8, 3), (6, 4)),
     pipeline=_PIPELINE,
+    spare_unrolls=(2,),
 )
 CONV_F32_AVX2 = ConvGenerator(
     name="x86_conv_f32_avx2",

@@ -103,7 +103,9 @@ CONV_INT8_VNNI = ConvGenerator(
     out_dtypes=("uint8", "int32"),
     micro=VnniKernel(),
     shapes=((14, 2), (26, 1), (6, 4)),
-    pipeline=Pipeline(macs=2, loads=2, in_flight=10),
+    pipeline=Pipeline(macs=2, loads=2, in_flight=10, result=5, fetch=0.01),
+    spare_shapes=((5, 5),),
+    spare_unrolls=(2,),
 )
 CONV_INT8_AVX_VNNI = AvxVnniConv(
     name="x86_conv_int8_avxvnni",
