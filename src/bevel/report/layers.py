@@ -26,7 +26,8 @@ def layers(manifest: Mapping[str, Any], findings: Findings) -> str:
         heads.append(head("ratio", numeric=True))
     if times:
         heads.append(head("Gop/s", numeric=True))
-    heads += [head("op"), head("kernel"), head("bits"), head("operations", numeric=True)]
+    tuning = manifest.get("tuning", {}).get("kernels")
+    heads += [head("op"), head("kernel"), *([head("chosen")] if tuning else []), head("bits"), head("operations", numeric=True)]
     total, longest = sum(times) or 1.0, max(times, default=0.0) or 1.0
     rows = []
     for index, layer in enumerate(manifest["layers"]):
@@ -48,11 +49,20 @@ def layers(manifest: Mapping[str, Any], findings: Findings) -> str:
         if times:
             rate = layer["macs"] / max(times[index], 1e-9) / 1e6
             cells.append(number(rate if layer["macs"] else None, f"{rate:.1f}"))
-        cells += [cell(layer[key]) for key in ("op", "kernel", "bits")]
+        cells += [cell(layer[key]) for key in ("op", "kernel")]
+        if tuning:
+            cells.append(cell(chosen(tuning[layer["symbol"]])))
+        cells.append(cell(layer["bits"]))
         cells.append(number(layer["macs"], f"{layer['macs']:,}"))
         rows.append("".join(cells))
     caption = "Layers in the order they run" + ("; ratio is measured / predicted" if comparable else "")
     return _note(times, findings) + table(caption, heads, rows)
+
+
+def chosen(kernel: Mapping[str, Any]) -> str:
+    """How a kernel was chosen, and what that gained over the static choice."""
+    gain = kernel.get("gain")
+    return f"{kernel['chosen']}, {gain:.2f}x" if gain is not None and gain > 1 else str(kernel["chosen"])
 
 
 def _note(times: list[float], findings: Findings) -> str:
