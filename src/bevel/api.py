@@ -18,6 +18,7 @@ from bevel.ir.plan import DEFAULT_CALIBRATION, CompressionPlan, load_plan
 from bevel.passes.preprocess import Preprocess
 from bevel.preprocessing import load_preprocess
 from bevel.runtime.artifact import Artifact
+from bevel.tuning.options import Tuning
 
 
 def compile(
@@ -39,6 +40,8 @@ def compile(
     float_outputs: bool = False,
     keep_float: Sequence[str] = (),
     states: Mapping[str, str] | None = None,
+    tune: str = "cached",
+    tune_budget: float | None = None,
 ) -> Artifact:
     """Compile a model into an artifact for one device; the same as `bevel compile`.
 
@@ -62,6 +65,8 @@ def compile(
         float_outputs: outputs are float32, not codes.
         keep_float: patterns of layers to keep in float when the model is quantized.
         states: inputs whose bytes a run leaves the next, by name -> the outputs they come from (docs/states.md).
+        tune: how kernels are chosen: "off", "cached", "fast" or "full", the last two by measuring on the device (docs/tuning.md).
+        tune_budget: seconds after which no measurement begins; None for no limit.
 
     Returns:
         The artifact on disk; `bevel.runtime.host.HostModel` runs it in this process when it is for this machine.
@@ -97,6 +102,7 @@ def compile(
             keep_float=tuple(keep_float),
             bias_correction=bias_correction,
             states=dict(states or {}),
+            tuning=Tuning(tune, tune_budget),
         )
         artifact, _ = compile_model(model, target, options)
     return artifact

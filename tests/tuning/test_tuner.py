@@ -217,7 +217,7 @@ def test_times_of_emulated_devices_are_refused(tmp_path: Path) -> None:
             store_heat(store, device, TARGET, PROBLEM, heat({("g", "t"): (1.0, 0.0)}), 0.0)
 
 
-@pytest.mark.parametrize("wrong", [Tuning("most"), Tuning("fast", 0.0), Tuning("fast", -3.0)])
+@pytest.mark.parametrize("wrong", [Tuning("most"), Tuning("fast", 0.0), Tuning("fast", -3.0), Tuning("cached", 9.0)])
 def test_what_cannot_be_meant_is_refused(wrong: Tuning) -> None:
     with pytest.raises(UsageError):
         wrong.check()
@@ -225,7 +225,7 @@ def test_what_cannot_be_meant_is_refused(wrong: Tuning) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_modes_say_how_much_they_measure(mode: str) -> None:
-    Tuning(mode, 1.0).check()
+    Tuning(mode).check()
     assert Tuning(mode).wanted(10) == {"off": 0, "cached": 0, "fast": FAST, "full": 10}[mode]
 
 

@@ -28,12 +28,14 @@ class Tuning:
         """Refuse what cannot be meant.
 
         Raises:
-            UsageError: there is no such mode, or the budget is not positive.
+            UsageError: there is no such mode, or the budget is not positive or for a mode that measures nothing.
         """
         if self.mode not in MODES:
             raise UsageError(f"tune {self.mode!r}: expected one of {', '.join(MODES)}")
         if self.budget_s is not None and self.budget_s <= 0:
             raise UsageError(f"tune budget of {self.budget_s} s: expected more than 0")
+        if self.budget_s is not None and self.mode not in ("fast", "full"):
+            raise UsageError(f"tune budget with tune {self.mode!r}, which measures nothing: expected fast or full")
 
     def wanted(self, candidates: int) -> int:
         """How many of a problem's candidates, the statically best ones, shall be measured."""
