@@ -10,31 +10,50 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-BLOCKS = 9
+BLOCKS = 12
 BLOCK_S = 0.004
 # Scale of every tensor; the time does not depend on it.
 SCALE = 0.02
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Of one call: the fastest of several blocks, because other processes only ever slow one down."""
+Call = Callable[[], object]
+
+
+def seconds(calls: Mapping[str, Sequence[Call]]) -> dict[str, float]:
+    """Of one call of every shape, the faster where there are several.
+
+    Blocks of all shapes take turns, and the fastest block counts: other processes only ever slow one down, and for a while.
+    """
+    repetitions = {name: [_repetitions(call) for call in some] for name, some in calls.items()}
+    best = dict.fromkeys(calls, math.inf)
+    for _ in range(BLOCKS):
+        for name, some in calls.items():
+            for call, count in zip(some, repetitions[name], strict=True):
+                best[name] = min(best[name], _block(call, count) / count)
+    return best
+
+
+def _repetitions(call: Call) -> int:
+    """How many calls take BLOCK_S."""
     call()
-    repetitions, found = 1, 0.0
+    count, found = 1, 0.0
     while found < BLOCK_S:
-        repetitions *= 2
-        found = _block(call, repetitions)
-    return min(_block(call, repetitions) for _ in range(BLOCKS)) / repetitions
+        count *= 2
+        found = _block(call, count)
+    return count
 
 
-def _block(call: Callable[[], object], repetitions: int) -> float:
+def _block(call: Call, repetitions: int) -> float:
     start = time.perf_counter()
     for _ in range(repetitions):
         call()
@@ -44,16 +63,17 @@ def _block(call: Callable[[], object], repetitions: int) -> float:
 def kernels(folder: Path) -> dict[str, float]:
     """Seconds of every kernel in the plan of `folder`."""
     library = ctypes.CDLL(str(folder / "kernels.so"))
-    found = {}
+    calls: dict[str, list[Call]] = {}
+    memory = []  # pointers alone keep nothing alive
     for name, plan in json.loads((folder / "plan.json").read_text()).items():
         buffers = [_aligned(np.fromfile(folder / file, np.uint8)) for file in plan["inputs"]]
         buffers.append(_aligned(np.zeros(plan["output_bytes"], np.uint8)))
-        scratch = _aligned(np.zeros(plan["scratch_bytes"], np.uint8))
+        buffers.append(_aligned(np.zeros(plan["scratch_bytes"], np.uint8)))
+        memory += buffers
         function = getattr(library, plan["symbol"])
         pointers = [ctypes.c_void_p(buffer.ctypes.data) for buffer in buffers]
-        arguments = [*pointers, ctypes.c_int32(0), ctypes.c_int32(plan["extent"]), ctypes.c_void_p(scratch.ctypes.data)]
-        found[name] = seconds(lambda f=function, a=arguments: f(*a))  # type: ignore[misc]
-    return found
+        calls[name] = [partial(function, *pointers[:-1], ctypes.c_int32(0), ctypes.c_int32(plan["extent"]), pointers[-1])]
+    return seconds(calls)
 
 
 def _aligned(data: Any) -> Any:
@@ -79,21 +99,17 @@ def onednn(shapes: dict[str, dict[str, int]]) -> dict[str, float]:
         scales, zeros = torch.full((shape[0],), SCALE, dtype=torch.double), torch.zeros(shape[0], dtype=torch.long)
         return torch.quantize_per_channel(torch.randn(*shape), scales, zeros, 0, torch.qint8)
 
-    def convolution(s: dict[str, int]) -> Callable[[], object]:
+    def convolution(s: dict[str, int]) -> Call:
         x = codes(1, s["c"], s["h"], s["w"]).contiguous(memory_format=torch.channels_last)
         pad, kernel = s["k"] // 2, weights(s["oc"], s["c"], s["k"], s["k"])
         packed = ops.conv2d_prepack(kernel, torch.randn(s["oc"]), [1, 1], [pad, pad], [1, 1], 1)
         return lambda: ops.conv2d(x, packed, 0.5, 128)
 
-    def gemm(s: dict[str, int]) -> Callable[[], object]:
+    def gemm(s: dict[str, int]) -> Call:
         x, packed = codes(s["h"] * s["w"], s["c"]), ops.linear_prepack(weights(s["oc"], s["c"]), torch.randn(s["oc"]))
         return lambda: ops.linear(x, packed, 0.5, 128)
 
-    found = {}
-    for name, shape in shapes.items():
-        calls = [convolution(shape)] + ([gemm(shape)] if shape["k"] == 1 else [])
-        found[name] = min(seconds(call) for call in calls)
-    return found
+    return seconds({name: [convolution(s)] + ([gemm(s)] if s["k"] == 1 else []) for name, s in shapes.items()})
 
 
 def main() -> int:
