@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.tuning.ship import machine
 from bevel.compiler import Options, compile_model
 from bevel.devices.conditions import choose_cpus, sample
 from bevel.devices.profile import load_profile
@@ -63,7 +63,7 @@ def compile_with(model: Path, options: Options, modes: Sequence[str], budget: fl
 
 
 def interleave(tuned: Sequence[Tuned], device: str, rounds: int) -> list[list[float]]:
-    """Milliseconds of `rounds` processes of each artifact, run in turn."""
+    """CPU milliseconds of a call, which other programs disturb least, of `rounds` processes of each artifact, run in turn."""
     times: list[list[float]] = [[] for _ in tuned]
     with resolve_transport(load_profile(device)) as transport, transport.lock("comparing tuned models"):
         runners = [DeviceRunner(one.artifact, transport) for one in tuned]
@@ -75,13 +75,13 @@ def interleave(tuned: Sequence[Tuned], device: str, rounds: int) -> list[list[fl
             for index in order if turn % 2 == 0 else order[::-1]:
                 lines: list[dict[str, float]] = []
                 runners[index].bench(options, lines.append)  # type: ignore[arg-type]
-                times[index].append(float(np.median([line["wall_ns"] for line in lines if "block" in line])) / 1e6)
+                times[index].append(float(np.median([line["cpu_ns"] for line in lines if "block" in line])) / 1e6)
     return times
 
 
 def table(tuned: Sequence[Tuned], times: Sequence[Sequence[float]], note: str) -> list[str]:
     """Markdown: whole models, then problems."""
-    lines = [note, "", "| mode | compile s | ms | time of off / its time | spread |", "|---|---|---|---|---|"]
+    lines = [note, "", "| mode | compile s | CPU ms | time of off / its time | quartiles |", "|---|---|---|---|---|"]
     for one, found in zip(tuned, times, strict=True):
         ratios = np.array(times[0]) / np.array(found)
         low, high = np.percentile(ratios, [25, 75])
@@ -125,7 +125,7 @@ def main() -> int:
         times = interleave(tuned, args.device, args.rounds)
         load = os.getloadavg()[1]
         note = (
-            f"### {args.model.stem}, {args.bits} on {args.device}\n\n{datetime.now(UTC):%Y-%m-%d}, {platform.processor()}, load "
+            f"### {args.model.stem}, {args.bits} on {args.device}\n\n{datetime.now(UTC):%Y-%m-%d}, {machine()}, load "
             f"{load:.1f}, {args.rounds} processes of each in turn, {time.monotonic() - begin:.0f} s in all."
         )
         lines = table(tuned, times, note)

@@ -3,7 +3,7 @@
     python -m benchmarks.tuning.ship --model FILE[@BITS] ... [--mode fast] [--device NAME ...]
 
 Writes src/bevel/tuning/heats.json: for each class of instruction sets the machine, the date, and the times of each problem's
-candidates. Classes that are not measured again stay as they are. Models already quantized, or artifacts, need no calibration data.
+candidates. Classes that are not measured again stay as they are. Models already quantized need no calibration data.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", required=True, metavar="FILE[@BITS]")
     parser.add_argument("--mode", choices=("fast", "full"), default="fast")
-    parser.add_argument("--device", action="append", metavar="NAME", help=f"profiles to measure as  [default: {', '.join(DEVICES)}]")
+    parser.add_argument(
+        "--device", action="append", metavar="NAME", help=f"profiles to measure as  [default: {', '.join(DEVICES)}]"
+    )
     args = parser.parse_args()
     entries = json.loads(FILE.read_text()) if FILE.is_file() else {}
     for device in args.device or DEVICES:

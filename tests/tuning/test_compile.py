@@ -119,3 +119,21 @@ def test_the_command_line_says_how_kernels_were_chosen(tmp_path: Path, capfd: py
     assert "kernels chosen: " in bevel()[1]
     assert bevel("--tune=slow")[0] == 2
     assert bevel("--tune-budget=0")[0] == 2
+
+
+def test_shipped_heats_fit_todays_kernels() -> None:
+    """Problems and tiles are spelled in the shipped file as they are today; when not: python -m benchmarks.tuning.ship."""
+    from bevel.compiler import bind, load_graph, lowered, prepare
+    from bevel.tuning.winners import _shipped, isa_class
+
+    model = MODEL.with_name("resnet8_cifar10_int8_qdq.onnx")
+    classes = {
+        isa_class(load_profile(name).target()): name for name in ("host", "x86-64-amx", "x86-64-avx512-vnni", "x86-64-avx2")
+    }
+    assert _shipped()
+    for name in _shipped().keys() & classes.keys():
+        profile = load_profile(classes[name])
+        chooser = tuner.Tuner.load(profile, Tuning())
+        schedule = lowered(bind(prepare(load_graph(model), Options(profile.name)), {}), profile, tuner=chooser)
+        document = chooser.document(schedule)
+        assert document["source"] == "shipped", f"{name}: {document['macs']}"
