@@ -85,7 +85,7 @@ class Roofline:
         filled = weights[0] / (-(-weights[0] // lanes) * lanes)
         seconds = macs / (peak * filled)
         if bits == "w8a8":
-            seconds += elements((node.output.type,)) / (hertz * max(_LEAST_REQUANTIZED, lanes / _LANES_PER_REQUANTIZED))
+            seconds += elements((node.outputs[0].type,)) / (hertz * max(_LEAST_REQUANTIZED, lanes / _LANES_PER_REQUANTIZED))
         return seconds
 
     def _lanes(self) -> int:
@@ -98,7 +98,7 @@ class Roofline:
     def _traffic(self, node: Node, bits: str) -> float:
         """Seconds to move operands and results once, at the level that holds them all."""
         activation, weight = _BYTES[bits]
-        moved = elements((node.output.type,)) * activation
+        moved = elements((node.outputs[0].type,)) * activation
         for value in node.inputs:
             moved += elements((value.type,)) * (weight if value.is_constant else activation)
         return moved / (self._bandwidth(moved) * 1e9)
@@ -140,7 +140,7 @@ def predict_layers(graph: Graph, provider: Roofline) -> dict[str, float]:
     """Milliseconds of each layer by name, at the precision the graph has; {} for half precision, which has no figures."""
     predicted: dict[str, float] = {}
     for node in costed_nodes(graph):
-        elem = node.output.type.elem
+        elem = node.outputs[0].type.elem
         if elem == F16:
             return {}
         name = node.loc or node.outputs[0].name

@@ -60,7 +60,13 @@ def expand(k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr) -> list[
         return k.cast(k.shuffle([value], channels), "int64", 2)
 
     one, direct = const(1, 2, "int64"), shift > const(_LONG - 1)
-    scale = k.select(direct, const(0), k.shift_left(const(1), const(_LONG) - k.min(k.max(shift, const(_SHORTEST)), const(_LONG))))
+
+    def power(exponents: Expr) -> Expr:
+        # By 64-bit lanes: LLVM makes powers of two in 32-bit lanes by way of float32.
+        halves = [k.bitcast(k.shift_left(one, pair(exponents, channels)), "int32", LANES) for channels in ((0, 1), (2, 3))]
+        return k.shuffle(halves, (0, 2, 4, 6))
+
+    scale = k.select(direct, const(0), power(const(_LONG) - k.min(k.max(shift, const(_SHORTEST)), const(_LONG))))
     n = k.max(shift, const(_LONG))
     wide = []
     for channels in ((0, 2), (1, 3)):
@@ -73,7 +79,7 @@ def expand(k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr) -> list[
     mark = k.select(scaled, const(-1 << 63, 1, "int64"), const(0, 1, "int64"))
     wide[0] = k.bitwise_or(wide[0], k.shuffle([k.splat(mark, 2), const(0, 2, "int64")], (0, 2)))
     # 2^(62-n) modulo 2^32 is 0 up to n = 30, which is less than any here.
-    zero = k.splat(zero_point, LANES) - k.shift_left(const(1), const(_LIFT) - n)
+    zero = k.splat(zero_point, LANES) - power(const(_LIFT) - n)
     return [*map(quad, (*wide, *factors)), k.select(direct, const(-1), const(0)), scale, zero]
 
 
