@@ -47,7 +47,8 @@ SCHEMAS: dict[str, Any] = {
         "islands": [
             {"layer": str, "op": str, "reason": str, "macs": int, "bytes": int, "macs_share": NUMBER, "bytes_share": NUMBER}
         ],
-        "layers": [{"name": str, "op": str, "kernel": str, "bits": str}],
+        "layers": [{"name": str, "op": str, "kernel": str, "bits": str, "chosen": str}],
+        "tuning": {"source": str, "macs": {"*": int}},
         "seconds": NUMBER,
     },
     "run": {
@@ -77,6 +78,7 @@ SCHEMAS: dict[str, Any] = {
                 "ratio": NUMBER,
                 "error": MAYBE,
                 "computes_something_else": bool,
+                "cpu_ratio": NUMBER,
                 "version": (str, type(None)),
                 "isa": (str, type(None)),
                 "capped": bool,

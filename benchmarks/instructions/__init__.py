@@ -1,0 +1,1 @@
+"""Exact instruction counts of ARM artifacts under emulation."""
