@@ -67,13 +67,13 @@ def interleave(tuned: Sequence[Tuned], device: str, rounds: int) -> list[list[fl
     times: list[list[float]] = [[] for _ in tuned]
     with resolve_transport(load_profile(device)) as transport, transport.lock("comparing tuned models"):
         runners = [DeviceRunner(one.artifact, transport) for one in tuned]
-        for runner in runners:
-            runner.install()
         options = BenchOptions(blocks=10, warmup_ms=100, pin=choose_cpus(sample(transport).cpus, 1))
         for turn in range(rounds):
             order = list(range(len(runners)))
             for index in order if turn % 2 == 0 else order[::-1]:
                 lines: list[dict[str, float]] = []
+                # Artifacts of one graph share a folder on the device.
+                runners[index].install()
                 runners[index].bench(options, lines.append)  # type: ignore[arg-type]
                 times[index].append(float(np.median([line["cpu_ns"] for line in lines if "block" in line])) / 1e6)
     return times
