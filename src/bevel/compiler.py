@@ -13,11 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from bevel import __version__, artifact_cache
@@ -28,7 +26,7 @@ from bevel.errors import ArtifactError, CalibrationError, InvalidPlan, UsageErro
 from bevel.ir.graph import Graph, Level
 from bevel.ir.ops.custom import load_custom_op
 from bevel.ir.plan import DEFAULT_CALIBRATION, FP16, FP32, W8A8, Bits, CompressionPlan, parse_bits
-from bevel.ir.types import F16, Dim, Float, Int, Quant, TensorType
+from bevel.ir.types import F16, Dim
 from bevel.passes.bind_dims import bind_dims
 from bevel.passes.boundary import ChannelsLast, FloatOutputs
 from bevel.passes.canonicalize import CANONICAL
@@ -49,10 +47,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Say = Callable[[str, int, int], None]
-
-GOLDEN_CASES = 2
-# How far a golden input drawn at random reaches: normalized images lie within it.
-_RANDOM_RANGE = 2.0
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
@@ -490,6 +484,7 @@ def build(
         schedule: what `lowered` made of the graph; None lowers it with the statically best kernels.
     """
     from bevel.backends.objects import compile_kernels
+    from bevel.golden import golden_inputs
     from bevel.ir import interp
     from bevel.ir.serialize import dumps
     from bevel.ir.verify import float_islands, is_integer_only
@@ -505,81 +500,13 @@ def build(
         output,
         schedule,
         objects,
-        golden=[(case, interp.run(graph, case)) for case in golden_inputs(graph, options)],
+        golden=[(case, interp.run(graph, case)) for case in golden_inputs(graph, options.calibration)],
         provenance=provenance or {"bevel": __version__},
         graph_bytes=dumps(graph),
         integer_only=is_integer_only(graph),
         float_islands=islands if graph.level is Level.INTEGER else [],
         fields={"memory": [vars(lifetime) for lifetime in schedule.lifetimes], **(fields or {})},
     )
-
-
-def golden_inputs(graph: Graph, options: Options) -> list[dict[str, Array]]:
-    """Inputs of the self-test in the stored dtypes: the first calibration samples, else noise from a fixed seed.
-
-    Noise has the smallest, an inner and the largest extent of every symbolic dimension. Large inputs are made of blocks of equal
-    elements, of which the artifact stores one each: a photograph stays one, in coarse pixels, at a few kilobytes.
-
-    Args:
-        graph: its symbolic dimensions are bounded.
-        options: where the data is.
-
-    Raises:
-        UsageError: the data does not fit.
-        CalibrationError: it holds NaN or infinity.
-    """
-    if options.calibration is None:
-        static = all(v.type.is_static for v in graph.inputs)
-        shares = (0.0,) * GOLDEN_CASES if static else (0.0, 0.4, 1.0)
-        return [
-            {v.name: _coarse(v.type, _random_input(v.type.elem, _shape_at(v.type, share), rng)) for v in graph.inputs}
-            for share, rng in ((share, np.random.default_rng(index)) for index, share in enumerate(shares))
-        ]
-    from bevel.ir.interp import boundary_codes
-
-    data = open_data(options.calibration, inputs_of(graph))
-    cases = []
-    for index in range(GOLDEN_CASES):
-        case = data.sample(index % len(data))
-        for value in graph.inputs:
-            array = case[value.name]
-            if not np.isfinite(array).all():
-                raise CalibrationError(f"{options.calibration}: {value.name!r} holds NaN or infinity; correct the data")
-            array = boundary_codes(value, array) if isinstance(value.type.elem, Quant) else array
-            case[value.name] = _coarse(value.type, array)
-        cases.append(case)
-    return cases
-
-
-def _coarse(type_: TensorType, array: Array) -> Array:
-    """An input of the self-test in its stored dtype, in blocks of equal elements if it is static and large."""
-    from bevel.runtime.artifact import LARGE_INPUT_BYTES
-
-    array = array.astype(type_.dtype)
-    blocks = [1] * array.ndim
-    while type_.is_static and array.nbytes // prod(blocks) > LARGE_INPUT_BYTES:
-        halves = [axis for axis, extent in enumerate(array.shape) if extent % (2 * blocks[axis]) == 0]
-        if not halves:
-            break
-        blocks[max(halves, key=lambda axis: array.shape[axis] // blocks[axis])] *= 2
-    for axis, count in enumerate(blocks):
-        array = np.repeat(array.take(range(0, array.shape[axis], count), axis), count, axis)
-    return array
-
-
-def _shape_at(type_: TensorType, share: float) -> tuple[int, ...]:
-    """The shape whose symbolic extents lie that share of the way from their lower to their upper bound."""
-    return tuple(d.lo + int(share * ((d.hi or d.lo) - d.lo)) if isinstance(d, Dim) else d for d in type_.shape)
-
-
-def _random_input(elem: object, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    if isinstance(elem, Quant):
-        return rng.integers(elem.storage.min, elem.storage.max + 1, shape)
-    if isinstance(elem, Float):
-        return rng.uniform(-_RANDOM_RANGE, _RANDOM_RANGE, shape)
-    if isinstance(elem, Int):
-        return rng.integers(0, 2, shape)
-    return rng.integers(0, 2, shape).astype(bool)
 
 
 def _calibration(options: Options) -> dict[str, Any] | None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bevel.compiler import Options, golden_inputs
 from bevel.errors import ArtifactError
+from bevel.golden import golden_inputs
 from bevel.ir.graph import Graph, Level
 from bevel.ir.types import I8, Quant, TensorType
 from bevel.runtime import artifact
@@ -69,7 +69,7 @@ def test_compiled_images_are_coarse_photographs(tmp_path: Path) -> None:
         "scalar": rng.integers(-128, 128, (2, 4)).astype(np.float32),
     }
     np.savez(tmp_path / "data.npz", **data)
-    for index, case in enumerate(golden_inputs(graph, Options("host", calibration=tmp_path / "data.npz"))):
+    for index, case in enumerate(golden_inputs(graph, tmp_path / "data.npz")):
         small = case["image"][:, :, ::4, ::4]
         assert small.nbytes <= LARGE_INPUT_BYTES
         np.testing.assert_array_equal(case["image"], np.kron(small, np.ones((4, 4), np.int8)))

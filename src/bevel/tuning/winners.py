@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -156,8 +156,3 @@ def shipped_heats(target: Target) -> dict[str, Heat]:
         times = {(generator, tile): (float(ns), float(spread)) for generator, tile, ns, spread in rows}
         heats[digest] = Heat(entry["date"], entry["machine"], "", times, shipped=True)
     return heats
-
-
-def refreshed(heat: Heat) -> Heat:
-    """`heat` as measured by this process."""
-    return replace(heat, fresh=True)
