@@ -108,12 +108,14 @@ def client_killed(scene: Scene, delay: float) -> None:
     assert client.returncode == -signal.SIGKILL, message.decode()
 
 
-def interrupted(scene: Scene, delay: float, break_it: Callable[[], object], mend: Callable[[], object]) -> None:
+def interrupted(scene: Scene, delay: float, break_it: Callable[[threading.Event], object], mend: Callable[[], object]) -> None:
+    over = threading.Event()
+
     def interfere() -> None:
         try:
             scene.pass_time(delay)
         finally:
-            break_it()
+            break_it(over)
 
     thread = threading.Thread(target=interfere)
     thread.start()
@@ -121,27 +123,28 @@ def interrupted(scene: Scene, delay: float, break_it: Callable[[], object], mend
         with pytest.raises(BoardError) as caught:
             scene.measure(ENDLESS)
     finally:
+        over.set()
         thread.join()
         mend()
     assert isinstance(caught.value, ConnectionLost) or delay < EARLY_S, "an early moment may fall into connecting"
 
 
 def server_killed(scene: Scene, delay: float) -> None:
-    def kill() -> None:
-        # Before one has logged in there is no process to kill: the listener's children come first.
-        wait(scene.machine.servers, "a session")
-        for pid in scene.machine.servers():
-            subprocess.run(["kill", "-KILL", str(pid)], check=False, capture_output=True)
+    def kill(over: threading.Event) -> None:
+        # An early moment finds no session, or one of the bench before: until it hits.
+        while not over.wait(0.1):
+            for pid in scene.machine.servers():
+                subprocess.run(["kill", "-KILL", str(pid)], check=False, capture_output=True)
 
     interrupted(scene, delay, kill, lambda: None)
 
 
 def cable_pulled(scene: Scene, delay: float) -> None:
-    interrupted(scene, delay, lambda: scene.machine.link("down"), lambda: scene.machine.link("up"))
+    interrupted(scene, delay, lambda _: scene.machine.link("down"), lambda: scene.machine.link("up"))
 
 
 def rebooted(scene: Scene, delay: float) -> None:
-    interrupted(scene, delay, scene.machine.power_off, scene.machine.boot)
+    interrupted(scene, delay, lambda _: scene.machine.power_off(), scene.machine.boot)
 
 
 WAYS = (client_killed, server_killed, rebooted, cable_pulled)
