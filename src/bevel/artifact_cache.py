@@ -98,8 +98,8 @@ def recall(stem: str, mode: str) -> dict[str, int] | None:
     """What `remember` noted; None when it did not."""
     try:
         found = json.loads((cache_dir() / "problems" / stem / f"{mode}.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None  # A cache that cannot be used is told by what writes to it.
     return found if isinstance(found, dict) else None
 
 
