@@ -40,7 +40,7 @@ from bevel.backends.physical import (
     transposed,
 )
 from bevel.backends.schedule import IoTensor, Kernel, Lifetime, Place, Schedule, Step
-from bevel.backends.select import Choice, KernelRanker, choose, generators
+from bevel.backends.select import Choice, KernelRanker, choose, rewritten
 from bevel.errors import UnsupportedOp, UsageError
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import NoAttrs, Trait, lookup
@@ -372,7 +372,7 @@ class _Lowering:
         if node.op in ("IntConv", "IntGemm"):
             problem = replace(problem, wide_weights=bool((w.array == -128).any()))
             result, problem, constants = self._requantized(node, problem, weights, bias, operand.buf)
-            if self._rewrites(problem):
+            if rewritten(problem, self.target):
                 problem = replace(problem, light_weights=are_light(weights))
         else:
             result, problem, constants = self._activated(node, problem, weights, bias)
@@ -385,13 +385,6 @@ class _Lowering:
         cost = lookup(node.op).cost(node)
         self.calls.append(
             _Call(_layer(node), "+".join(ops), problem, [operand], [output], constants, cost.macs, cost.bytes, self._bits(node))
-        )
-
-    def _rewrites(self, problem: ConvProblem) -> bool:
-        """Whether a kernel for `problem` depends on how heavy its weights are; elsewhere layers of equal shape share code."""
-        return any(
-            isinstance(generator, Rewriting) and generator.rewrites(problem) and generator.legal(problem, self.target) is None
-            for generator in generators(self.target.arch)
         )
 
     @staticmethod

@@ -18,6 +18,7 @@ from bevel.backends.kernel import (
     Estimated,
     Generator,
     Problem,
+    Rewriting,
     RuntimeExtent,
     Selective,
     Tile,
@@ -116,6 +117,14 @@ def _refusal(problem: Problem, target: Target, layer: str, reasons: list[str]) -
     if is_dynamic(problem):
         return _needs_fixed(problem, layer, reasons)
     return f"layer {layer!r}: no kernel computes {problem} on {target.name} ({'; '.join(reasons)})"
+
+
+def rewritten(problem: Problem, target: Target) -> bool:
+    """Whether a kernel for `problem` depends on how heavy its weights are; elsewhere layers of equal shape share code."""
+    return any(
+        isinstance(generator, Rewriting) and generator.rewrites(problem) and generator.legal(problem, target) is None
+        for generator in generators(target.arch)
+    )
 
 
 def _needs_fixed(problem: Problem, layer: str, reasons: list[str]) -> str:
