@@ -133,6 +133,8 @@ class ConvProblem:
         wide_weights: quantized only: some weight code is -128, which rules out pairing two int8 products in int16.
         light_weights: quantized only: neighbouring weights seldom sum to more than 128, so that products of bytes can be added in
             16 bits (`bevel.backends.kernels.int16_sums`).
+        weight_bits: quantized only: every weight code lies in [-2^(b-1), 2^(b-1)), or is -1 or +1 where b is 1.
+        x_bits: quantized only: bits that hold every stored code of x as an unsigned number; 8 where x is stored as signed codes.
         short_factors: quantized only: every factor m * 2^-n is a multiple of 2^-31 below 1/2 (`ConvConstants.short_factors`).
         dim: the run-time extent that bounds the outermost axis: images, or rows where there is one image of height 1. That axis
             is a multiple of `dim.bound` long; the kernel may compute rows beyond the actual extent, nobody reads them.
@@ -160,6 +162,8 @@ class ConvProblem:
     relu: bool = False
     wide_weights: bool = False
     light_weights: bool = False
+    weight_bits: int = 8
+    x_bits: int = 8
     short_factors: bool = False
     dim: DimRef | None = None
 

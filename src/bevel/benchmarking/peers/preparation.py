@@ -30,6 +30,7 @@ from bevel.compiler import Say, load_graph
 from bevel.data import open_data, save_arrays
 from bevel.errors import ToolchainError, UsageError
 from bevel.evaluation import artifact_inputs
+from bevel.frontend.onnx_file import read_onnx
 from bevel.ir import interp
 from bevel.ir.graph import Level
 from bevel.runtime.artifact import Artifact
@@ -129,9 +130,22 @@ def reference_outputs(model: Path, inputs: Mapping[str, Array], artifact: Artifa
     if any(layer["op"] == "NonMaxSuppression" for layer in artifact.manifest["layers"]):
         return None
     # Tables of a model may be as long as its bounds, so it needs those that the artifact has.
-    bounds = {str(dim["name"]): (int(dim["lo"]), int(dim["hi"])) for dim in artifact.manifest["dims"]}
+    bounds = _actual_extents(model, inputs)
+    bounds |= {str(dim["name"]): (int(dim["lo"]), int(dim["hi"])) for dim in artifact.manifest["dims"]}
     graph = load_graph(model, bounds)
     return [np.asarray(array) for array in interp.run(graph, dict(inputs)).values()]
+
+
+def _actual_extents(model: Path, inputs: Mapping[str, Array]) -> dict[str, tuple[int, int]]:
+    """What `inputs` make of the symbolic dimensions of an ONNX file."""
+    extents: dict[str, tuple[int, int]] = {}
+    if model.is_dir() or model.suffix == ".ir":
+        return extents
+    for value in read_onnx(model).model.graph.inputs:
+        for axis, extent in enumerate(value.shape or ()):
+            if not isinstance(extent, int) and extent.value is not None and str(value.name) in inputs:
+                extents[str(extent.value)] = (inputs[str(value.name)].shape[axis],) * 2
+    return extents
 
 
 def _outputs(model: Path) -> tuple[str, ...]:
