@@ -17,7 +17,7 @@ from bevel.errors import UsageError
 from bevel.ir.dims import bound_attrs, bound_type
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import Call, Trait, lookup
-from bevel.ir.types import F16, Dim, Int, Quant
+from bevel.ir.types import F16, Codebook, Dim, Int, Quant
 
 Array = npt.NDArray[Any]
 Observer = Callable[[Value, Array], None]
@@ -73,7 +73,7 @@ def _as_real(value: Value, array: Array) -> Array:
             return array.astype(np.float16).astype(np.float32)
     if isinstance(elem, Quant):
         return elem.dequantize(elem.quantize(array) if array.dtype.kind == "f" else array)
-    return array
+    return elem.dequantize(array) if isinstance(elem, Codebook) else array
 
 
 def run(

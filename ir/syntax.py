@@ -274,8 +274,18 @@ class Scanner:
             codes = self._int_type()
             self.expect(",")
             table = self.items("[", "]", self.number)
+            scale: tuple[Any, ...] = (1.0,)
+            axis: int | None = None
+            if self.peek(",") and self.peek("scale", 1):
+                self._at += 2
+                self.expect("=")
+                scale = self.items("[", "]", self.number)
+            if self.peek(",") and self.peek("axis", 1):
+                self._at += 2
+                self.expect("=")
+                axis = self.integer()
             self.expect(">")
-            return typing.cast("Elem", self._built(Codebook, codes, table))
+            return typing.cast("Elem", self._built(Codebook, codes, table, scale, axis))
         letter, bits = self._sized()
         return typing.cast("Elem", self._built(Float, bits) if letter == "f" else self._built(Int, bits, letter == "i"))
 

@@ -70,7 +70,11 @@ class Bool:
 
 @dataclass(frozen=True, slots=True)
 class Int:
-    """A two's complement or unsigned integer of 1 to 64 bits; numpy stores it in the next wider native integer."""
+    """A two's complement or unsigned integer of 1 to 64 bits; numpy stores it in the next wider native integer.
+
+    The signed integer of one bit is bipolar: -1 or +1 and nothing between, as binary weights are. Two's complement would make
+    it -1 or 0, which no quantizer wants.
+    """
 
     bits: int = 32
     signed: bool = True
@@ -89,6 +93,11 @@ class Int:
         return np.dtype(f"{'int' if self.signed else 'uint'}{native}")
 
     @property
+    def bipolar(self) -> bool:
+        """True for the integer that is -1 or +1."""
+        return self.bits == 1 and self.signed
+
+    @property
     def min(self) -> int:
         """The lowest representable code."""
         return -(1 << (self.bits - 1)) if self.signed else 0
@@ -96,6 +105,8 @@ class Int:
     @property
     def max(self) -> int:
         """The highest representable code."""
+        if self.bipolar:
+            return 1
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
 
@@ -137,6 +148,8 @@ class Quant:
             raise ValueError(f"Quant: {len(self.zero_point)} zero points for {len(self.scale)} scales")
         if any(not self.storage.min <= z <= self.storage.max for z in self.zero_point):
             raise ValueError(f"Quant: zero point outside {self.storage}")
+        if self.storage.bipolar and any(self.zero_point):
+            raise ValueError("Quant: bipolar codes have zero point 0")
 
     def __str__(self) -> str:
         scale = ",".join(repr(s) for s in self.scale)
@@ -155,18 +168,12 @@ class Quant:
         """True when one scale and zero point hold for the whole tensor."""
         return self.axis is None
 
-    def _along_axis(self, values: tuple[float, ...] | tuple[int, ...], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        array = np.asarray(values)
-        if self.axis is None or array.size == 1:
-            return array.reshape(())
-        if self.block is not None:
-            array = np.repeat(array, self.block)[: shape[self.axis]]
-        return array.reshape([-1 if i == self.axis else 1 for i in range(len(shape))])
-
     def quantize(self, real: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return codes of `real`: clamp(zp + rint_half_even(x / s)) with IEEE float32 division."""
-        scale = self._along_axis(self.scale, real.shape).astype(np.float32)
-        zero = self._along_axis(self.zero_point, real.shape).astype(np.float64)
+        """Return codes of `real`: clamp(zp + rint_half_even(x / s)) with IEEE float32 division; bipolar ones are its signs."""
+        if self.storage.bipolar:
+            return np.where(real < 0, -1, 1).astype(self.dtype)
+        scale = _along_axis(self.scale, self.axis, self.block, real.shape).astype(np.float32)
+        zero = _along_axis(self.zero_point, self.axis, self.block, real.shape).astype(np.float64)
         # A quotient beyond float32 is infinite and saturates like any other large one.
         with np.errstate(over="ignore"):
             codes = np.rint(real.astype(np.float32) / scale).astype(np.float64) + zero
@@ -174,32 +181,78 @@ class Quant:
 
     def dequantize(self, codes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return float32 scale * (code - zero_point)."""
-        scale = self._along_axis(self.scale, codes.shape).astype(np.float32)
-        zero = self._along_axis(self.zero_point, codes.shape).astype(np.int64)
+        scale = _along_axis(self.scale, self.axis, self.block, codes.shape).astype(np.float32)
+        zero = _along_axis(self.zero_point, self.axis, self.block, codes.shape).astype(np.int64)
         return np.asarray((codes.astype(np.int64) - zero).astype(np.float32) * scale, dtype=np.float32)
+
+
+def _along_axis(
+    values: tuple[float, ...] | tuple[int, ...], axis: int | None, block: int | None, shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """Scales or zero points of an element type, broadcastable to an array of `shape`."""
+    array = np.asarray(values)
+    if axis is None or array.size == 1:
+        return array.reshape(())
+    if block is not None:
+        array = np.repeat(array, block)[: shape[axis]]
+    return array.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
 @dataclass(frozen=True, slots=True)
 class Codebook:
-    """Non-uniform weights: each code indexes a table of real values (k-means, NF4, power-law)."""
+    """Non-uniform weights (k-means, NF4, powers of two): real = scale * table[code].
+
+    Attributes:
+        codes: the unsigned integer type of the codes.
+        table: the value of each code. Integer operators need whole numbers of 8 bits here (`integers`).
+        scale: one positive float, or one for each index along `axis`.
+        axis: the channel axis of per-channel scales, None for per-tensor.
+    """
 
     codes: Int
     table: tuple[float, ...]
+    scale: tuple[float, ...] = (1.0,)
+    axis: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", tuple(float(v) for v in self.table))
+        object.__setattr__(self, "scale", tuple(float(s) for s in self.scale))
         if not self.table or not all(np.isfinite(self.table)):
             raise ValueError("Codebook: the table must hold one or more finite values")
         if len(self.table) > 1 << self.codes.bits:
             raise ValueError(f"Codebook: {len(self.table)} entries do not fit {self.codes.bits}-bit codes")
+        if not self.scale or any(not _FLOAT32_MIN <= s <= _FLOAT32_MAX for s in self.scale):
+            raise ValueError("Codebook: every scale must be positive and finite in float32")
+        if (self.axis is None and len(self.scale) != 1) or (self.axis is not None and self.axis < 0):
+            raise ValueError(f"Codebook: {len(self.scale)} scales along axis {self.axis}")
 
     def __str__(self) -> str:
-        return f"codebook<{self.codes}, [{','.join(repr(v) for v in self.table)}]>"
+        plain = self.axis is None and self.scale == (1.0,)
+        scale = "" if plain else f", scale=[{','.join(repr(s) for s in self.scale)}]"
+        axis = "" if self.axis is None else f", axis={self.axis}"
+        return f"codebook<{self.codes}, [{','.join(repr(v) for v in self.table)}]{scale}{axis}>"
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The numpy dtype that stores one code."""
         return self.codes.dtype
+
+    @property
+    def per_tensor(self) -> bool:
+        """True when one scale holds for the whole tensor."""
+        return self.axis is None
+
+    @property
+    def integers(self) -> npt.NDArray[np.int8] | None:
+        """The table as int8, None where an entry is no whole number of 8 bits."""
+        table = np.asarray(self.table)
+        fits = bool((table == np.rint(table)).all() and (np.abs(table + 0.5) <= 127.5).all())
+        return table.astype(np.int8) if fits else None
+
+    def dequantize(self, codes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return float32 scale * table[code]."""
+        scale = _along_axis(self.scale, self.axis, None, codes.shape).astype(np.float32)
+        return np.asarray(np.asarray(self.table, np.float32)[codes] * scale, dtype=np.float32)
 
 
 Elem = Float | Bool | Int | Quant | Codebook
@@ -287,3 +340,16 @@ def elem_of_dtype(dtype: npt.DTypeLike) -> Elem:
     if dt.kind == "b":
         return BOOL
     raise ValueError(f"dtype {dt} has no element type: expected float16/32/64, an integer or bool")
+
+
+def multiplied_integers(elem: Elem, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The integers that weights of type `elem` stand for in a product: codes of a Quant, table entries of a Codebook.
+
+    Raises:
+        ValueError: a Codebook whose table holds other numbers.
+    """
+    if not isinstance(elem, Codebook):
+        return codes
+    if (table := elem.integers) is None:
+        raise ValueError(f"{elem} has table entries that are no integers of 8 bits")
+    return table[codes]

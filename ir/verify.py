@@ -32,7 +32,7 @@ from bevel.ir.ops.integer import (
     covered_taps,
 )
 from bevel.ir.ops.reduce import IntReduceAttrs
-from bevel.ir.types import Codebook, Dim, Float, Int, Quant
+from bevel.ir.types import Codebook, Dim, Float, Int, Quant, multiplied_integers
 
 Array = npt.NDArray[Any]
 
@@ -104,7 +104,8 @@ def accumulator_bound(node: Node) -> int:
     x, w, bias = node.inputs
     reach = _reach(x)
     if w.is_constant:
-        channels = np.abs(w.array.astype(np.int64)).reshape(w.array.shape[0], -1).sum(axis=1)
+        integers = multiplied_integers(w.type.elem, w.array).astype(np.int64)
+        channels = np.abs(integers).reshape(w.array.shape[0], -1).sum(axis=1)
     else:
         taps = int(np.prod(w.type.static_shape[1:], dtype=np.int64))
         channels = np.full(w.type.static_shape[0], taps * _reach(w), np.int64)
@@ -210,6 +211,8 @@ def _check_type(value: Value, level: Level, symbols: dict[str, Dim]) -> None:
         expected = extent if elem.block is None else -(-extent // elem.block)
         if len(elem.scale) != expected:
             raise VerifyError(f"value {value.name!r}: {len(elem.scale)} scales, expected {expected} along axis {elem.axis}")
+    if isinstance(elem, Codebook) and elem.axis is not None and type_.shape[elem.axis : elem.axis + 1] != (len(elem.scale),):
+        raise VerifyError(f"value {value.name!r}: {len(elem.scale)} scales along axis {elem.axis} of {list(type_.shape)}")
 
 
 def _weighs(node: Node, value: Value) -> bool:
@@ -230,6 +233,8 @@ def _check_data(value: Value) -> None:
     if isinstance(codes, Int):
         top = len(elem.table) - 1 if isinstance(elem, Codebook) else codes.max
         _check_range(f"constant {value.name!r}", data, codes.min, top)
+        if codes.bipolar and not data.all():
+            raise VerifyError(f"constant {value.name!r} holds 0, expected -1 and +1 only")
 
 
 def _check_range(what: str, data: Iterable[int], lo: int, hi: int) -> None:

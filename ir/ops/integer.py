@@ -32,7 +32,7 @@ from bevel.ir.ops.op import (
 )
 from bevel.ir.ops.pool import PoolAttrs, pool_shape
 from bevel.ir.ops.window import windows
-from bevel.ir.types import F32, I32, Float, Int, Quant, TensorType
+from bevel.ir.types import F32, I32, Codebook, Float, Int, Quant, TensorType, multiplied_integers
 
 Array = npt.NDArray[Any]
 
@@ -131,12 +131,13 @@ def centered(codes: Array, type_: TensorType, dtype: type[np.signedinteger[Any]]
     return np.asarray(np.subtract(codes, _quant(type_).zero_point[0], dtype=dtype))
 
 
-def _weighted(x: Array, type_: TensorType, w: Array, bias: Array, product: Callable[[Array, Array], Array], axis: int) -> Array:
+def _weighted(call: Call, x: Array, codes: Array, bias: Array, product: Callable[[Array, Array], Array], axis: int) -> Array:
     """int32 accumulators of `product(x - zp, w)` plus a bias along `axis`, computed exactly through floating-point BLAS.
 
     Sums of integers are exact in float32 while their bound is below 2^24, in float64 below 2^53.
     """
-    zero = _quant(type_).zero_point[0]
+    zero = _quant(call.inputs[0]).zero_point[0]
+    w = multiplied_integers(call.inputs[1].elem, codes)
     reach = max(int(x.max(initial=zero)) - zero, zero - int(x.min(initial=zero)))
     bound = reach * int(np.abs(w.astype(np.int64)).reshape(w.shape[0], -1).sum(axis=1).max(initial=0))
     require(bound < 1 << 53, f"accumulation bound {bound} does not fit float64")
@@ -152,9 +153,12 @@ def _weighted(x: Array, type_: TensorType, w: Array, bias: Array, product: Calla
 
 
 def _int_weighted(ins: tuple[TensorType, ...]) -> None:
-    x, w = _quant(ins[0]), _quant(ins[1])
+    x, w = _quant(ins[0]), ins[1].elem
     require(x.per_tensor, "activations must be quantized per tensor")
-    require(all(z == 0 for z in w.zero_point), "weights must be symmetric")
+    if isinstance(w, Codebook):
+        require(w.integers is not None, f"weights are {w}, expected a table of integers of 8 bits")
+    else:
+        require(all(z == 0 for z in _quant(ins[1]).zero_point), "weights must be symmetric")
     require(ins[2].elem == I32, f"bias is {ins[2].elem}, expected i32")
 
 
@@ -167,7 +171,7 @@ def _int_conv_reference(call: Call, x: Array, w: Array, bias: Array) -> Array:
     def product(real: Array, weights: Array) -> Array:
         return convolve(real, weights, call.attrs, 0)
 
-    return _weighted(x, call.inputs[0], w, bias, product, axis=1)
+    return _weighted(call, x, w, bias, product, axis=1)
 
 
 def _int_gemm_infer(_attrs: NoAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
@@ -176,7 +180,7 @@ def _int_gemm_infer(_attrs: NoAttrs, ins: tuple[TensorType, ...]) -> tuple[Tenso
 
 
 def _int_gemm_reference(call: Call, x: Array, w: Array, bias: Array) -> Array:
-    return _weighted(x, call.inputs[0], w, bias, lambda real, weights: real @ weights.T, axis=-1)
+    return _weighted(call, x, w, bias, lambda real, weights: real @ weights.T, axis=-1)
 
 
 def _requantize_infer(attrs: RequantizeAttrs, ins: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
