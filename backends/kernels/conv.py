@@ -42,9 +42,9 @@ import numpy as np
 
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Tile
 from bevel.backends.kernels import parameters
-from bevel.backends.kernels.micro import CODES, FLOATS, HEADER, MicroKernel
+from bevel.backends.kernels.micro import CODES, FLOATS, HEADER, MicroKernel, Taps
 from bevel.backends.kernels.scratch import Vectors, vector_bytes
-from bevel.backends.kernels.staging import BLOCK_BYTES, Staging
+from bevel.backends.kernels.staging import Staging
 from bevel.backends.kernels.tiling import Chunks, chunk_count, split, store_valid
 from bevel.backends.memory import align
 from bevel.backends.tvm import Buffer, Builder, Expr, PrimFunc
@@ -101,7 +101,21 @@ class Geometry:
     @cached_property
     def columns(self) -> tuple[Chunks, ...]:
         """Blocks of output channels of one group of channels, in vectors."""
-        return split(-(-self.group_channels // self.micro.lanes), self.nv)
+        unit = self.micro.unit
+        runs = split(self.vectors // unit, max(1, self.nv // unit))
+        return tuple(replace(run, start=run.start * unit, size=run.size * unit) for run in runs)
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of output channels of one group of channels, whole units."""
+        width = self.micro.unit * self.micro.lanes
+        return -(-self.group_channels // width) * self.micro.unit
+
+    @property
+    def padded_channels(self) -> int:
+        """Output channels with those that fill up the last unit."""
+        width = self.micro.unit * self.micro.lanes
+        return -(-self.problem.oc // width) * width
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
@@ -116,7 +130,8 @@ class Geometry:
     @property
     def weight_bytes(self) -> int:
         """Size of the packed weights."""
-        return self.problem.oc * self.taps * self.padded_run * np.dtype(self.micro.weight_dtype).itemsize
+        elements = self.taps * self.micro.tap_elements(self.run, -(-self.problem.oc // self.micro.lanes))
+        return elements * np.dtype(self.micro.weight_dtype).itemsize
 
     @property
     def fetches_ahead(self) -> bool:
@@ -139,14 +154,14 @@ class Geometry:
     @cached_property
     def staging(self) -> Staging:
         """Where the inner loop finds its input."""
-        return Staging(self.shape, self.micro.x_dtype, self.micro.copy_lanes, self.rows_at)
+        return self.micro.staging(self.shape, self.rows_at)
 
     @cached_property
     def block(self) -> int:
         """Row groups whose input rows are in scratch together."""
         if not self.staging.needed:
             return self.groups
-        limit = max(BLOCK_BYTES, min(self.weight_bytes // 4, LARGE_BLOCK_BYTES))
+        limit = max(self.staging.block_bytes, min(self.weight_bytes // 4, LARGE_BLOCK_BYTES))
         block = self.groups
         while block > 1 and self.staging.nbytes(block * self.rows[0].size) > limit:
             block -= 1
@@ -166,8 +181,19 @@ class Geometry:
 
     @property
     def rows_at(self) -> int:
-        """Byte in scratch, behind the records of a channel block's requantization parameters, where staged rows begin."""
+        """Byte in scratch, behind what belongs to a channel block, where staged rows begin."""
+        return self.unfolded_at + align(self.unfolded_bytes)
+
+    @property
+    def unfolded_at(self) -> int:
+        """Byte in scratch, behind the records of a channel block's requantization parameters, of its unfolded weights."""
         return align(vector_bytes(self.columns[0].size * self.micro.fields, self.micro.lanes)) if self.expanded else 0
+
+    @cached_property
+    def unfolded_bytes(self) -> int:
+        """Scratch for the weights of a block of channels as the inner loop wants them."""
+        visits = sum(count for count, _, _ in self.bodies)
+        return self.micro.unfolded_bytes(self.run, self.taps, self.columns[0].size, visits)
 
     @property
     def taps(self) -> int:
@@ -189,7 +215,7 @@ class Geometry:
     def offsets(self, rows: int, width: int) -> list[int]:
         """Element offset of every pixel of a tile in the input, from its first."""
         p, pitch = self.shape, self.shape.stride_h * self.staging.row_elements
-        return [r * pitch + c * p.stride_w * p.c for r in range(rows) for c in range(width)]
+        return [r * pitch + c * p.stride_w * self.staging.pixel_elements for r in range(rows) for c in range(width)]
 
     @property
     def bodies(self) -> list[tuple[int, int, int]]:
@@ -220,12 +246,16 @@ def legal(problem: ConvProblem, micro: MicroKernel) -> str | None:
 def pack(problem: ConvProblem, tile: Tile, micro: MicroKernel, constants: ConvConstants) -> list[Array]:
     """Weights, bias and requantization parameters in the layout of `emit`."""
     g = Geometry(problem, micro, tile["mr"], tile["nv"])
-    channels = -(-problem.oc // micro.lanes) * micro.lanes
+    channels = g.padded_channels
     weights = np.zeros((channels, g.taps, g.run), constants.weights.dtype)
     weights[: problem.oc] = constants.weights.transpose(0, 2, 3, 1).reshape(problem.oc, g.taps, g.run)
     packed = [micro.pack_weights(weights, g.blocks), pack_bias(problem, channels, constants)]
     if problem.out_dtype in CODES:
-        packed.append(parameters.pack(constants, micro.lanes) if g.expanded else micro.pack_short(short_factors(constants)))
+        if g.expanded:
+            packed.append(parameters.pack(constants, micro.lanes, channels))
+        else:
+            factors = short_factors(constants)
+            packed.append(micro.pack_short(np.concatenate([factors, np.zeros(channels - problem.oc, np.int64)])))
     return packed
 
 
@@ -262,7 +292,7 @@ def pack_bias(problem: ConvProblem, channels: int, constants: ConvConstants) -> 
 def unpack(problem: ConvProblem, tile: Tile, micro: MicroKernel, packed: Sequence[Array]) -> tuple[Array, Array]:
     """Logical weights [oc, c, kh, kw] and bias [oc] back from `pack`."""
     g = Geometry(problem, micro, tile["mr"], tile["nv"])
-    channels = -(-problem.oc // micro.lanes) * micro.lanes
+    channels = g.padded_channels
     full = micro.unpack_weights(packed[0], (channels, g.taps, g.run), g.blocks)[: problem.oc]
     weights = full.reshape(problem.oc, problem.kh, problem.kw, -1).transpose(0, 3, 1, 2)
     bias = packed[1][HEADER : HEADER + problem.oc]
@@ -362,10 +392,9 @@ class _Nest:
     ) -> None:
         """The channel blocks (or [lo, hi) of them) of the group of channels that begins at `first_channel` and `first_input`."""
         k, g, lanes = self.k, self.g, self.g.micro.lanes
-        vectors = -(-g.group_channels // lanes)
         for run in g.columns:
-            last = run.start + run.count * run.size == vectors
-            ragged = last and g.group_channels % lanes
+            last = run.start + run.count * run.size == g.vectors
+            ragged = last and g.group_channels % (lanes * g.micro.unit)
             # The block that holds the ragged vector gets a body of its own.
             pieces = [(0, run.count - 1, False), (run.count - 1, run.count, True)] if ragged else [(0, run.count, False)]
             for begin, end, tail in pieces:
@@ -380,6 +409,10 @@ class _Nest:
                     channel = first_channel + (run.start + index * run.size) * lanes
                     if g.expanded:
                         self.expand(channel, run.size)
+                    if g.unfolded_bytes:
+                        start_of_block = g.micro.block_start(channel, g.taps, g.run)
+                        elements = g.taps * g.micro.tap_elements(g.run, run.size)
+                        g.micro.unfold(k, self.weights, start_of_block, self.scratch, g.unfolded_at, elements)
                     self.row_groups(image, start, stop, staged_row, channel, first_input, run.size, valid)
 
     def expand(self, channel: Expr, nv: int) -> None:
@@ -426,39 +459,45 @@ class _Nest:
         acc_rows = micro.acc_rows(offsets)
         acc = k.alloc((max(acc_rows) + 1) * nv * micro.slot, micro.acc_dtype)
         micro.init(k, acc, offsets, nv, self.bias, channel)
-        # Blocks before this one hold `channel` channels of taps * padded_run weights each.
-        base = channel * (g.taps * g.padded_run)
-        tap_size = g.padded_run * nv * micro.lanes
-
-        ahead = g.taps * tap_size if g.fetches_ahead else 0
-
-        def tap(index: Expr, position: Expr) -> None:
-            at = base + index * tap_size
-            micro.accumulate(k, acc, self.source, source + position, offsets, self.weights, at, nv, g.run, self.unroll, ahead)
-
-        with k.serial(p.kh) as kh:
-            row = kh * (p.dilation_h * g.staging.row_elements)
-            if g.scattered:
-                with k.serial(p.kw) as kw:
-                    tap(kh * p.kw + kw, row + kw * (p.dilation_w * p.c))
-            else:
-                tap(kh, row)
+        taps = Taps(
+            rows=p.kh,
+            columns=p.kw if g.scattered else 1,
+            row_pitch=p.dilation_h * g.staging.row_elements,
+            column_pitch=p.dilation_w * g.staging.pixel_elements,
+            size=micro.tap_elements(g.run, nv),
+            run=g.run,
+        )
+        if g.unfolded_bytes:
+            weights, base = self.scratch, k.i32(g.unfolded_at)
+        else:
+            weights, base = self.weights, micro.block_start(channel, g.taps, g.run)
+        ahead = g.taps * taps.size if g.fetches_ahead else 0
+        micro.reduce(k, acc, self.source, source, offsets, weights, base, nv, taps, self.unroll, ahead)
         micro.finish(k, acc, offsets, nv)
         # A tile's pixels follow each other in the output: it is one row wide or has all columns.
         if not micro.sums_in_memory:
             for i, row in enumerate(acc_rows):
-                self.epilogue(acc, k.i32(row), target + i * p.oc, channel, nv, valid)
+                inputs = g.staging.input_sum(k, self.source, source + offsets[i]) if micro.code_offset else None
+                self.epilogue(acc, k.i32(row), target + i * p.oc, channel, nv, valid, inputs)
             return
         for run in _runs(acc_rows):
             with k.serial(run.times) as t, k.serial(run.count) as i:
                 pixel = run.pixel + t * run.count + i
                 self.epilogue(acc, run.row + t * run.pitch + i, target + pixel * p.oc, channel, nv, valid)
 
-    def epilogue(self, acc: Buffer, row: Expr, target: Expr, channel: Expr, nv: int, valid: int) -> None:
-        """Turn the accumulators of one pixel, in a row of `acc`, into results, and store those of existing channels."""
+    def epilogue(
+        self, acc: Buffer, row: Expr, target: Expr, channel: Expr, nv: int, valid: int, inputs: Expr | None = None
+    ) -> None:
+        """Turn the accumulators of one pixel, in a row of `acc`, into results, and store those of existing channels.
+
+        `inputs` is the sum of the inputs under the pixel, where the sums hold `code_offset` times as much too many.
+        """
         k, problem, micro = self.k, self.g.problem, self.g.micro
         lanes = micro.lanes
         sums = [micro.result(k, acc, row, j, nv, self.bias, channel + j * lanes) for j in range(nv)]
+        if inputs is not None:
+            excess = k.splat(inputs * micro.code_offset, lanes)
+            sums = [value - excess for value in sums]
         if problem.out_dtype in CODES:
             if self.g.expanded:
                 records = [parameters.fields(self.records, k.i32(j * micro.fields)) for j in range(nv)]

@@ -93,7 +93,11 @@ class ConvGenerator:
             return (
                 f"computes {self.dtype} -> {' or '.join(self.out_dtypes)}, the problem is {problem.dtype} -> {problem.out_dtype}"
             )
-        return conv.legal(problem, self.micro)
+        return conv.legal(problem, self.kernel(problem))
+
+    def kernel(self, problem: Problem) -> MicroKernel:
+        """The inner step for `problem`: `micro`, unless it depends on how many bits codes need."""
+        return self.micro
 
     def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
         """Register tiles by estimated cycles, best first; then the spare ones."""
@@ -109,13 +113,13 @@ class ConvGenerator:
 
     def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
         """Estimated cycles; see `bevel.backends.kernel.Estimated`."""
-        g = Geometry(_conv(problem), self.micro, tile["mr"], tile["nv"])
+        g = Geometry(_conv(problem), self.kernel(problem), tile["mr"], tile["nv"])
         total = self._cycles(g) + self.pipeline.result * _results(g) + self.pipeline.fetch * _fetched(g, target)
         return total if tile["unroll"] == self.pipeline.unroll else total * UNUSUAL_UNROLL
 
     def _cycles(self, g: Geometry) -> float:
         """Cycles of the inner loops of all tiles, as the pipeline's throughputs bound them."""
-        steps = g.taps * g.padded_run // self.micro.kgroup
+        steps = g.taps * g.padded_run // g.micro.kgroup
         total = 0.0
         for rows in g.rows:
             tiles = [(1, rows.size * g.shape.ow)]
@@ -133,33 +137,41 @@ class ConvGenerator:
         """Weights, bias and requantization parameters; see `bevel.backends.kernels.conv`."""
         if constants is None:
             raise TypeError(f"{self.name} needs the convolution's constants")
-        return conv.pack(_conv(problem), tile, self.micro, constants)
+        return conv.pack(_conv(problem), tile, self.kernel(problem), constants)
 
     def unpack(self, problem: Problem, tile: Tile, packed: Sequence[Array]) -> tuple[Array, Array]:
         """Logical weights and bias back from `pack`."""
-        return conv.unpack(_conv(problem), tile, self.micro, packed)
+        return conv.unpack(_conv(problem), tile, self.kernel(problem), packed)
 
     def parallel_extent(self, problem: Problem, tile: Tile) -> int:
         """Row groups, or channel blocks when there is one row group."""
-        return Geometry(_conv(problem), self.micro, tile["mr"], tile["nv"]).extent
+        return Geometry(_conv(problem), self.kernel(problem), tile["mr"], tile["nv"]).extent
 
     def runtime_extent(self, problem: Problem, tile: Tile) -> int | Extent:
         """The row groups that the actual rows lie in; all channel blocks when there is one row group."""
         p = _conv(problem)
-        g = Geometry(p, self.micro, tile["mr"], tile["nv"])
+        g = Geometry(p, self.kernel(problem), tile["mr"], tile["nv"])
         if g.by_columns:
             return g.extent
         if g.shape.batch == 1:
             return outer_extent(p, g.extent, min(run.size for run in g.rows), g.shape.oh)
         return outer_extent(p, g.extent, 1, g.extent)
 
+    def unit_ends(self, problem: Problem, tile: Tile) -> Sequence[int] | None:
+        """Where row groups end; see `bevel.backends.kernel.Rowwise`."""
+        g = Geometry(_conv(problem), self.kernel(problem), tile["mr"], tile["nv"])
+        if g.by_columns or g.problem.batch > 1:
+            return None
+        sizes = np.concatenate([np.full(run.count, run.size) for run in g.rows])
+        return [int(end) for end in np.cumsum(sizes) * g.shape.ow]
+
     def scratch_bytes(self, problem: Problem, tile: Tile) -> int:
         """Padded or converted input rows of one block."""
-        return Geometry(_conv(problem), self.micro, tile["mr"], tile["nv"]).scratch_bytes
+        return Geometry(_conv(problem), self.kernel(problem), tile["mr"], tile["nv"]).scratch_bytes
 
     def emit(self, problem: Problem, tile: Tile, target: Target, symbol: str) -> PrimFunc:
         """The kernel."""
-        return conv.emit(_conv(problem), tile, self.micro, symbol)
+        return conv.emit(_conv(problem), tile, self.kernel(problem), symbol)
 
 
 def _results(g: Geometry) -> int:

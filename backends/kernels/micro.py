@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from bevel.backends.kernel import Array
+from bevel.backends.kernel import Array, ConvProblem
 from bevel.backends.kernels.parameters import Fields
+from bevel.backends.kernels.staging import Staging
 from bevel.backends.tvm import Buffer, Builder, Expr
 
 # Elements of the bias buffer before the first channel: one 64-byte vector of 4-byte elements.
@@ -23,6 +25,25 @@ CODES = ("uint8", "int8")
 UNROLLED_GROUPS = 7
 # Of a cache.
 LINE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Taps:
+    """The reduction runs of a tile.
+
+    Attributes:
+        rows, columns: how many there are; one column unless kernel columns are separate runs.
+        row_pitch, column_pitch: elements between them in the input.
+        size: elements of one in the packed weights of a block.
+        run: reduction elements of one.
+    """
+
+    rows: int
+    columns: int
+    row_pitch: int
+    column_pitch: int
+    size: int
+    run: int
 
 
 class MicroKernel(abc.ABC):
@@ -45,6 +66,9 @@ class MicroKernel(abc.ABC):
         short_requantize: whether there is `requantize_short`.
         sums_in_memory: whether accumulators are in memory after `finish`, so that the epilogue is a loop over pixels; else it
             is unrolled.
+        unit: vectors of channels that are packed together; blocks are whole units.
+        code_offset: what stored weight codes exceed the weights by. The epilogue takes that many times the sum of the inputs
+            under a pixel (`Staging.input_sum`) off its sums.
     """
 
     lanes: int
@@ -58,6 +82,8 @@ class MicroKernel(abc.ABC):
     fetches_ahead: bool = False
     short_requantize: bool = False
     sums_in_memory: bool = False
+    unit: int = 1
+    code_offset: int = 0
 
     @property
     def slot(self) -> int:
@@ -67,6 +93,33 @@ class MicroKernel(abc.ABC):
     def padded_run(self, run: int) -> int:
         """Elements per reduction run in the packed weights: whole K-groups."""
         return -(-run // self.kgroup) * self.kgroup
+
+    def tap_elements(self, run: int, nv: int) -> int:
+        """Elements that one reduction run of `nv` vectors of channels takes in the packed weights."""
+        return self.padded_run(run) * nv * self.lanes
+
+    def block_start(self, channel: Expr, taps: int, run: int) -> Expr:
+        """Element of the packed weights where the block that begins at `channel` does."""
+        return channel * (taps * self.padded_run(run))
+
+    def staging(self, problem: ConvProblem, at: int) -> Staging:
+        """How the inner loop finds its input, in scratch from byte `at` on where it is copied."""
+        return Staging(problem, self.x_dtype, self.copy_lanes, at)
+
+    def unfolded_bytes(self, run: int, taps: int, nv: int, visits: int) -> int:
+        """Scratch for the weights of a block as the inner loop wants them; 0 where it reads them as they are packed.
+
+        Args:
+            run: reduction elements of a tap.
+            taps: reduction runs.
+            nv: vectors of channels.
+            visits: tiles of pixels that meet them in one image.
+        """
+        return 0
+
+    def unfold(self, k: Builder, weights: Buffer, base: Expr, scratch: Buffer, at: int, elements: int) -> None:
+        """Write `elements` packed weights from `base` on to byte `at` of scratch, as the inner loop wants them."""
+        raise NotImplementedError(f"{type(self).__name__} reads weights as they are packed")
 
     def pack_weights(self, weights: Array, blocks: Sequence[tuple[int, int]]) -> Array:
         """The weight buffer.
@@ -131,6 +184,34 @@ class MicroKernel(abc.ABC):
                 value = k.bitcast(value, "uint32", self.lanes)
             for i in range(len(offsets)):
                 k.store(acc, (i * nv + j) * self.lanes, value, self.lanes)
+
+    def reduce(
+        self,
+        k: Builder,
+        acc: Buffer,
+        x: Buffer,
+        origin: Expr,
+        offsets: Sequence[int],
+        weights: Buffer,
+        base: Expr,
+        nv: int,
+        taps: Taps,
+        unroll: int,
+        ahead: int,
+    ) -> None:
+        """Add all reduction runs to every accumulator; arguments as for `accumulate`, for the first of the runs."""
+
+        def tap(index: Expr, position: Expr) -> None:
+            at = base + index * taps.size
+            self.accumulate(k, acc, x, origin + position, offsets, weights, at, nv, taps.run, unroll, ahead)
+
+        with k.serial(taps.rows) as kh:
+            row = kh * taps.row_pitch
+            if taps.columns > 1:
+                with k.serial(taps.columns) as kw:
+                    tap(kh * taps.columns + kw, row + kw * taps.column_pitch)
+            else:
+                tap(kh, row)
 
     def accumulate(
         self,

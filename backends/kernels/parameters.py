@@ -26,8 +26,10 @@ Fields = Callable[[int], Expr]
 """The fields of one record by index, each an int32 vector."""
 
 
-def pack(constants: ConvConstants, lanes: int) -> Array:
+def pack(constants: ConvConstants, lanes: int, channels: int = 0) -> Array:
     """Multipliers and shifts of `constants`, padded to whole vectors of `lanes` (a multiple of 4) channels with factors of 0.
+
+    There are at least `channels` of them.
 
     Raises:
         CheckFailed: one is missing, or outside the integer contract (docs/numerics.md).
@@ -43,7 +45,7 @@ def pack(constants: ConvConstants, lanes: int) -> Array:
             f"requantization of channel {at}: multiplier {multiplier[at]}, shift {shift[at]}; expected 0 or "
             "[2^30, 2^31) and 1..62: derive them with the dyadic rule of the integer contract"
         )
-    vectors = -(-len(shift) // lanes)
+    vectors = -(-max(len(shift), channels) // lanes)
     factors, shifts = np.zeros(vectors * lanes, np.int32), np.full(vectors * lanes, LONGEST, np.uint8)
     factors[: len(shift)], shifts[: len(shift)] = multiplier, shift
     return np.concatenate([factors.reshape(vectors, lanes), shifts.view(np.int32).reshape(vectors, lanes // 4)], axis=1).ravel()

@@ -48,9 +48,14 @@ class Staging:
         return (p.ow - 1) * p.stride_w + p.dilation_w * (p.kw - 1) + 1
 
     @property
+    def pixel_elements(self) -> int:
+        """Elements between pixels, as the inner loop sees them."""
+        return self.problem.c
+
+    @property
     def row_elements(self) -> int:
         """Elements between rows, as the inner loop sees them: in scratch if `needed`, else in the input."""
-        return (self.width if self.needed else self.problem.w) * self.problem.c
+        return (self.width if self.needed else self.problem.w) * self.pixel_elements
 
     @property
     def first(self) -> int:
@@ -61,6 +66,11 @@ class Staging:
         """Input rows that consecutive output rows read."""
         p = self.problem
         return (output_rows - 1) * p.stride_h + p.dilation_h * (p.kh - 1) + 1
+
+    @property
+    def block_bytes(self) -> int:
+        """Scratch that a block of rows should take."""
+        return BLOCK_BYTES
 
     def nbytes(self, output_rows: int) -> int:
         """Scratch for the input of consecutive output rows."""
@@ -98,3 +108,7 @@ class Staging:
                     fill(start + (left + middle) * p.c, right)
                 with outside:
                     fill(start, self.width)
+
+    def input_sum(self, k: Builder, source: Buffer, element: Expr) -> Expr:
+        """The int32 sum of all inputs of the output pixel whose window begins at `element` of `source`, the staged rows."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no sums")
