@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -117,7 +117,7 @@ class Buf:
         return tuple(strides)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ConvProblem:
     """2-D convolution or GEMM over NHWC buffers with a fused epilogue.
 
@@ -166,6 +166,11 @@ class ConvProblem:
     x_bits: int = 8
     short_factors: bool = False
     dim: DimRef | None = None
+
+    def __repr__(self) -> str:
+        """Without the fields at their defaults: measurements are kept by this text, and new fields must not outdate them."""
+        said = ((f, getattr(self, f.name)) for f in fields(self))
+        return f"ConvProblem({', '.join(f'{f.name}={value!r}' for f, value in said if value != f.default)})"
 
     @property
     def oh(self) -> int:
@@ -300,6 +305,19 @@ class RuntimeExtent(Protocol):
 
     def runtime_extent(self, problem: Problem, tile: Tile) -> int | Extent:
         """Length of the parallel axis as it depends on run-time extents; `parallel_extent` is its value at the bounds."""
+        ...
+
+
+@runtime_checkable
+class Rowwise(Protocol):
+    """What a generator has besides `Generator` when its units may follow rows of pixels, so that it can join a cascade."""
+
+    def unit_ends(self, problem: Problem, tile: Tile) -> Sequence[int] | None:
+        """For every unit of the parallel axis the output pixel, counted in row-major order, that it ends before.
+
+        Unit i computes all channels of the pixels from the end of unit i - 1 on, and reads no pixel of x that they do not need.
+        None where units are something else, or where there are several images.
+        """
         ...
 
 

@@ -1,8 +1,8 @@
 """Lowering: a graph becomes a Schedule.
 
 In: a verified FLOAT or INTEGER graph whose symbolic dimensions have upper bounds, and a target. Out: kernel calls over one
-arena with packed weights. Four steps, each a method of `_Lowering` in this order: fuse nodes into problems while assigning
-layouts, choose a kernel per problem, pack constants, plan the arena. Every fusion here computes exactly what the graph says.
+arena with packed weights. Here nodes are fused into problems while layouts are assigned, and a kernel is chosen for each;
+`bevel.backends.assemble` does the rest. Every fusion computes exactly what the graph says.
 
 Symbolic dimensions are laid out at their bounds, so strides, offsets and the arena are static; only loops end early. What the
 user sees is contiguous at the actual extents: where that differs, "Spread" and "Compact" copy at the graph's border.
@@ -10,19 +10,17 @@ user sees is contiguous at the actual extents: where that differs, "Spread" and 
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bevel.backends.constant_pool import ConstantPool
-from bevel.backends.kernel import Buf, ConvConstants, ConvProblem, NodeProblem, Problem, Rewriting, RuntimeExtent, problem_dims
+from bevel.backends.assemble import assemble
+from bevel.backends.calls import Call, Tensor
+from bevel.backends.kernel import Buf, ConvConstants, ConvProblem, NodeProblem
 from bevel.backends.kernels.int16_sums import are_light
-from bevel.backends.memory import Request, align, plan_arena
-from bevel.backends.packing import LEAST_BYTES, Stored, find_stored
 from bevel.backends.physical import (
     NHWC,
     PRODUCTS,
@@ -39,67 +37,17 @@ from bevel.backends.physical import (
     store_constant,
     transposed,
 )
-from bevel.backends.schedule import IoTensor, Kernel, Lifetime, Place, Schedule, Step
-from bevel.backends.select import Choice, KernelRanker, choose, rewritten
+from bevel.backends.schedule import Schedule
+from bevel.backends.select import KernelRanker, choose, rewritten
 from bevel.errors import UnsupportedOp, UsageError
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import NoAttrs, Trait, lookup
 from bevel.ir.ops.elementwise import ClipAttrs
 from bevel.ir.ops.integer import RequantizeAttrs
-from bevel.ir.protocols import KernelKey, Target
-from bevel.ir.serialize import graph_hash
+from bevel.ir.protocols import Target
 from bevel.ir.types import Dim, Float, Quant, TensorType
 
 Array = npt.NDArray[Any]
-
-
-@dataclass
-class _Tensor:
-    """A buffer in the arena, or a view of another one's bytes.
-
-    Attributes:
-        base: the tensor whose memory this is (itself unless a view).
-    """
-
-    name: str
-    buf: Buf
-    base: _Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.base = self
-
-    @property
-    def layout(self) -> Layout:
-        """The layout spelled out."""
-        return self.buf.layout or row_major(len(self.buf.shape))
-
-
-@dataclass
-class _Call:
-    """A kernel call before memory is planned: operands are tensors or constant arrays, in ABI order."""
-
-    layer: str
-    op: str
-    problem: Problem
-    inputs: list[_Tensor | Array]
-    outputs: list[_Tensor]
-    constants: ConvConstants | None = None
-    macs: int = 0
-    bytes: int = 0
-    bits: str = "fp32"
-    choice: Choice | None = None
-
-
-def kernel_symbol(problem: Problem, choice: Choice, target: Target) -> str:
-    """C name of a kernel, derived from its content key."""
-    tile = ",".join(f"{k}={v}" for k, v in sorted(choice.tile.items()))
-    key = KernelKey(choice.generator.name, repr(problem), tile, target_key(target))
-    return "bevel_k_" + hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-
-
-def target_key(target: Target) -> str:
-    """What of a target decides the code generated for it."""
-    return f"{target.arch} {target.triple} {target.cpu} {','.join(target.attrs)} {','.join(sorted(target.features))}"
 
 
 def lower(graph: Graph, target: Target, *, ranker: KernelRanker | None = None) -> Schedule:
@@ -133,17 +81,17 @@ class _Lowering:
         self.graph = graph
         self.target = target
         self.ranker = ranker
-        self.calls: list[_Call] = []
-        self.tensors: dict[Value, _Tensor] = {}
-        self.copies: dict[tuple[str, Layout, str], _Tensor] = {}
+        self.calls: list[Call] = []
+        self.tensors: dict[Value, Tensor] = {}
+        self.copies: dict[tuple[str, Layout, str], Tensor] = {}
         self.fused: set[Node] = set()
-        self.inputs: list[tuple[Value, _Tensor]] = []
-        self.outputs: list[tuple[Value, _Tensor]] = []
+        self.inputs: list[tuple[Value, Tensor]] = []
+        self.outputs: list[tuple[Value, Tensor]] = []
 
     def run(self) -> Schedule:
         """All steps."""
         for value in self.graph.inputs:
-            tensor = _Tensor(value.name, self._boundary_buf(value.type))
+            tensor = Tensor(value.name, self._boundary_buf(value.type))
             self.inputs.append((value, tensor))
             self.tensors[value] = tensor if contiguous(tensor.buf) else self._border(value.name, tensor, "Spread")
         for node in self.graph.nodes:
@@ -153,7 +101,7 @@ class _Lowering:
             self.outputs.append((value, self._boundary_output(value)))
         for call in self.calls:
             call.choice = choose(call.problem, self.target, call.layer, self.ranker)
-        return self._assemble()
+        return assemble(self.graph, self.target, self.calls, self.inputs, self.outputs)
 
     # Tensors ---------------------------------------------------------------------------------------------------------
 
@@ -165,39 +113,39 @@ class _Lowering:
         shape, dims = bounded(type_.shape)
         return Buf(shape, type_.dtype.name, None, zero, dims)
 
-    def _define(self, value: Value, layout: Layout) -> _Tensor:
-        tensor = _Tensor(value.name, buffer_of(value.type, layout, self.target))
+    def _define(self, value: Value, layout: Layout) -> Tensor:
+        tensor = Tensor(value.name, buffer_of(value.type, layout, self.target))
         self.tensors[value] = tensor
         return tensor
 
-    def _alias(self, value: Value, source: _Tensor, layout: Layout) -> None:
+    def _alias(self, value: Value, source: Tensor, layout: Layout) -> None:
         buf = buffer_of(value.type, layout, self.target)
-        tensor = _Tensor(value.name, replace(buf, dtype=source.buf.dtype, zero_point=source.buf.zero_point))
+        tensor = Tensor(value.name, replace(buf, dtype=source.buf.dtype, zero_point=source.buf.zero_point))
         tensor.base = source.base
         self.tensors[value] = tensor
 
-    def _copy(self, source: _Tensor, buf: Buf, name: str) -> _Tensor:
+    def _copy(self, source: Tensor, buf: Buf, name: str) -> Tensor:
         """`source` in the layout and stored dtype of `buf`."""
         key = (source.name, buf.layout or row_major(len(buf.shape)), buf.dtype)
         if key not in self.copies:
-            copy = _Tensor(name, buf)
+            copy = Tensor(name, buf)
             self._call_copy(source.name, source, copy)
             self.copies[key] = copy
         return self.copies[key]
 
-    def _border(self, name: str, source: _Tensor, op: str) -> _Tensor:
+    def _border(self, name: str, source: Tensor, op: str) -> Tensor:
         """`source` from contiguous at the actual extents to laid out at the bounds ("Spread"), or back ("Compact")."""
-        copy = _Tensor(f"{name}.{op.lower()}{len(self.calls)}", source.buf)
+        copy = Tensor(f"{name}.{op.lower()}{len(self.calls)}", source.buf)
         self._call_copy(name, source, copy, op)
         return copy
 
-    def _call_copy(self, layer: str, source: _Tensor, copy: _Tensor, op: str = "Copy") -> None:
+    def _call_copy(self, layer: str, source: Tensor, copy: Tensor, op: str = "Copy") -> None:
         problem = NodeProblem(op, NoAttrs(), (source.buf,), (copy.buf,), (1.0, 1.0))
         moved = source.buf.nbytes + copy.buf.nbytes
         bits = "fp32" if source.buf.dtype.startswith("float") else "w8a8"
-        self.calls.append(_Call(layer, op, problem, [source], [copy], bytes=moved, bits=bits))
+        self.calls.append(Call(layer, op, problem, [source], [copy], bytes=moved, bits=bits))
 
-    def _operand(self, value: Value, layout: Layout | None) -> _Tensor | Array:
+    def _operand(self, value: Value, layout: Layout | None) -> Tensor | Array:
         """A node's operand in `layout` (None: whichever it has) and the target's stored dtype."""
         if value.is_constant:
             buf = buffer_of(value.type, layout or row_major(value.type.rank), self.target)
@@ -208,20 +156,20 @@ class _Lowering:
         if equivalent(wanted.shape, tensor.layout, wanted_layout) and wanted.dtype == tensor.buf.dtype:
             if tensor.layout == wanted_layout:
                 return tensor
-            view = _Tensor(tensor.name, wanted)
+            view = Tensor(tensor.name, wanted)
             view.base = tensor.base
             return view
         return self._copy(tensor, wanted, f"{value.name}.copy{len(self.copies)}")
 
-    def _boundary_output(self, value: Value) -> _Tensor:
+    def _boundary_output(self, value: Value) -> Tensor:
         """The tensor of a graph output: row-major, in the graph's own codes, and not shared with an input."""
         buf = self._boundary_buf(value.type)
         if value.is_constant:
-            copy = _Tensor(f"{value.name}.out{len(self.outputs)}", buf)
+            copy = Tensor(f"{value.name}.out{len(self.outputs)}", buf)
             if buf.size:
                 problem = NodeProblem("Copy", NoAttrs(), (buf,), (buf,), (1.0, 1.0))
                 self.calls.append(
-                    _Call(value.name, "Copy", problem, [np.ascontiguousarray(value.array)], [copy], bytes=buf.nbytes)
+                    Call(value.name, "Copy", problem, [np.ascontiguousarray(value.array)], [copy], bytes=buf.nbytes)
                 )
             return copy
         tensor = self.tensors[value]
@@ -231,10 +179,10 @@ class _Lowering:
             # What the user reads has memory of its own, so no other copy is needed.
             return self._border(value.name, tensor if same else self._copy(tensor, buf, f"{value.name}.row"), "Compact")
         if same and not shared:
-            view = _Tensor(value.name, buf)
+            view = Tensor(value.name, buf)
             view.base = tensor.base
             return view
-        copy = _Tensor(f"{value.name}.out{len(self.outputs)}", buf)
+        copy = Tensor(f"{value.name}.out{len(self.outputs)}", buf)
         self._call_copy(value.name, tensor, copy)
         return copy
 
@@ -263,18 +211,18 @@ class _Lowering:
     def _lower_transpose(self, node: Node) -> None:
         value = node.inputs[0]
         source = self._operand(value, None)
-        assert isinstance(source, _Tensor)
+        assert isinstance(source, Tensor)
         self._alias(node.output, source, transposed(source.layout, node.attrs.perm))
 
     def _lower_conversion(self, node: Node) -> None:
         """Between float types: kernels convert what they load and store, so a copy does it."""
         source = self._operand(node.inputs[0], None)
-        assert isinstance(source, _Tensor)
+        assert isinstance(source, Tensor)
         self._call_copy(_layer(node), source, self._define(node.output, source.layout))
 
     def _lower_reshape(self, node: Node) -> None:
         source = self._operand(node.inputs[0], row_major(node.inputs[0].type.rank))
-        assert isinstance(source, _Tensor)
+        assert isinstance(source, Tensor)
         target = buffer_of(node.output.type, row_major(node.output.type.rank), self.target)
         if not same_memory(source.buf, target):
             names = sorted({ref.name for ref in target.dims if ref is not None})
@@ -291,7 +239,7 @@ class _Lowering:
     def _lower_recode(self, node: Node) -> None:
         """Unsigned codes are what some targets store for signed ones: nothing to do there."""
         source = self._operand(node.inputs[0], None)
-        assert isinstance(source, _Tensor)
+        assert isinstance(source, Tensor)
         if buffer_of(node.output.type, source.layout, self.target).dtype == source.buf.dtype:
             self._alias(node.output, source, source.layout)
         else:
@@ -301,7 +249,7 @@ class _Lowering:
         """Any operator without a fused form of its own, with the activations that follow it as epilogue."""
         result, epilogue = self._activation_chain(node)
         layout = self._layout_for(node)
-        operands: list[_Tensor | Array] = []
+        operands: list[Tensor | Array] = []
         bufs: list[Buf] = []
         # Joining nothing is leaving it out.
         inputs = [v for v in node.inputs if node.op != "Concat" or _elements(v.type)]
@@ -314,7 +262,7 @@ class _Lowering:
                 wanted = layout
             operand = self._operand(value, wanted)
             operands.append(operand)
-            if isinstance(operand, _Tensor):
+            if isinstance(operand, Tensor):
                 bufs.append(operand.buf)
             else:
                 bufs.append(buffer_of(value.type, wanted or row_major(value.type.rank), self.target))
@@ -327,7 +275,7 @@ class _Lowering:
         op = "+".join((node.op, *(name for name, _ in epilogue)))
         cost = lookup(node.op).cost(node)
         self.calls.append(
-            _Call(_layer(node), op, problem, operands, outputs, macs=cost.macs, bytes=cost.bytes, bits=self._bits(node))
+            Call(_layer(node), op, problem, operands, outputs, macs=cost.macs, bytes=cost.bytes, bits=self._bits(node))
         )
 
     def _layout_for(self, node: Node) -> Layout:
@@ -363,7 +311,7 @@ class _Lowering:
         gemm = node.op in ("Gemm", "IntGemm")
         layout = row_major(x.type.rank) if gemm else NHWC
         operand = self._operand(x, layout)
-        if not isinstance(operand, _Tensor):
+        if not isinstance(operand, Tensor):
             raise UsageError(f"layer {_layer(node)!r}: {node.op} of a constant: fold constants first")
         problem = self._geometry(node, x, w, gemm=gemm, dtype=operand.buf.dtype)
         bias = node.inputs[2].array if len(node.inputs) == 3 else np.zeros(problem.oc, np.float32)
@@ -384,7 +332,7 @@ class _Lowering:
         output = self._define(result, row_major(rank) if gemm else NHWC)
         cost = lookup(node.op).cost(node)
         self.calls.append(
-            _Call(_layer(node), "+".join(ops), problem, [operand], [output], constants, cost.macs, cost.bytes, self._bits(node))
+            Call(_layer(node), "+".join(ops), problem, [operand], [output], constants, cost.macs, cost.bytes, self._bits(node))
         )
 
     @staticmethod
@@ -472,119 +420,6 @@ class _Lowering:
             return "int32" if node.op == "Requantize" else f"fp{node.outputs[0].type.dtype.itemsize * 8}"
         weights = node.inputs[1].type.elem if Trait.WEIGHTED in lookup(node.op).traits else elem
         return f"w{weights.storage.bits if isinstance(weights, Quant) else elem.storage.bits}a{elem.storage.bits}"
-
-    # Assembly --------------------------------------------------------------------------------------------------------
-
-    def _assemble(self) -> Schedule:
-        offsets, arena_bytes, lifetimes = self._plan()
-        # Computed dimensions belong to inputs: no value has another.
-        symbols = {d.name: d for v in self.graph.inputs for d in v.type.shape if isinstance(d, Dim) and d.lo != d.hi}
-        inputs, outputs = [v.name for v, _ in self.inputs], [v.name for v, _ in self.outputs]
-        weights = ConstantPool()
-        kernels: dict[str, Kernel] = {}
-        steps: list[Step] = []
-        stored: list[Stored] = []
-        for call in self.calls:
-            assert call.choice is not None
-            generator, tile = call.choice.generator, call.choice.tile
-            symbol = kernel_symbol(call.problem, call.choice, self.target)
-            kernels.setdefault(symbol, Kernel(symbol, generator.name, call.problem, tile))
-            packed = generator.pack(call.problem, tile, self.target, call.constants)
-            args = [
-                Place("arena", offsets[operand.base.name]) if isinstance(operand, _Tensor) else weights.place(operand)
-                for operand in call.inputs
-            ]
-            stored += [
-                Stored(operand, place, operand.dtype.name, None)
-                for operand, place in zip(call.inputs, args, strict=True)
-                if not isinstance(operand, _Tensor) and operand.nbytes >= LEAST_BYTES
-            ]
-            places = [weights.place(array) for array in packed]
-            stored += self._stored(call, packed, places)
-            args += places
-            names = problem_dims(call.problem)
-            args += [Place("dims", 0)] if names else []
-            args += [Place("arena", offsets[output.base.name]) for output in call.outputs]
-            steps.append(
-                Step(
-                    call.layer,
-                    call.op,
-                    symbol,
-                    tuple(args),
-                    generator.runtime_extent(call.problem, tile)
-                    if isinstance(generator, RuntimeExtent)
-                    else generator.parallel_extent(call.problem, tile),
-                    generator.scratch_bytes(call.problem, tile),
-                    call.macs,
-                    call.bytes,
-                    call.bits,
-                    names,
-                )
-            )
-        return Schedule(
-            self.graph.name,
-            self.target,
-            tuple(steps),
-            tuple(kernels.values()),
-            tuple(self._io(value, tensor, offsets) for value, tensor in self.inputs),
-            tuple(self._io(value, tensor, offsets) for value, tensor in self.outputs),
-            arena_bytes,
-            align(max((s.scratch_bytes for s in steps), default=0)),
-            weights.blob(),
-            graph_hash(self.graph),
-            self.graph.level.value,
-            lifetimes,
-            tuple(symbols[name] for name in sorted(symbols)),
-            tuple(stored),
-            tuple((inputs.index(name), outputs.index(output)) for name, output in self.graph.states.items()),
-        )
-
-    def _stored(self, call: _Call, packed: list[Array], places: list[Place]) -> list[Stored]:
-        """The constants of `call` that are found among the buffers they were packed into."""
-        constants, choice = call.constants, call.choice
-        if constants is None or choice is None:
-            return []
-        if isinstance(choice.generator, Rewriting) and choice.generator.rewrites(call.problem):
-            return []
-        return find_stored(lambda c: choice.generator.pack(call.problem, choice.tile, self.target, c), constants, packed, places)
-
-    @staticmethod
-    def _io(value: Value, tensor: _Tensor, offsets: dict[str, int]) -> IoTensor:
-        place = Place("arena", offsets[tensor.base.name])
-        elem = value.type.elem
-        scale = elem.scale[0] if isinstance(elem, Quant) else 0.0
-        dims = tuple(ref.name if ref is not None else None for ref in tensor.buf.dims)
-        return IoTensor(value.name, tensor.buf.shape, tensor.buf.dtype, place, scale, tensor.buf.zero_point, dims)
-
-    def _plan(self) -> tuple[dict[str, int], int, tuple[Lifetime, ...]]:
-        """Arena offsets. Inputs keep their bytes for the whole run, so that a caller may run again without setting them."""
-        last = len(self.calls)
-        spans: dict[str, Request] = {}
-
-        def touch(tensor: _Tensor, step: int) -> None:
-            base = tensor.base
-            old = spans.get(base.name)
-            size = base.buf.nbytes
-            spans[base.name] = (
-                Request(base.name, size, step, step)
-                if old is None
-                else replace(old, first=min(old.first, step), last=max(old.last, step))
-            )
-
-        for _, tensor in self.inputs:
-            touch(tensor, 0)
-            touch(tensor, last)
-        for step, call in enumerate(self.calls):
-            for operand in call.inputs:
-                if isinstance(operand, _Tensor):
-                    touch(operand, step)
-            for output in call.outputs:
-                touch(output, step)
-        for _, tensor in self.outputs:
-            touch(tensor, last)
-        offsets, size = plan_arena(spans.values())
-        lifetimes = tuple(Lifetime(r.name, offsets[r.name], r.nbytes, r.first, r.last) for r in spans.values())
-        return offsets, size, lifetimes
 
 
 def _elements(type_: TensorType) -> int:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """A byte offset in "arena" or "weights", both bases 64-byte aligned; or "dims", the run-time extents of the step."""
+    """A byte offset in "arena" or "weights", both bases 64-byte aligned; or "dims", the run-time extents of the step.
+
+    Members of a cascade also name "buffer": the rolling buffer with index `offset`.
+    """
 
     space: str
     offset: int
@@ -66,6 +69,83 @@ class Step:
     bytes: int = 0
     bits: str = "fp32"
     dims: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stripe:
+    """What one member of a cascade computes of one stripe.
+
+    Attributes:
+        fresh: first unit of its parallel axis, where the stripe before was not computed by the same thread.
+        first: first unit otherwise.
+        end: the unit it ends before.
+        origin: byte of its result that its rolling buffer begins with, a multiple of 64.
+        done: byte of its result up to which the buffer holds it after the stripe.
+    """
+
+    fresh: int
+    first: int
+    end: int
+    origin: int = 0
+    done: int = 0
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Steps that follow each other, computed together stripe by stripe.
+
+    A tensor between two members never exists as a whole: a rolling buffer in each thread's scratch holds the rows that the next
+    stripe still needs and those it adds.
+
+    Attributes:
+        members: their arguments name rolling buffers where the arena has no place.
+        stripes: for every stripe what each member computes.
+        buffers: bytes of the rolling buffers, multiples of 64: results of all members but the last.
+    """
+
+    members: tuple[Step, ...]
+    stripes: tuple[tuple[Stripe, ...], ...]
+    buffers: tuple[int, ...]
+
+    @property
+    def layer(self) -> str:
+        """Names of the members."""
+        return " + ".join(member.layer for member in self.members)
+
+    @property
+    def op(self) -> str:
+        """Operators of the members."""
+        return " + ".join(member.op for member in self.members)
+
+    @property
+    def bits(self) -> str:
+        """Precision of the members."""
+        return "+".join(dict.fromkeys(member.bits for member in self.members))
+
+    @property
+    def extent(self) -> int:
+        """Parallel extent: the stripes."""
+        return len(self.stripes)
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Run-time extents: none."""
+        return ()
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Per thread: the buffers, and behind them what the members share."""
+        return sum(self.buffers) + max(member.scratch_bytes for member in self.members)
+
+    @property
+    def macs(self) -> int:
+        """Work of the members."""
+        return sum(member.macs for member in self.members)
+
+    @property
+    def bytes(self) -> int:
+        """Traffic of the members, most of which stays in the caches."""
+        return sum(member.bytes for member in self.members)
 
 
 @dataclass(frozen=True)
@@ -119,7 +199,7 @@ class Schedule:
 
     name: str
     target: Target
-    steps: tuple[Step, ...]
+    steps: tuple[Step | Cascade, ...]
     kernels: tuple[Kernel, ...]
     inputs: tuple[IoTensor, ...]
     outputs: tuple[IoTensor, ...]
@@ -132,3 +212,8 @@ class Schedule:
     dims: tuple[Dim, ...] = ()
     stored: tuple[Stored, ...] = field(default=(), repr=False)
     states: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def calls(self) -> tuple[Step, ...]:
+        """The kernel calls of all steps."""
+        return tuple(call for step in self.steps for call in (step.members if isinstance(step, Cascade) else (step,)))

@@ -8,6 +8,7 @@ its generator calls statically best. The loop kernels are always legal, and ever
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from bevel.backends.kernel import (
     problem_dims,
 )
 from bevel.errors import UnsupportedOp
-from bevel.ir.protocols import Target
+from bevel.ir.protocols import KernelKey, Target
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,18 @@ class KernelRanker(Protocol):
     def choose(self, problem: Problem, target: Target) -> Choice | None:
         """One of the `candidates` of `problem`; None where it knows nothing."""
         ...
+
+
+def kernel_symbol(problem: Problem, choice: Choice, target: Target) -> str:
+    """C name of a kernel, derived from its content key."""
+    tile = ",".join(f"{k}={v}" for k, v in sorted(choice.tile.items()))
+    key = KernelKey(choice.generator.name, repr(problem), tile, target_key(target))
+    return "bevel_k_" + hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+
+
+def target_key(target: Target) -> str:
+    """What of a target decides the code generated for it."""
+    return f"{target.arch} {target.triple} {target.cpu} {','.join(target.attrs)} {','.join(sorted(target.features))}"
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevel.backends.schedule import IoTensor, Schedule
+from bevel.backends.schedule import Cascade, IoTensor, Schedule, Step
 from bevel.errors import ArtifactError, UsageError
 from bevel.runtime import custom
 from bevel.runtime.codegen import C_DIR, check_schedule, model_c, model_h, required_features
@@ -327,18 +327,7 @@ def _manifest(schedule: Schedule, entries: dict[str, Any], cases: int, tools: To
         ],
         "inputs": [_describe(tensor) for tensor in schedule.inputs],
         "outputs": [_describe(tensor) for tensor in schedule.outputs],
-        "layers": [
-            {
-                "name": step.layer,
-                "op": step.op,
-                "kernel": generators[step.symbol],
-                "symbol": step.symbol,
-                "bits": step.bits,
-                "macs": step.macs,
-                "bytes": step.bytes,
-            }
-            for step in schedule.steps
-        ],
+        "layers": [_layer(step, generators) for step in schedule.steps],
         "arena_bytes": schedule.arena_bytes,
         "scratch_bytes": schedule.scratch_bytes,
         "bytes": {"library": library, "weights": weights, "total": library + weights},
@@ -348,6 +337,15 @@ def _manifest(schedule: Schedule, entries: dict[str, Any], cases: int, tools: To
         "golden_cases": cases,
         "files": entries,
     }
+
+
+def _layer(step: Step | Cascade, generators: Mapping[str, str]) -> dict[str, Any]:
+    """What reports know of a step; a cascade also lists its `members`."""
+    fields = {"name": step.layer, "op": step.op, "bits": step.bits, "macs": step.macs, "bytes": step.bytes}
+    if isinstance(step, Step):
+        return fields | {"kernel": generators[step.symbol], "symbol": step.symbol}
+    members = [_layer(member, generators) for member in step.members]
+    return fields | {key: "+".join(member[key] for member in members) for key in ("kernel", "symbol")} | {"members": members}
 
 
 def _refuse_owned(fields: Mapping[str, Any]) -> None:

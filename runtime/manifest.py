@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ _SCHEMA: dict[str, Any] = {
     "provenance": {"*": object},
     "files": {"*": {"bytes": int, "sha256": str}},
 }
+
+
+def kernel_calls(layer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The kernel calls of one of the manifest's layers: the members of a cascade, else the layer itself."""
+    return list(layer.get("members", (layer,)))
 
 
 def read_manifest(root: Path) -> dict[str, Any]:

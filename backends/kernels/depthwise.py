@@ -493,6 +493,11 @@ class DepthwiseGenerator:
         extent = self.parallel_extent(problem, tile)
         return outer_extent(_geometry(problem, self.micro).problem, extent, 1, extent)
 
+    def unit_ends(self, problem: Problem, tile: Tile) -> Sequence[int] | None:
+        """Where rows end; see `bevel.backends.kernel.Rowwise`."""
+        p = _geometry(problem, self.micro).problem
+        return None if p.batch > 1 else range(p.ow, (p.oh + 1) * p.ow, p.ow)
+
     def scratch_bytes(self, problem: Problem, tile: Tile) -> int:
         """The requantization parameters and the padded input rows of one block."""
         return _geometry(problem, self.micro).scratch_bytes

@@ -27,6 +27,7 @@ from bevel.devices.profile import load_profile
 from bevel.devices.resolve import resolve_transport
 from bevel.devices.runner import BenchOptions, DeviceRunner
 from bevel.runtime.artifact import Artifact
+from bevel.runtime.manifest import kernel_calls
 from bevel.tuning.options import Tuning
 
 
@@ -92,8 +93,8 @@ def table(tuned: Sequence[Tuned], times: Sequence[Sequence[float]], note: str) -
     kernels = best["tuning"]["kernels"]
     lines += ["", "| layers | first of them | kernel | tile | us | gain | of | MMACs |", "|---|---|---|---|---|---|---|---|"]
     layers: dict[str, list[dict[str, object]]] = {}
-    for layer in best["layers"]:
-        layers.setdefault(layer["symbol"], []).append(layer)
+    for call in (call for layer in best["layers"] for call in kernel_calls(layer)):
+        layers.setdefault(call["symbol"], []).append(call)
     for symbol, of in layers.items():
         row = kernels[symbol]
         if row["chosen"] == "static":

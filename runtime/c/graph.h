@@ -4,6 +4,8 @@
 
 #include "bevel.h"
 
+#include <string.h>
+
 #define BEVEL_ALIGN 64u
 #define BEVEL_MAX_THREADS 256
 
@@ -32,6 +34,13 @@ typedef struct bevel_graph_step {
     int32_t extent; /* of the parallel axis, every dimension at its bound */
 } bevel_graph_step;
 
+/* What one member of a cascade computes of a stripe: units [fresh, end) where a thread begins, else [first, end). The rolling buffer of
+ * its result begins with byte `origin` of it and holds it up to byte `done` afterwards. */
+typedef struct bevel_stripe {
+    int32_t fresh, first, end;
+    uint64_t origin, done;
+} bevel_stripe;
+
 typedef struct bevel_graph_tensor {
     bevel_tensor tensor; /* every dimension at its bound; data is NULL: filled in for each instance */
     uint64_t offset;
@@ -56,6 +65,21 @@ typedef struct bevel_graph {
     const bevel_state *state; /* both ends have equal types, of one size */
     void (*set_extents)(const int32_t *dims, int32_t *extent); /* of the steps whose parallel axis is not fixed */
 } bevel_graph;
+
+/* Where the whole result would begin whose byte `origin` is the first of a rolling buffer. */
+static inline void *bevel_rolling(char *buffer, uint64_t origin)
+{
+    return (void *)((uintptr_t)buffer - (uintptr_t)origin);
+}
+
+/* Before a stripe that is not the first: what the buffer holds of the stripe before and still needs moves to the front. `stripe` is a
+ * member's entry in a table of `members` a row. */
+static inline void bevel_roll(char *buffer, const bevel_stripe *stripe, int32_t members)
+{
+    const bevel_stripe *before = stripe - members;
+    if (stripe->origin > before->origin && before->done > stripe->origin)
+        memmove(buffer, buffer + (stripe->origin - before->origin), before->done - stripe->origin);
+}
 
 /* ceil(product / div), at most `most`. */
 static inline int32_t bevel_extent(int32_t most, int64_t product, int32_t div)

@@ -20,6 +20,7 @@ from bevel.passes.pipeline import lookup_pass
 from bevel.preprocessing import load_preprocess
 from bevel.report import short_name, write_ranges
 from bevel.runtime.artifact import Artifact
+from bevel.runtime.manifest import kernel_calls
 from bevel.tuning.options import MODES, Tuning
 
 
@@ -164,13 +165,17 @@ def _document(artifact: Artifact, seconds: float) -> dict[str, object]:
         "float_islands": m["float_islands"],
         "islands": m.get("islands", []),
         "layers": [
-            {key: layer[key] for key in ("name", "op", "kernel", "bits")}
-            | {"chosen": m["tuning"]["kernels"][layer["symbol"]]["chosen"]}
-            for layer in m["layers"]
+            {key: layer[key] for key in ("name", "op", "kernel", "bits")} | {"chosen": _chosen(m, layer)} for layer in m["layers"]
         ],
         "tuning": {key: value for key, value in m["tuning"].items() if key != "kernels"},
         "seconds": round(seconds, 3),
     }
+
+
+def _chosen(manifest: Mapping[str, Any], layer: Mapping[str, Any]) -> str:
+    """How the kernels of a layer were chosen."""
+    kernels = manifest["tuning"]["kernels"]
+    return "+".join(dict.fromkeys(kernels[call["symbol"]]["chosen"] for call in kernel_calls(layer)))
 
 
 def _text(artifact: Artifact, seconds: float) -> list[object]:
@@ -178,9 +183,8 @@ def _text(artifact: Artifact, seconds: float) -> list[object]:
     generic = [layer for layer in m["layers"] if layer["kernel"].startswith("generic")]
     macs = sum(layer["macs"] for layer in m["layers"]) or 1
     share = 100 * sum(layer["macs"] for layer in generic) / macs
-    chosen = {symbol: kernel["chosen"] for symbol, kernel in m["tuning"]["kernels"].items()}
     rows = [
-        (short_name(layer["name"]), layer["op"], layer["kernel"], chosen[layer["symbol"]], layer["bits"], layer["macs"])
+        (short_name(layer["name"]), layer["op"], layer["kernel"], _chosen(m, layer), layer["bits"], layer["macs"])
         for layer in m["layers"]
     ]
     lines: list[object] = [

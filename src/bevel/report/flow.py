@@ -8,6 +8,7 @@ from typing import Any
 
 from bevel.report.findings import Findings
 from bevel.report.markup import duration, kib, note, text
+from bevel.runtime.manifest import kernel_calls
 
 
 def flow(manifest: Mapping[str, Any], findings: Findings) -> str:
@@ -77,8 +78,9 @@ def _graph(manifest: Mapping[str, Any]) -> tuple[str, str, list[str]]:
 
 
 def _kernels(layers: list[dict[str, Any]]) -> tuple[str, str, list[str]]:
-    kinds = Counter(layer["kernel"] for layer in layers)
-    different = len({layer["symbol"] for layer in layers})
+    calls = [call for layer in layers for call in kernel_calls(layer)]
+    kinds = Counter(call["kernel"] for call in calls)
+    different = len({call["symbol"] for call in calls})
     return ("kernels", f"{different} different", [f"{name}: {count}" for name, count in kinds.most_common(5)])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from bevel.report.findings import Findings
 from bevel.report.markup import cell, head, note, number, row_name, table, text
+from bevel.runtime.manifest import kernel_calls
 
 # Beyond these the prediction missed by more than its stated interval.
 FAR = (0.5, 2.0)
@@ -33,7 +34,7 @@ def layers(manifest: Mapping[str, Any], findings: Findings) -> str:
     for index, layer in enumerate(manifest["layers"]):
         cells = [number(index), row_name(layer["name"])]
         # Steps that share a layer (a boundary conversion) show its prediction once.
-        guess = predicted.pop(layer["name"], None) if findings.predicted_ms else None
+        guess = take_prediction(predicted, layer)
         if times:
             ms, share = times[index], 100 * times[index] / total
             cells += [
@@ -51,12 +52,18 @@ def layers(manifest: Mapping[str, Any], findings: Findings) -> str:
             cells.append(number(rate if layer["macs"] else None, f"{rate:.1f}"))
         cells += [cell(layer[key]) for key in ("op", "kernel")]
         if tuning:
-            cells.append(cell(chosen(tuning[layer["symbol"]])))
+            cells.append(cell("; ".join(dict.fromkeys(chosen(tuning[call["symbol"]]) for call in kernel_calls(layer)))))
         cells.append(cell(layer["bits"]))
         cells.append(number(layer["macs"], f"{layer['macs']:,}"))
         rows.append("".join(cells))
     caption = "Layers in the order they run" + ("; ratio is measured / predicted" if comparable else "")
     return _note(times, findings) + table(caption, heads, rows)
+
+
+def take_prediction(predicted: dict[str, float], layer: Mapping[str, Any]) -> float | None:
+    """Take a layer's time, or the sum of its members', out of `predicted`, by name; None where there is none."""
+    times = [predicted.pop(call["name"]) for call in kernel_calls(layer) if call["name"] in predicted]
+    return sum(times) if times else None
 
 
 def chosen(kernel: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bevel.report.findings import Findings
-from bevel.report.layers import FAR
+from bevel.report.layers import FAR, take_prediction
 from bevel.report.markup import label, note, short_name, svg, text, ticks
 
 _LEFT, _TOP, _SIDE, _FOOT = 62.0, 12.0, 440.0, 44.0
@@ -25,7 +25,7 @@ def prediction(manifest: Mapping[str, Any], findings: Findings) -> str:
     predicted = dict(findings.predicted_ms)
     points: list[Point] = []
     for layer, ms in zip(manifest["layers"], times, strict=False):
-        guess = predicted.pop(layer["name"], None)
+        guess = take_prediction(predicted, layer)
         if guess and ms > 0:
             points.append((layer, guess * 1e3, ms * 1e3))
     if not points:

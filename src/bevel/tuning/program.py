@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from bevel.backends.kernel import Problem
-from bevel.backends.lower import kernel_symbol
 from bevel.backends.memory import TAIL, align
 from bevel.backends.schedule import Kernel
-from bevel.backends.select import Choice
+from bevel.backends.select import Choice, kernel_symbol
 from bevel.ir.protocols import Target
 from bevel.runtime.codegen import isa_flags
 from bevel.runtime.toolchain import Toolchain, link_bench

@@ -139,7 +139,7 @@ class Tuner:
             static = {"chosen": "static", "tile": tile_text(kernel.tile)}
             kernels[kernel.symbol] = decision.document() if decision is not None else static
         work: dict[str, int] = {}
-        for step in schedule.steps:
+        for step in schedule.calls:
             source = kernels[step.symbol]["chosen"]
             work[source] = work.get(source, 0) + step.macs
         found: dict[str, Any] = {"source": max(work, key=lambda source: work[source], default="static"), "macs": work}
@@ -173,7 +173,7 @@ class Tuner:
         """What must be measured for `schedule`: candidates of each problem, those with the largest share of the work first."""
         problems = {kernel.symbol: kernel.problem for kernel in schedule.kernels}
         work: dict[Problem, int] = {}
-        for step in schedule.steps:
+        for step in schedule.calls:
             problem = problems[step.symbol]
             work[problem] = work.get(problem, 0) + step.macs
         found = []

@@ -16,9 +16,8 @@ from importlib import resources
 from typing import Any
 
 from bevel.backends.kernel import ConvProblem, Problem, Tile
-from bevel.backends.lower import target_key
 from bevel.backends.objects import generation
-from bevel.backends.select import Choice
+from bevel.backends.select import Choice, target_key
 from bevel.devices.measurements import KernelKey, KernelTime, content_digest
 from bevel.devices.store import Store
 from bevel.ir.protocols import Target
