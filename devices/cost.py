@@ -9,8 +9,9 @@ residuals) answer the same protocol.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bevel.devices.profile import Profile
 from bevel.errors import UsageError
@@ -19,6 +20,7 @@ from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.op import elements
 from bevel.ir.protocols import Estimate
 from bevel.ir.types import F16, F32
+from bevel.runtime.manifest import kernel_calls
 
 # Bytes of one activation and one weight element by precision.
 _BYTES = {"fp32": (4, 4), "w8a8": (1, 1)}
@@ -156,3 +158,9 @@ def graph_cost(graph: Graph, provider: Roofline, bits: tuple[str, ...]) -> list[
         estimates = {b: provider.layer_cost(node, b) for b in bits}
         layers.append(LayerCost(node.loc or node.outputs[0].name, node.op, lookup(node.op).cost(node).macs, estimates))
     return layers
+
+
+def take_prediction(predicted: dict[str, float], layer: Mapping[str, Any]) -> float | None:
+    """Take the time of a manifest's layer, or the sum of its members', out of `predicted`, by name; None where there is none."""
+    times = [predicted.pop(call["name"]) for call in kernel_calls(layer) if call["name"] in predicted]
+    return sum(times) if times else None

@@ -14,7 +14,7 @@ from bevel.cli.instructions import show_instructions
 from bevel.cli.output import emit, table
 from bevel.compiler import load_graph
 from bevel.devices.conditions import Sample, fingerprint, sample
-from bevel.devices.cost import Roofline, predict_layers
+from bevel.devices.cost import Roofline, predict_layers, take_prediction
 from bevel.devices.measurements import LayerTime
 from bevel.devices.profile import load_profile
 from bevel.devices.runner import DeviceRunner
@@ -66,7 +66,7 @@ def command(
         with transport.lock(f"profile of {opened.name}", LOCK_WAIT_S, lambda line: click.echo(line, err=True)):
             found = sample(transport)
             answer = runner.profile(runs=10 if transport.emulated else runs, dims=extents)
-        layers = _layers(answer, predict_layers(load_graph(opened.path), Roofline(profile)))
+        layers = _layers(answer, opened, predict_layers(load_graph(opened.path), Roofline(profile)))
         if not transport.emulated:
             _keep(runner, profile.name, found, {"runs": runs, "dims": extents}, layers)
         label, emulated = transport.label, transport.emulated
@@ -109,13 +109,13 @@ def command(
     )
 
 
-def _layers(answer: Mapping[str, Any], predicted_ms: Mapping[str, float]) -> list[LayerTime]:
+def _layers(answer: Mapping[str, Any], artifact: Artifact, predicted_ms: Mapping[str, float]) -> list[LayerTime]:
     """Layers of a profile with their predictions. The mean of the middle half is what adds up to the whole."""
     found = []
     left = dict(predicted_ms)
-    for step, layer in enumerate(answer["layers"]):
+    for step, (layer, described) in enumerate(zip(answer["layers"], artifact.manifest["layers"], strict=True)):
         # The first step of a layer stands for all of it; copies that layouts need have no prediction of their own.
-        ms = left.pop(layer["name"], None)
+        ms = take_prediction(left, described)
         predicted = None if ms is None else ms * 1e6
         named = (step, layer["name"], layer["op"], layer["kernel"], layer["bits"], layer["macs"], layer["bytes"])
         found.append(LayerTime(*named, float(layer["ns"]["mean"]), predicted))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bevel.devices.cost import take_prediction
 from bevel.report.findings import Findings
 from bevel.report.markup import cell, head, note, number, row_name, table, text
 from bevel.runtime.manifest import kernel_calls
@@ -58,12 +59,6 @@ def layers(manifest: Mapping[str, Any], findings: Findings) -> str:
         rows.append("".join(cells))
     caption = "Layers in the order they run" + ("; ratio is measured / predicted" if comparable else "")
     return _note(times, findings) + table(caption, heads, rows)
-
-
-def take_prediction(predicted: dict[str, float], layer: Mapping[str, Any]) -> float | None:
-    """Take a layer's time, or the sum of its members', out of `predicted`, by name; None where there is none."""
-    times = [predicted.pop(call["name"]) for call in kernel_calls(layer) if call["name"] in predicted]
-    return sum(times) if times else None
 
 
 def chosen(kernel: Mapping[str, Any]) -> str:

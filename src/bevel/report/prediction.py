@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from bevel.devices.cost import take_prediction
 from bevel.report.findings import Findings
-from bevel.report.layers import FAR, take_prediction
+from bevel.report.layers import FAR
 from bevel.report.markup import label, note, short_name, svg, text, ticks
 
 _LEFT, _TOP, _SIDE, _FOOT = 62.0, 12.0, 440.0, 44.0
