@@ -31,11 +31,15 @@ from bevel.backends.physical import (
     code_offset,
     contiguous,
     equivalent,
+    low_bits,
     needs_row_major,
+    precision_of,
+    product_dtype,
     row_major,
     same_memory,
     store_constant,
     transposed,
+    weight_integers,
 )
 from bevel.backends.schedule import Schedule
 from bevel.backends.select import KernelRanker, choose, rewritten
@@ -275,7 +279,7 @@ class _Lowering:
         op = "+".join((node.op, *(name for name, _ in epilogue)))
         cost = lookup(node.op).cost(node)
         self.calls.append(
-            Call(_layer(node), op, problem, operands, outputs, macs=cost.macs, bytes=cost.bytes, bits=self._bits(node))
+            Call(_layer(node), op, problem, operands, outputs, macs=cost.macs, bytes=cost.bytes, bits=precision_of(node))
         )
 
     def _layout_for(self, node: Node) -> Layout:
@@ -313,12 +317,12 @@ class _Lowering:
         operand = self._operand(x, layout)
         if not isinstance(operand, Tensor):
             raise UsageError(f"layer {_layer(node)!r}: {node.op} of a constant: fold constants first")
-        problem = self._geometry(node, x, w, gemm=gemm, dtype=operand.buf.dtype)
+        problem = self._geometry(node, x, w, gemm=gemm, dtype=product_dtype(x.type.elem, operand.buf, self.target))
         bias = node.inputs[2].array if len(node.inputs) == 3 else np.zeros(problem.oc, np.float32)
-        weights = w.array.reshape(problem.oc, -1, problem.kh, problem.kw)
+        weights = weight_integers(w).reshape(problem.oc, -1, problem.kh, problem.kw)
         ops = [node.op]
         if node.op in ("IntConv", "IntGemm"):
-            problem = replace(problem, wide_weights=bool((w.array == -128).any()))
+            problem = low_bits(replace(problem, wide_weights=bool((weights == -128).any())), x, w)
             result, problem, constants = self._requantized(node, problem, weights, bias, operand.buf)
             if rewritten(problem, self.target):
                 problem = replace(problem, light_weights=are_light(weights))
@@ -332,7 +336,7 @@ class _Lowering:
         output = self._define(result, row_major(rank) if gemm else NHWC)
         cost = lookup(node.op).cost(node)
         self.calls.append(
-            Call(_layer(node), "+".join(ops), problem, [operand], [output], constants, cost.macs, cost.bytes, self._bits(node))
+            Call(_layer(node), "+".join(ops), problem, [operand], [output], constants, cost.macs, cost.bytes, precision_of(node))
         )
 
     @staticmethod
@@ -383,7 +387,7 @@ class _Lowering:
         self.fused.add(user)
         attrs: RequantizeAttrs = user.attrs
         out = buffer_of(user.output.type, row_major(user.output.type.rank), self.target)
-        offset = code_offset(out)
+        offset = code_offset(user.output.type.elem, out)
         limits = np.iinfo(out.dtype)
         lo, hi = attrs.lo + offset, attrs.hi + offset
         constants = ConvConstants(
@@ -397,7 +401,7 @@ class _Lowering:
             hi,
         )
         problem = replace(problem, clamp=(lo, hi) != (limits.min, limits.max), short_factors=constants.short_factors is not None)
-        return user.output, replace(problem, out_dtype=out.dtype), constants
+        return user.output, replace(problem, out_dtype=product_dtype(user.output.type.elem, out, self.target)), constants
 
     def _activated(
         self, node: Node, problem: ConvProblem, weights: Array, bias: Array
@@ -412,15 +416,6 @@ class _Lowering:
             return user.output, replace(problem, relu=True), ConvConstants(weights, bias, lo=0.0)
         clip: ClipAttrs = user.attrs
         return user.output, replace(problem, clamp=True), ConvConstants(weights, bias, lo=clip.lo, hi=clip.hi)
-
-    def _bits(self, node: Node) -> str:
-        """Precision spelling of a node: that of its weights and data operand."""
-        elem = node.inputs[0].type.elem
-        if not isinstance(elem, Quant):
-            return "int32" if node.op == "Requantize" else f"fp{node.outputs[0].type.dtype.itemsize * 8}"
-        weights = node.inputs[1].type.elem if Trait.WEIGHTED in lookup(node.op).traits else elem
-        return f"w{weights.storage.bits if isinstance(weights, Quant) else elem.storage.bits}a{elem.storage.bits}"
-
 
 def _elements(type_: TensorType) -> int:
     """Elements at the bounds of symbolic dimensions."""

@@ -3,20 +3,25 @@
 Convolutions and pools work on NHWC; everything that reduces over trailing axes works on row-major memory; elementwise and
 movement operators follow their operand. A transpose only renames axes, so it is free whenever its consumer wants what it makes.
 An axis whose extent is symbolic is laid out at its upper bound (`bounded`). Activation codes are stored as the target multiplies
-them best (`Target.activation_dtype`): a code c of int8 is c + 128 in uint8.
+them best (`Target.activation_dtype`): a code c of int8 is c + 128 in uint8. Codes of fewer bits are unsigned, and stay as they
+are.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bevel.backends.kernel import Buf, DimRef
+from bevel.backends.kernel import Buf, ConvProblem, DimRef
+from bevel.ir.graph import Node, Value
+from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.custom import CUSTOM
+from bevel.ir.plan import TERNARY
 from bevel.ir.protocols import Target
-from bevel.ir.types import Dim, Int, Quant, Shape, TensorType
+from bevel.ir.types import Codebook, Dim, Int, Quant, Shape, TensorType, multiplied_integers
 
 Array = npt.NDArray[Any]
 Layout = tuple[int, ...]
@@ -122,14 +127,55 @@ def buffer_of(type_: TensorType, layout: Layout, target: Target) -> Buf:
     return Buf(shape, dtype, None if layout == row_major(len(shape)) else layout, zero_point, dims)
 
 
-def code_offset(buf: Buf) -> int:
-    """What is added to an int8 code to store it in `buf`."""
-    return 128 if buf.dtype == "uint8" else 0
+def code_offset(elem: object, buf: Buf) -> int:
+    """What is added to a code of type `elem` to store it in `buf`: 128 where int8 is stored as uint8, else 0."""
+    return 128 if stored_as_activation(elem) and buf.dtype == "uint8" else 0
 
 
 def store_constant(array: Array, type_: TensorType, buf: Buf) -> Array:
     """A constant's data as kernels see it: transposed to the layout, codes in the stored dtype."""
     data = array if buf.layout is None else array.transpose(buf.layout)
     if stored_as_activation(type_.elem):
-        data = data.astype(np.int16) + code_offset(buf)
+        data = data.astype(np.int16) + code_offset(type_.elem, buf)
     return np.ascontiguousarray(data.astype(buf.dtype))
+
+
+def _is_narrow(elem: object) -> bool:
+    """True for activation codes of fewer than 8 bits: one in a byte, 0..2^b - 1 on every target."""
+    return isinstance(elem, Quant) and elem.per_tensor and elem.storage.bits < 8 and not elem.storage.signed
+
+
+def product_dtype(elem: object, buf: Buf, target: Target) -> str:
+    """The element type that convolutions and GEMMs read or write `buf` as: bytes below 128 are the same signed and unsigned."""
+    return target.activation_dtype if _is_narrow(elem) else buf.dtype
+
+
+def weight_integers(w: Value) -> Array:
+    """The numbers that the products of a layer take: codes as int8, or what a table of integers says; reals as they are."""
+    return multiplied_integers(w.type.elem, w.array)
+
+
+def low_bits(problem: ConvProblem, x: Value, w: Value) -> ConvProblem:
+    """`problem` with the bits that the codes of `x` and the integers of `w` need, where that is fewer than 8."""
+    if isinstance(w.type.elem, Quant):
+        weight_bits = w.type.elem.storage.bits
+    else:
+        integers = weight_integers(w).astype(np.int64)
+        weight_bits = int(np.where(integers < 0, ~integers, integers).max(initial=0)).bit_length() + 1
+    x_bits = x.type.elem.storage.bits if isinstance(x.type.elem, Quant) and _is_narrow(x.type.elem) else 8
+    return replace(problem, weight_bits=min(weight_bits, 8), x_bits=x_bits)
+
+
+def precision_of(node: Node) -> str:
+    """Precision spelling of an INTEGER node: "w4a8" from the codes of its weights and of its data operand."""
+    elem = node.inputs[0].type.elem
+    if not isinstance(elem, Quant):
+        return "int32" if node.op == "Requantize" else f"fp{node.outputs[0].type.dtype.itemsize * 8}"
+    weights: float = elem.storage.bits
+    if Trait.WEIGHTED in lookup(node.op).traits:
+        w = node.inputs[1]
+        if isinstance(w.type.elem, Quant | Codebook):
+            weights = (w.type.elem.storage if isinstance(w.type.elem, Quant) else w.type.elem.codes).bits
+        if weights == 2 and isinstance(w.type.elem, Quant) and w.is_constant and w.array.min(initial=0) >= -1:
+            weights = TERNARY
+    return f"w{weights}a{elem.storage.bits}"

@@ -3,11 +3,14 @@
     {
       "bevel_plan": 1,
       "model": "<sha256 of the model file, or empty for any model>",
-      "bits": "w8a8",
-      "calibration": "minmax",
+      "bits": "w4a8",
+      "stream": 8,
+      "calibration": "percentile",
       "granularity": "channel",
+      "scales": "auto",
+      "levels": "uniform",
       "rounding": "nearest",
-      "layers": {"conv1": {"bits": "fp32"}}
+      "layers": {"conv1": {"bits": "w8a8"}}
     }
 
 Layers are named by the value they compute in the original model, channel indices count in the original model. A field left out
@@ -21,7 +24,7 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +33,28 @@ from bevel.ir.graph import Graph
 
 PLAN_VERSION = 1
 _FLOAT_BITS = 32
+_CODE_BITS = 8
 _SHORT = {"8": "w8a8", "4": "w4a8"}
-_BITS = re.compile(r"w([1-8])a([1-8]|32)")
+_BITS = re.compile(r"w([1-8]|1\.58)a([1-8]|32)")
+# Bits of a weight that is -1, 0 or +1: log2(3), as the literature has it.
+TERNARY = 1.58
 _SPARSITY = re.compile(r"[1-9]\d{0,3}:[1-9]\d{0,3}|0\.\d{1,6}")
 
 
 @dataclass(frozen=True)
 class Bits:
-    """Precision of one layer: bits of its weights and of its activations; 32 and 16 stand for floating point."""
+    """Precision of one layer: bits of its weights and of its activations; 32 and 16 stand for floating point.
 
-    weights: int
+    Weights of 1 bit are -1 or +1, those of `TERNARY` bits -1, 0 or +1.
+    """
+
+    weights: float
     activations: int
+
+    @property
+    def is_float(self) -> bool:
+        """True where the layer computes in floating point."""
+        return self.activations > _CODE_BITS
 
     def __str__(self) -> str:
         if self.weights == self.activations and self.weights > 8:
@@ -56,9 +70,18 @@ W8A8 = Bits(8, 8)
 CALIBRATIONS = ("minmax", "moving-average", "percentile", "mse", "entropy")
 DEFAULT_CALIBRATION = "percentile"
 
+# How weights become codes (docs/quantization.md).
+SCALES = ("auto", "minmax", "mse")
+LEVELS = ("uniform", "kmeans", "nf4", "powers")
+
 # What the passes of this version carry out. Everything else a plan can say is read, written and refused by `validate`.
-_IMPLEMENTED_BITS = (FP32, W8A8)
-_IMPLEMENTED = {"calibration": CALIBRATIONS, "granularity": ("channel",), "rounding": ("nearest",)}
+_IMPLEMENTED = {
+    "calibration": CALIBRATIONS,
+    "granularity": ("channel", "tensor"),
+    "scales": SCALES,
+    "levels": LEVELS,
+    "rounding": ("nearest",),
+}
 
 
 def parse_bits(spec: str) -> Bits:
@@ -72,9 +95,9 @@ def parse_bits(spec: str) -> Bits:
     match = _BITS.fullmatch(_SHORT.get(spec, spec))
     if match is None:
         raise InvalidPlan(
-            f"bits {spec!r}: expected fp32, fp16, w8a8 (= 8), w4a8 (= 4), or wNaM with N in 1..8 and M in 1..8 or 32"
+            f"bits {spec!r}: expected fp32, fp16, w8a8 (= 8), w4a8 (= 4), or wNaM with N in 1..8 or 1.58 and M in 1..8 or 32"
         )
-    return Bits(int(match[1]), int(match[2]))
+    return Bits(TERNARY if "." in match[1] else int(match[1]), int(match[2]))
 
 
 @dataclass(frozen=True)
@@ -83,7 +106,10 @@ class LayerPlan:
 
     Attributes:
         bits: precision of weights and activations.
-        granularity: what shares a weight scale: "channel", "tensor" or a group.
+        granularity: what shares a weight scale: "channel" or "tensor".
+        scales: how weight scales are chosen, of `SCALES`: "minmax" clips nothing, "mse" has least squared error, "auto" is
+            "mse" below 4 bits.
+        levels: the values that weights round to, of `LEVELS`: "uniform", or a table of integers.
         rounding: how weights become codes: "nearest" or a learned method.
         dropped: the layer is bypassed.
         kept_channels: output channels that stay, by original index, ascending; None keeps all.
@@ -92,6 +118,8 @@ class LayerPlan:
 
     bits: Bits | None = None
     granularity: str | None = None
+    scales: str | None = None
+    levels: str | None = None
     rounding: str | None = None
     dropped: bool = False
     kept_channels: tuple[int, ...] | None = None
@@ -104,23 +132,35 @@ class CompressionPlan:
 
     Attributes:
         model: sha256 of the model file that names and channel indices refer to; "" for a plan that fits any model.
-        bits: precision of layers that say nothing else.
+        bits: precision of layers that say nothing else. Below 8 bits the first and last layers are 8 bits unless they say so.
+        stream: bits of what additions make and of what they and other layers read: the residual stream.
         calibration: how activation ranges are chosen.
         granularity: what shares a weight scale.
+        scales: how weight scales are chosen.
+        levels: the values that weights round to.
         rounding: how weights become codes.
         layers: exceptions by layer name.
     """
 
     model: str = ""
     bits: Bits = W8A8
+    stream: int = _CODE_BITS
     calibration: str = DEFAULT_CALIBRATION
     granularity: str = "channel"
+    scales: str = "auto"
+    levels: str = "uniform"
     rounding: str = "nearest"
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
 
     def bits_of(self, layer: str) -> Bits:
         """Precision of the layer that computes value `layer`."""
         return self.layers.get(layer, LayerPlan()).bits or self.bits
+
+    def layer(self, name: str) -> LayerPlan:
+        """What the plan says of the layer that computes value `name`, defaults filled in."""
+        own = self.layers.get(name, LayerPlan())
+        shared = ("bits", "granularity", "scales", "levels", "rounding")
+        return replace(own, **{field: getattr(self, field) for field in shared if getattr(own, field) is None})
 
     def layers_at(self, bits: Bits, graph: Graph) -> frozenset[str]:
         """Names of the node results of `graph` whose precision is `bits`."""
@@ -148,7 +188,12 @@ class CompressionPlan:
 
     def dumps(self) -> str:
         """The plan as JSON; `loads_plan` reads it back equal. Fields at their defaults are left out of layers."""
-        document: dict[str, Any] = {"bevel_plan": PLAN_VERSION, "model": self.model, "bits": str(self.bits)}
+        document: dict[str, Any] = {
+            "bevel_plan": PLAN_VERSION,
+            "model": self.model,
+            "bits": str(self.bits),
+            "stream": self.stream,
+        }
         document |= {name: getattr(self, name) for name in _IMPLEMENTED}
         document["layers"] = {name: _layer_json(layer) for name, layer in self.layers.items()}
         return json.dumps(document, indent=2) + "\n"
@@ -239,6 +284,8 @@ def _field(name: str, value: Any, where: str) -> Any:
             "ascending distinct channel indices, at least one",
             bool(integers and value and value == sorted(set(value))),
         )
+    elif name == "stream":
+        expected, valid = "a number of bits, 1 to 8", type(value) is int and 1 <= value <= _CODE_BITS
     elif name == "sparsity":
         expected, valid = 'a pattern such as "2:4" or a fraction such as "0.5"', _is_sparsity(value)
     else:
@@ -275,8 +322,8 @@ def _require_implemented(where: str, plan: CompressionPlan | LayerPlan) -> None:
             f"{where} asks for {what} {found}, which no pass implements; supported: {', '.join(map(str, supported))}"
         )
 
-    if plan.bits is not None and plan.bits not in _IMPLEMENTED_BITS:
-        refuse("bits", plan.bits, _IMPLEMENTED_BITS)
+    if plan.bits is not None and plan.bits.is_float and plan.bits != FP32:
+        refuse("bits", plan.bits, (FP32, "wNaM with N and M up to 8"))
     for name, supported in _IMPLEMENTED.items():
         found = getattr(plan, name, None)
         if found is not None and (found.partition(":")[0] if name == "calibration" else found) not in supported:

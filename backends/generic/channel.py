@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from bevel.backends.generic.definition import Definition, Frame, define
-from bevel.backends.generic.lanes import code_bias
+from bevel.backends.generic.lanes import lowest_code
 from bevel.backends.kernel import NodeProblem
 from bevel.backends.tvm import Expr
 
@@ -34,8 +34,7 @@ class _ChannelLut(Definition):
         k, v = frame.k, frame.scalar()
         (x, table), y, channel_axis = problem.inputs, problem.outputs[0], problem.attrs.axis
         entries = table.shape[1]
-        # Code c of b bits is entry c + 2^(b-1) where codes are signed, entry c where they are not.
-        lowest = code_bias(x) - entries // 2
+        lowest = lowest_code(x, entries)
         order = [a for a in (y.layout or range(len(y.shape))) if y.shape[a] > 1] or [0]
         source: Expr = 0
         target: Expr = 0

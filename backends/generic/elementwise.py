@@ -13,7 +13,7 @@ import numpy as np
 
 from bevel.backends.generic import circular, functions, quotients
 from bevel.backends.generic.definition import define
-from bevel.backends.generic.lanes import Lanes, code_bias
+from bevel.backends.generic.lanes import Lanes, code_bias, lowest_code
 from bevel.backends.generic.regions import Body, Region, Regional, whole
 from bevel.backends.kernel import Buf, NodeProblem
 from bevel.backends.tvm import Expr
@@ -316,8 +316,7 @@ class _Lut(Regional):
 
     def regions(self, problem: NodeProblem) -> list[Region]:
         (x, table), out = problem.inputs, problem.outputs[0]
-        # Code c of b bits is entry c + 2^(b-1).
-        lowest = code_bias(x) - table.size // 2
+        lowest = lowest_code(x, table.size)
 
         def body(v: Lanes, xs: Sequence[Expr]) -> Expr:
             entry = v.gather(xs[1], v.cast(xs[0], "int32") - v.i32(lowest))

@@ -160,3 +160,8 @@ def store_dtype(dtype: str) -> str:
 def code_bias(buf: Buf, *, signed: bool = True) -> int:
     """What storage adds to an 8-bit code: 128 where signed codes are stored as uint8, else 0."""
     return 128 if signed and buf.dtype == "uint8" else 0
+
+
+def lowest_code(buf: Buf, codes: int) -> int:
+    """The stored code that has entry 0 of a table of `codes` entries: bytes are stored from 0, signed codes from half of them."""
+    return 0 if buf.dtype == "uint8" else -(codes // 2)

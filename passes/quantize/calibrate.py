@@ -21,12 +21,14 @@ from bevel.errors import InvalidPlan, UsageError
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import QuantRule, Trait, lookup
 from bevel.ir.ops.integer import SOFTMAX_OUT
-from bevel.ir.types import F32, Int, Quant
+from bevel.ir.plan import CompressionPlan, LayerPlan, parse_bits
+from bevel.ir.types import F32, Codebook, Int, Quant
 from bevel.passes.quantize.bias_correction import InputMean, bias_correction
 from bevel.passes.quantize.methods import RangeObserver, parse_method
 from bevel.passes.quantize.observation import Observation
 from bevel.passes.quantize.observe import Batch, Progress, require_finite, samples_of, walk
 from bevel.passes.quantize.pixels import Reals, take_pixels
+from bevel.passes.quantize.precision import CODE_BITS, Precision, assign_precision
 from bevel.passes.quantize.scales import (
     MAX_ADD_RATIO,
     activation_type,
@@ -34,10 +36,9 @@ from bevel.passes.quantize.scales import (
     bias_type,
     constant_type,
     corrected_bias_codes,
-    weight_codes,
-    weight_type,
 )
 from bevel.passes.quantize.states import complete, join_ranges, settle, state_ends, type_source
+from bevel.passes.quantize.weights import WeightForm, quantize_weights
 
 Array = npt.NDArray[Any]
 
@@ -47,19 +48,34 @@ class Calibrate:
     """Type a FLOAT graph's values from calibration data.
 
     Attributes:
-        method: how ranges are chosen, as `parse_method` reads it.
+        method: how the ranges of 8-bit values are chosen, as `parse_method` reads it.
+        bits: precision of layers, as `parse_bits` reads it; this and the next four as in `CompressionPlan`.
+        stream: bits of the residual stream.
+        granularity: what shares a weight scale.
+        scales: how weight scales are chosen.
+        levels: the values that weights round to.
+        low_bit_method: how the ranges of values of fewer than 8 bits are chosen: there clipping has to be weighed against
+            rounding.
         bias_correction: correct biases for what rounding the weights does to means (`bias_correction.py`).
         data: batches, each a dict of float32 arrays named like the inputs; read once.
         keep_float: names of node results whose layers stay float.
+        layers: what a plan says of single layers, by the names of their results.
         progress: called with "calibrate" and the number of batches done.
         report: called with what was seen and chosen, in execution order.
     """
 
     name: ClassVar[str] = "calibrate"
     method: str = "minmax"
+    bits: str = "w8a8"
+    stream: int = 8
+    granularity: str = "channel"
+    scales: str = "auto"
+    levels: str = "uniform"
+    low_bit_method: str = "mse"
     bias_correction: bool = True
     data: Iterable[Batch] = field(default=(), compare=False, repr=False)
     keep_float: frozenset[str] = frozenset()
+    layers: Mapping[str, LayerPlan] = field(default_factory=dict, compare=False, repr=False)
     progress: Progress | None = field(default=None, compare=False, repr=False)
     report: Callable[[list[Observation]], None] | None = field(default=None, compare=False, repr=False)
 
@@ -74,7 +90,10 @@ class Calibrate:
         """
         if graph.level is not Level.FLOAT:
             raise UsageError(f"calibrate: graph {graph.name!r} is at {graph.level.value} level already, expected float")
-        observer = parse_method(self.method)
+        observer, low_observer = parse_method(self.method), parse_method(self.low_bit_method)
+        plan = CompressionPlan(
+            "", parse_bits(self.bits), self.stream, self.method, self.granularity, self.scales, self.levels, layers=self.layers
+        )
         unknown = self.keep_float - {v.name for node in graph.nodes for v in node.outputs}
         if unknown:
             raise InvalidPlan(f"layers {sorted(unknown)} do not exist in {graph.name!r}; use the names `bevel profile` prints")
@@ -84,19 +103,23 @@ class Calibrate:
         if self.bias_correction:
             _add_biases(result)
         islands = _islands(result, self.keep_float)
-        layers = [n for n in result.nodes if Trait.WEIGHTED in lookup(n.op).traits and n not in islands]
+        precision = assign_precision(result, plan, islands)
         typed = _typed_values(result, islands)
-        observers = {v: observer() for v in typed if _has_own_range(v, typed) and v not in fixed}
+        observers = {
+            v: observer() if precision.of(v) == CODE_BITS else low_observer()
+            for v in typed
+            if _has_own_range(v, typed) and v not in fixed
+        }
         sources = [(state, type_source(after, observers)) for state, after in state_ends(result) if state in typed]
-        means = {node: InputMean(node) for node in layers} if self.bias_correction else {}
+        means = {node: InputMean(node) for node in precision.layers} if self.bias_correction else {}
         _observe(result, observers, means, data, self.progress)
         result.level = Level.ANNOTATED
-        ranges = {value: watcher.range() for value, watcher in observers.items()}
+        ranges = {value: watcher.range(1 << precision.of(value)) for value, watcher in observers.items()}
         join_ranges(sources, ranges)
-        settle(result, lambda known: _type_values(result, typed, ranges, {**fixed, **known}))
+        settle(result, lambda known: _type_values(result, typed, ranges, {**fixed, **known}, precision))
         for node in result.nodes:
             if node not in islands:
-                _type_constants(result, node, means.get(node))
+                _type_constants(result, node, means.get(node), precision.forms.get(node))
         if self.report is not None:
             self.report([_observation(value, watcher) for value, watcher in observers.items()])
         return result
@@ -199,14 +222,18 @@ def _has_own_range(value: Value, typed: list[Value]) -> bool:
 
 
 def _type_values(
-    graph: Graph, typed: list[Value], ranges: dict[Value, tuple[float, float]], fixed: Mapping[Value, Quant]
+    graph: Graph,
+    typed: list[Value],
+    ranges: dict[Value, tuple[float, float]],
+    fixed: Mapping[Value, Quant],
+    precision: Precision,
 ) -> None:
     """Assign types to `typed` in execution order; those of `fixed` are known."""
     for value in typed:
-        value.type = value.type.with_elem(fixed[value] if value in fixed else _type_of(graph, value, ranges))
+        value.type = value.type.with_elem(fixed[value] if value in fixed else _type_of(graph, value, ranges, precision))
 
 
-def _type_of(graph: Graph, value: Value, ranges: dict[Value, tuple[float, float]]) -> Quant:
+def _type_of(graph: Graph, value: Value, ranges: dict[Value, tuple[float, float]], precision: Precision) -> Quant:
     node = value.producer
     if value not in ranges:
         assert node is not None
@@ -217,7 +244,7 @@ def _type_of(graph: Graph, value: Value, ranges: dict[Value, tuple[float, float]
     user = graph.sole_user(value)
     # What only a Concat reads takes the joined type at once: no second rounding, and codes are joined unchanged.
     joined = user.output if user is not None and user.op == "Concat" and node is not None and user.output in ranges else value
-    return activation_type(*ranges[joined], floor=_add_floor(node))
+    return activation_type(*ranges[joined], floor=_add_floor(node), bits=precision.of(value))
 
 
 def _add_floor(node: Node | None) -> float:
@@ -230,16 +257,16 @@ def _add_floor(node: Node | None) -> float:
     return max(elem.scale[0] for elem in elems if isinstance(elem, Quant)) / MAX_ADD_RATIO
 
 
-def _type_constants(graph: Graph, node: Node, mean: InputMean | None) -> None:
+def _type_constants(graph: Graph, node: Node, mean: InputMean | None, form: WeightForm | None) -> None:
     """Quantize the weights and bias of a layer, or the constant operands of another operator."""
     if Trait.WEIGHTED in lookup(node.op).traits:
         x = node.inputs[0].type.elem
         assert isinstance(x, Quant)
+        assert form is not None
         weights = node.inputs[1].array
         bias = node.inputs[2].array if len(node.inputs) == 3 else np.zeros(weights.shape[0], np.float32)
-        largest = np.abs(weights.reshape(weights.shape[0], -1)).max(axis=1, initial=0.0)
-        w = weight_type(weights, largest, bias, x.scale[0], node.output.name)
-        _retype(graph, node, 1, weight_codes(weights, w), w)
+        chosen, w = quantize_weights(weights, bias, x.scale[0], form, node.output.name)
+        _retype(graph, node, 1, chosen, w)
         if len(node.inputs) == 3:
             b = bias_type(x.scale[0], w)
             codes = bias_codes(bias, b)
@@ -256,7 +283,7 @@ def _type_constants(graph: Graph, node: Node, mean: InputMean | None) -> None:
             _retype(graph, node, i, elem.quantize(value.array), elem)
 
 
-def _retype(graph: Graph, node: Node, index: int, codes: Array, elem: Quant) -> None:
+def _retype(graph: Graph, node: Node, index: int, codes: Array, elem: Quant | Codebook) -> None:
     """Make operand `index` a constant of `codes`; readers of the same constant elsewhere keep theirs."""
     old = node.inputs[index]
     new = graph.add_constant(old.name, codes, old.type.with_elem(elem))

@@ -11,17 +11,18 @@ import numpy.typing as npt
 from bevel.errors import UnsupportedModel
 from bevel.ir.graph import Node, Value
 from bevel.ir.ops.integer import RequantizeAttrs
-from bevel.ir.types import Quant
+from bevel.ir.types import Codebook, Quant, multiplied_integers
 from bevel.passes.quantize.dyadic import channel_factors, exact
 from bevel.passes.quantize.lowering import Epilogue, Lowering, is_code, lowers, quant
 
 Array = npt.NDArray[Any]
 
 
-def accumulator_scales(x: Quant, w: Quant, channels: int) -> list[Fraction]:
-    """Exact s_x * s_w of each output channel; per-tensor weights repeat theirs."""
-    scales = w.scale * channels if w.per_tensor else w.scale
-    return [exact(x.scale[0]) * exact(s) for s in scales]
+def accumulator_scales(x: Quant, w: Quant | Codebook, channels: int) -> list[Fraction]:
+    """Exact s_x * s_w of each output channel; weights that share theirs repeat it."""
+    repeats = channels if w.per_tensor else w.block if isinstance(w, Quant) and w.block is not None else 1
+    scales = [s for s in w.scale for _ in range(repeats)]
+    return [exact(x.scale[0]) * exact(s) for s in scales[:channels]]
 
 
 def bias_codes(bias: Value | None, scales: list[Fraction], layer: str) -> Array:
@@ -59,8 +60,30 @@ def _proved(acc: Array, bias: Array, w: Array, x: Quant, layer: str) -> tuple[Ar
 
 def _fits(node: Node) -> bool:
     weight = node.inputs[1].type.elem
-    narrow = isinstance(weight, Quant) and weight.storage.bits <= 8
+    narrow = isinstance(weight, Codebook) or (isinstance(weight, Quant) and weight.storage.bits <= 8)
     return is_code(node.inputs[0]) and narrow and all(v.is_constant for v in node.inputs[1:])
+
+
+def _weights(weight: Value, layer: str) -> Quant | Codebook:
+    """The type of weights that integers can be multiplied with; see `lower_weighted`."""
+    w = weight.type.elem
+    assert isinstance(w, Quant | Codebook)
+    if isinstance(w, Codebook) and w.integers is None:
+        raise UnsupportedModel(
+            f"layer {layer!r}: weights {weight.name!r} have type {w}, expected a table of integers of -128..127 (the scale makes "
+            "reals of them); multiply the table and round it"
+        )
+    if isinstance(w, Quant) and any(w.zero_point):
+        raise UnsupportedModel(
+            f"layer {layer!r}: weights {weight.name!r} have type {w}, expected symmetric ones, zero point 0; re-export with "
+            "symmetric weights"
+        )
+    if w.axis not in (None, 0):
+        raise UnsupportedModel(
+            f"layer {layer!r}: weights {weight.name!r} have type {w}; integer sums need one scale for all weights of an output "
+            "channel: one per tensor, per output channel or per block of output channels; re-export without groups of inputs"
+        )
+    return w
 
 
 @lowers("Conv", "Gemm", fits=_fits)
@@ -68,20 +91,17 @@ def lower_weighted(ctx: Lowering, node: Node, end: Epilogue) -> None:
     """Conv(x, w, b) -> Requantize(IntConv(x, w, b'), m, n), Gemm likewise; Relu and Clip behind them become the clamp.
 
     Raises:
-        UnsupportedModel: asymmetric, blocked or otherwise oriented weights, or accumulators that could overflow.
+        UnsupportedModel: asymmetric weights, scales that differ within an output channel, a table of other numbers than
+            integers, or accumulators that could overflow.
     """
     data, weight = node.inputs[0], node.inputs[1]
     layer = end.value.name
-    x, w = quant(data), quant(weight)
-    if any(w.zero_point) or w.block is not None or w.axis not in (None, 0):
-        raise UnsupportedModel(
-            f"layer {layer!r}: weights {weight.name!r} have type {w}, expected symmetric ones with one scale per tensor or per "
-            "output channel; re-export with symmetric weights"
-        )
+    x, w = quant(data), _weights(weight, layer)
     channels = weight.array.shape[0]
     scales = accumulator_scales(x, w, channels)
     bias = bias_codes(node.inputs[2] if len(node.inputs) == 3 else None, scales, layer)
-    magnitude = np.abs(weight.array.reshape(channels, -1).astype(np.int64)).sum(axis=1)
+    integers = multiplied_integers(w, weight.array)
+    magnitude = np.abs(integers.reshape(channels, -1).astype(np.int64)).sum(axis=1)
     proved, reach = _proved(magnitude, bias, weight.array, x, layer)
     bias32 = ctx.constant(f"{layer}.bias", proved)
     op = "IntConv" if node.op == "Conv" else "IntGemm"

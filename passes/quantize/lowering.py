@@ -17,7 +17,7 @@ from bevel.errors import UnsupportedModel
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import NoAttrs, Trait, lookup
 from bevel.ir.ops.integer import OutAttrs
-from bevel.ir.types import F32, Quant, TensorType
+from bevel.ir.types import F32, I8, Quant, TensorType
 
 Array = npt.NDArray[Any]
 
@@ -53,9 +53,19 @@ def quant(value: Value) -> Quant:
 
 
 def is_code(value: Value) -> bool:
-    """True for a value of at most 8 bits with one scale and zero point: what integer operators take and give."""
+    """True for a value of int8 or fewer bits with one scale and zero point: what integer operators take and give."""
     elem = value.type.elem
-    return isinstance(elem, Quant) and elem.per_tensor and elem.storage.bits <= 8 and elem.storage.signed
+    if not isinstance(elem, Quant) or not elem.per_tensor or elem.storage.bipolar:
+        return False
+    return elem.storage.bits < I8.bits or elem.storage == I8
+
+
+def narrows(wide: Quant, narrow: Quant) -> bool:
+    """True where `narrow` holds some of the reals of `wide` and no others: rounding to both is rounding to `narrow`."""
+    if wide.scale != narrow.scale or not (wide.per_tensor and narrow.per_tensor):
+        return False
+    shift = wide.zero_point[0] - narrow.zero_point[0]
+    return wide.storage.min - shift <= narrow.storage.min and narrow.storage.max <= wide.storage.max - shift
 
 
 def code_of(real: float, out: Quant) -> int:
@@ -143,7 +153,10 @@ class Lowering:
             if user is None or Trait.ACTIVATION not in lookup(user.op).traits:
                 break
             # Clamping codes equals quantizing clamped reals, but only where no second type rounds in between.
-            if value.type.elem not in (F32, user.output.type.elem):
+            between, final = value.type.elem, user.output.type.elem
+            if between not in (F32, final) and not (
+                isinstance(between, Quant) and isinstance(final, Quant) and narrows(between, final)
+            ):
                 break
             least, most = clamp_bounds(user)
             lo, hi = min(max(lo, least), most), min(max(hi, least), most)

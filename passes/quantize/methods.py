@@ -1,4 +1,4 @@
-"""Calibration methods: what was observed of a value in, the range that its 8-bit type shall hold out.
+"""Calibration methods: what was observed of a value in, the range that its type of 8 or fewer bits shall hold out.
 
 A method is spelled NAME or NAME:PARAMETER, for example "percentile:99.9"; `METHODS` lists them. All see the data once, piece by
 piece, in memory that does not grow with it. docs/calibration.md compares them.
@@ -36,8 +36,8 @@ class RangeObserver(Protocol):
         """Least and greatest real seen."""
         ...
 
-    def range(self) -> tuple[float, float]:
-        """Least and greatest real that the quantized type shall hold."""
+    def range(self, levels: int = LEVELS) -> tuple[float, float]:
+        """Least and greatest real that the quantized type of so many levels shall hold."""
         ...
 
     def outside(self, lo: float, hi: float) -> float:
@@ -79,7 +79,7 @@ class MinMax:
         """Least and greatest real seen."""
         return self._lo, self._hi
 
-    def range(self) -> tuple[float, float]:
+    def range(self, levels: int = LEVELS) -> tuple[float, float]:
         """All of it."""
         return self._lo, self._hi
 
@@ -110,7 +110,7 @@ class MovingAverage(_Histogrammed):
             weight = max(1.0 - self._decay, 1.0 / self._steps)
             self._range += weight * (np.asarray([lo, hi], np.float64) - self._range)
 
-    def range(self) -> tuple[float, float]:
+    def range(self, levels: int = LEVELS) -> tuple[float, float]:
         """The averages."""
         return float(self._range[0]), float(self._range[1])
 
@@ -125,7 +125,7 @@ class Percentile(_Histogrammed):
         super().__init__()
         self._tail = (1.0 - percent / 100.0) / 2.0
 
-    def range(self) -> tuple[float, float]:
+    def range(self, levels: int = LEVELS) -> tuple[float, float]:
         """The quantiles, even inside a bin."""
         return self.histogram.quantile(self._tail), self.histogram.quantile(1.0 - self._tail)
 
@@ -137,9 +137,9 @@ class LeastSquares(_Histogrammed):
     training 4-bit quantization of convolutional networks for rapid-deployment".
     """
 
-    def range(self) -> tuple[float, float]:
+    def range(self, levels: int = LEVELS) -> tuple[float, float]:
         """Ends searched in turn on a grid of the observed range, from the best common shrinkage."""
-        return least_squares_range(self.histogram)
+        return least_squares_range(self.histogram, levels)
 
 
 class Entropy(_Histogrammed):
@@ -148,28 +148,28 @@ class Entropy(_Histogrammed):
     Migacz 2017, "8-bit Inference with TensorRT"; here over signed values, the threshold cutting both ends.
     """
 
-    def range(self) -> tuple[float, float]:
+    def range(self, levels: int = LEVELS) -> tuple[float, float]:
         """The best of the thresholds on a grid."""
-        return least_divergence_range(self.histogram)
+        return least_divergence_range(self.histogram, levels)
 
 
-def squared_error(histogram: Histogram, lo: float, hi: float) -> float:
-    """Mean squared error of quantizing the histogram's elements to LEVELS over [lo, hi], which contains 0.
+def squared_error(histogram: Histogram, lo: float, hi: float, levels: int = LEVELS) -> float:
+    """Mean squared error of quantizing the histogram's elements to `levels` over [lo, hi], which contains 0.
 
     Elements lie evenly inside their bin, over which the error is integrated exactly: evaluating it at the bins' centres would
     favour steps that are multiples of their width.
     """
-    scale = (hi - lo) / (LEVELS - 1)
-    zero = np.clip(np.rint(-lo / scale), 0, LEVELS - 1)
+    scale = (hi - lo) / (levels - 1)
+    zero = np.clip(np.rint(-lo / scale), 0, levels - 1)
     position = histogram.edges / scale
-    code = np.clip(np.rint(position), -zero, LEVELS - 1 - zero)
+    code = np.clip(np.rint(position), -zero, levels - 1 - zero)
     # Antiderivative of the squared distance to the nearest level: 1/12 for each level passed, then a cubic.
     integral = code / 12.0 + (position - code) ** 3 / 3.0
     total = (histogram.counts * np.diff(integral)).sum() * scale**3
     return float(total / (histogram.width * max(int(histogram.counts.sum()), 1)))
 
 
-def least_squares_range(histogram: Histogram) -> tuple[float, float]:
+def least_squares_range(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
     """The range within the observed one that makes `squared_error` least, on a grid of 1/128 of either end."""
     lo, hi = min(histogram.lo, 0.0), max(histogram.hi, 0.0)
     if lo == hi:
@@ -178,7 +178,7 @@ def least_squares_range(histogram: Histogram) -> tuple[float, float]:
 
     def best(ends: list[tuple[float, float]]) -> tuple[float, float]:
         # Ties go to the widest range, which stands last.
-        errors = [squared_error(histogram, *pair) for pair in reversed(ends)]
+        errors = [squared_error(histogram, *pair, levels) for pair in reversed(ends)]
         return ends[len(ends) - 1 - int(np.argmin(errors))]
 
     found = best([(lo * s, hi * s) for s in shares])
@@ -191,8 +191,8 @@ def least_squares_range(histogram: Histogram) -> tuple[float, float]:
     return found
 
 
-def divergence(histogram: Histogram, first: int, last: int) -> float:
-    """Kullback-Leibler divergence of the elements clipped to bins `first`..`last` from the same quantized to LEVELS steps.
+def divergence(histogram: Histogram, first: int, last: int, levels: int = LEVELS) -> float:
+    """Kullback-Leibler divergence of the elements clipped to bins `first`..`last` from the same quantized to `levels` steps.
 
     Migacz 2017: the reference gets the outliers in its end bins; the candidate spreads each level's elements evenly over those of
     its bins that hold any. The bin at 0 is left out, as there: what a clamp put at exactly 0 loses nothing.
@@ -201,9 +201,9 @@ def divergence(histogram: Histogram, first: int, last: int) -> float:
     reference = kept.copy()
     reference[0] += histogram.counts[:first].sum()
     reference[-1] += histogram.counts[last + 1 :].sum()
-    level = np.arange(len(kept)) * LEVELS // len(kept)
-    filled = np.bincount(level, kept > 0, LEVELS)
-    mean = np.bincount(level, kept, LEVELS) / np.maximum(filled, 1)
+    level = np.arange(len(kept)) * levels // len(kept)
+    filled = np.bincount(level, kept > 0, levels)
+    mean = np.bincount(level, kept, levels) / np.maximum(filled, 1)
     candidate = np.where(kept > 0, mean[level], 0.0)
     reference, candidate = _smoothed(reference), _smoothed(candidate)
     return float((reference * np.log(reference / candidate)).sum())
@@ -215,19 +215,19 @@ def _smoothed(counts: Array) -> Array:
     return np.asarray(raised / raised.sum())
 
 
-def least_divergence_range(histogram: Histogram) -> tuple[float, float]:
-    """The range [-t, t] within the observed one of least `divergence`, over a grid of thresholds t of at least LEVELS bins."""
+def least_divergence_range(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
+    """The range [-t, t] within the observed one of least `divergence`, over a grid of thresholds t of at least `levels` bins."""
     edges, bins = histogram.edges, len(histogram.counts)
-    if bins <= LEVELS:
+    if bins <= levels:
         return histogram.lo, histogram.hi
     # Bins with their greatest distance to 0: a threshold keeps those within it.
     reach = np.maximum(np.abs(edges[:-1]), np.abs(edges[1:]))
     best, found = np.inf, (0, bins - 1)
     for threshold in reach.max() * np.arange(_GRID, 0, -1) / _GRID:
         inside = np.flatnonzero(reach <= threshold)
-        if len(inside) < LEVELS:
+        if len(inside) < levels:
             break
-        value = divergence(histogram, int(inside[0]), int(inside[-1]))
+        value = divergence(histogram, int(inside[0]), int(inside[-1]), levels)
         if value < best:
             best, found = value, (int(inside[0]), int(inside[-1]))
     return max(histogram.lo, float(edges[found[0]])), min(histogram.hi, float(edges[found[1] + 1]))

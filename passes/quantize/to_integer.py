@@ -10,12 +10,13 @@ between Dequantize and Quantize. docs/numerics.md states what the integer operat
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from bevel.errors import UsageError
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import Trait, lookup
+from bevel.ir.ops.elementwise import ClipAttrs
 from bevel.ir.ops.integer import OutAttrs
 from bevel.ir.types import F32, I8, U8, Int, Quant
 from bevel.passes.quantize import (
@@ -52,6 +53,7 @@ class ToInteger:
             )
         source = graph.clone()
         spread_types(source)
+        settle_codes(source)
         ctx = Lowering(source)
         fused: set[Node] = set()
         for node in source.nodes:
@@ -76,6 +78,30 @@ def spread_types(graph: Graph) -> None:
         moved = node.outputs[0]
         if moved.type.elem == F32 and len(elems) == 1 and is_code(node.inputs[0]):
             moved.type = moved.type.with_elem(node.inputs[0].type.elem)
+
+
+def settle_codes(graph: Graph) -> None:
+    """Give activations of fewer than 8 bits the form that kernels know, in place: unsigned codes, and int8 at the inputs.
+
+    Signed codes of b bits become unsigned ones, 2^(b-1) more, zero points alike. An input of few bits gets the int8 type of the
+    same scale and zero point, whose codes are those that the model takes, and a conversion behind it.
+    """
+    for value in [v for v in graph.values() if not v.is_constant and is_code(v) and quant(v).storage != I8]:
+        elem = quant(value)
+        lift = -elem.storage.min
+        few = Quant(Int(elem.storage.bits, signed=False), elem.scale, (elem.zero_point[0] + lift,))
+        if value not in graph.inputs or value.name in graph.states or not value.users:
+            value.type = value.type.with_elem(few)
+            continue
+        value.type = value.type.with_elem(replace(elem, storage=I8))
+        readers = value.users
+        first = next(node for node in graph.nodes if node in readers)
+        name, type_ = graph.unique_name(f"{value.name}.codes"), value.type.with_elem(few)
+        narrow = graph.add_node("Clip", [value], ClipAttrs(), names=[name], loc=value.name, before=first, types=[type_])
+        for node in readers:
+            for index, operand in enumerate(node.inputs):
+                if operand is value:
+                    graph.set_input(node, index, narrow.output)
 
 
 def _lower(ctx: Lowering, node: Node) -> tuple[Node, ...]:

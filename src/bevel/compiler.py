@@ -25,7 +25,7 @@ from bevel.devices.profile import Profile, list_profiles, load_profile
 from bevel.errors import ArtifactError, CalibrationError, InvalidPlan, UsageError
 from bevel.ir.graph import Graph, Level
 from bevel.ir.ops.custom import load_custom_op
-from bevel.ir.plan import DEFAULT_CALIBRATION, FP16, FP32, W8A8, Bits, CompressionPlan, parse_bits
+from bevel.ir.plan import DEFAULT_CALIBRATION, FP16, FP32, Bits, CompressionPlan, parse_bits
 from bevel.ir.types import F16, Dim
 from bevel.passes.bind_dims import bind_dims
 from bevel.passes.boundary import ChannelsLast, FloatOutputs
@@ -59,10 +59,11 @@ class Options:
 
     Attributes:
         device: profile name or TOML path.
-        bits: "fp32", "fp16" or "8" (= "w8a8"); the plan's, where there is one.
+        bits: as `parse_bits` reads it: "fp32", "fp16", "8" (= "w8a8"), "w4a8", "w2a2", ...; the plan's, where there is one.
         calibration: data set path; needed to quantize a float model.
         samples: how many calibration samples to use at most.
         method: calibration method; the plan's, where there is one.
+        weight_scales: how weight scales are chosen ("auto", "minmax" or "mse"); the plan's, where there is one.
         dims: of symbolic dimensions: an extent, or bounds (lo, hi) within which it is chosen at run time; a leading batch
             dimension is 1 unless given.
         plan: what to do layer by layer.
@@ -92,6 +93,7 @@ class Options:
     float_outputs: bool = False
     keep_float: tuple[str, ...] = ()
     states: Mapping[str, str] = field(default_factory=dict)
+    weight_scales: str = "auto"
     tuning: Tuning = field(default_factory=Tuning)
 
     def precision(self) -> Bits:
@@ -101,9 +103,15 @@ class Options:
             UsageError: this version does not compile it.
         """
         bits = self.plan.bits if self.plan is not None else parse_bits(self.bits)
-        if bits not in (FP32, FP16, W8A8):
-            raise UsageError(f"bits {bits}: this version compiles fp32, fp16 and 8 (w8a8)")
+        if bits.is_float and bits not in (FP32, FP16):
+            raise UsageError(f"bits {bits}: this version compiles fp32, fp16 and wNaM with N and M up to 8 (8 = w8a8)")
         return bits
+
+    def whole_plan(self) -> CompressionPlan:
+        """The plan, or the one that `bits` and the other options amount to."""
+        if self.plan is not None:
+            return self.plan
+        return CompressionPlan(bits=self.precision(), calibration=self.method, scales=self.weight_scales)
 
     def calibration_method(self) -> str:
         """The calibration method, as `parse_method` spells it.
@@ -222,9 +230,9 @@ def _quantized(graph: Graph, options: Options, say: Say, trace: Trace) -> Graph:
     precision, method = options.precision(), options.calibration_method()
     kept = _kept_float(graph, options.plan) | _matching(graph, options.keep_float)
     trace.kept.update(kept)
-    if precision in (FP32, FP16) and not _any_at(W8A8, options.plan):
+    if precision in (FP32, FP16) and not _any_of_codes(options.plan):
         if graph.level is not Level.FLOAT:
-            raise UsageError(f"{graph.name!r} is already quantized: compile it with --bits 8")
+            raise UsageError(f"{graph.name!r} is already quantized: compile it with --bits 8, which keeps the bits it has")
         return graph if precision == FP32 else trace.run(graph, ToHalf())
     if graph.level is Level.INTEGER:
         return graph
@@ -240,11 +248,18 @@ def _quantized(graph: Graph, options: Options, say: Say, trace: Trace) -> Graph:
             )
         data = open_data(options.calibration, inputs_of(graph))
         batches = data.batches(samples_per_batch(graph), options.samples)
+        plan = options.whole_plan()
         calibrate = Calibrate(
             method,
-            options.bias_correction,
-            batches,
-            kept,
+            str(plan.bits),
+            plan.stream,
+            plan.granularity,
+            plan.scales,
+            plan.levels,
+            bias_correction=options.bias_correction,
+            data=batches,
+            keep_float=kept,
+            layers=plan.layers,
             progress=lambda stage, done: say(stage, min(done * batches.size, batches.samples), batches.samples),
             report=trace.observed.extend,
         )
@@ -270,6 +285,10 @@ def _matching(graph: Graph, patterns: tuple[str, ...]) -> frozenset[str]:
 
 def _any_at(bits: Bits, plan: CompressionPlan | None) -> bool:
     return plan is not None and any(layer.bits == bits for layer in plan.layers.values())
+
+
+def _any_of_codes(plan: CompressionPlan | None) -> bool:
+    return plan is not None and any(layer.bits is not None and not layer.bits.is_float for layer in plan.layers.values())
 
 
 def _kept_float(graph: Graph, plan: CompressionPlan | None) -> frozenset[str]:
@@ -341,6 +360,7 @@ def compile_model(
     # What can be refused at once is refused before minutes of work.
     choices = {
         "bits": str(options.precision()),
+        "weight_scales": options.weight_scales,
         "method": options.calibration_method(),
         "bias_correction": options.bias_correction,
         "samples": options.samples,

@@ -155,7 +155,7 @@ def test_bench_options_that_do_not_fit(kind: str, kws: Path, refused: Refused) -
 
 OPTIONS: dict[str, tuple[list[object], str]] = {
     "no such bits": (["--bits", "17"], "17"),
-    "bits to come": (["--bits", "w4a8"], "fp32, fp16 and 8"),
+    "bits to come": (["--bits", "w4a32"], "fp32, fp16 and wNaM"),
     "no such method": (["--method", "guess"], "minmax"),
     "dim without value": (["--dim", "batch"], "NAME=N"),
     "dim of zero": (["--dim", "batch=0"], "NAME=N"),

@@ -68,7 +68,9 @@ def test_a_float_plan_is_a_float_artifact(small: Path, tmp_path: Path, bevel: Be
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown layer": ({"layers": {"yy": {"bits": "fp32"}}}, "did you mean 'y'"),
     "unknown field": ({"bit": "8"}, "did you mean 'bits'"),
-    "bits to come": ({"layers": {"c": {"bits": "w4a8"}}}, "w4a8"),
+    "bits to come": ({"layers": {"c": {"bits": "w4a32"}}}, "w4a32"),
+    "bits of what has no weights": ({"layers": {"r": {"bits": "w4a8"}}}, "'r' has no weights"),
+    "no such table": ({"layers": {"c": {"bits": "w3a8", "levels": "nf4"}}}, "16 levels of 4 bits"),
     "pruning to come": ({"layers": {"c": {"kept_channels": [0, 1]}}}, "'c'"),
     "sparsity to come": ({"layers": {"c": {"sparsity": "2:4"}}}, "2:4"),
     "dropping to come": ({"layers": {"r": {"dropped": True}}}, "drop"),

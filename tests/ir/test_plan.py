@@ -13,21 +13,34 @@ from hypothesis import strategies as st
 
 from bevel.errors import InvalidPlan
 from bevel.ir.graph import Graph
-from bevel.ir.plan import FP32, W8A8, Bits, CompressionPlan, LayerPlan, load_plan, loads_plan, parse_bits
+from bevel.ir.plan import FP32, TERNARY, W8A8, Bits, CompressionPlan, LayerPlan, load_plan, loads_plan, parse_bits
 from bevel.ir.types import F32, TensorType
 
-BITS = st.builds(Bits, st.integers(1, 8), st.sampled_from([*range(1, 9), 32])) | st.sampled_from([FP32, Bits(16, 16)])
+BITS = st.builds(Bits, st.integers(1, 8) | st.just(TERNARY), st.sampled_from([*range(1, 9), 32])) | st.sampled_from(
+    [FP32, Bits(16, 16)]
+)
 LAYERS = st.builds(
     LayerPlan,
     bits=st.none() | BITS,
     granularity=st.none() | st.text(),
+    scales=st.none() | st.text(),
+    levels=st.none() | st.text(),
     rounding=st.none() | st.text(),
     dropped=st.booleans(),
     kept_channels=st.none() | st.sets(st.integers(0, 999), min_size=1).map(lambda s: tuple(sorted(s))),
     sparsity=st.none() | st.sampled_from(["2:4", "1:8", "0.5", "0.875"]),
 )
 PLANS = st.builds(
-    CompressionPlan, st.text(), BITS, st.text(), st.text(), st.text(), st.dictionaries(st.text(), LAYERS, max_size=4)
+    CompressionPlan,
+    model=st.text(),
+    bits=BITS,
+    stream=st.integers(1, 8),
+    calibration=st.text(),
+    granularity=st.text(),
+    scales=st.text(),
+    levels=st.text(),
+    rounding=st.text(),
+    layers=st.dictionaries(st.text(), LAYERS, max_size=4),
 )
 
 
@@ -66,6 +79,7 @@ def test_files(tmp_path: Path) -> None:
         ("4", Bits(4, 8), "w4a8"),
         ("w2a2", Bits(2, 2), "w2a2"),
         ("w4a32", Bits(4, 32), "w4a32"),
+        ("w1.58a2", Bits(TERNARY, 2), "w1.58a2"),
     ],
 )
 def test_bits_spellings(spec: str, bits: Bits, spelled: str) -> None:
@@ -95,6 +109,8 @@ GOOD: dict[str, Any] = {"bevel_plan": 1, "layers": {"dense1": {"bits": "fp32"}}}
         ('{"bevel_plan": 1, "bit": "8"}', "unknown field 'bit'; did you mean 'bits'"),
         ('{"bevel_plan": 1, "bits": 8}', "field 'bits' is 8, expected a text"),
         ('{"bevel_plan": 1, "bits": "w3"}', "bits 'w3'"),
+        ('{"bevel_plan": 1, "stream": 0}', "field 'stream' is 0, expected a number of bits"),
+        ('{"bevel_plan": 1, "stream": true}', "field 'stream' is True"),
         ('{"bevel_plan": 1, "layers": []}', "'layers' is"),
         ('{"bevel_plan": 1, "layers": {"a": 8}}', "layer 'a' is 8, expected a JSON object"),
         ('{"bevel_plan": 1, "layers": {"a": {}, "a": {}}}', "'a' is given twice"),
@@ -134,11 +150,13 @@ def test_valid_plans_and_what_they_say() -> None:
         (CompressionPlan(layers={"dense_1": LayerPlan()}), "layer 'dense_1' does not exist in 'net'; did you mean 'dense1'"),
         (CompressionPlan(layers={"w": LayerPlan()}), "layer 'w' does not exist"),
         (CompressionPlan(model="cd" * 32), "was made for the model"),
-        (CompressionPlan(bits=Bits(4, 8)), "the plan asks for bits w4a8"),
+        (CompressionPlan(bits=Bits(4, 32)), "the plan asks for bits w4a32"),
         (CompressionPlan(calibration="guess"), "the plan asks for calibration 'guess'"),
-        (CompressionPlan(granularity="tensor"), "granularity 'tensor'"),
+        (CompressionPlan(granularity="group32"), "granularity 'group32'"),
+        (CompressionPlan(scales="guess"), "scales 'guess'"),
+        (CompressionPlan(levels="nf3"), "levels 'nf3'"),
         (CompressionPlan(rounding="adaround"), "rounding 'adaround'"),
-        (CompressionPlan(layers={"dense1": LayerPlan(Bits(2, 2))}), "layer 'dense1' asks for bits w2a2"),
+        (CompressionPlan(layers={"dense1": LayerPlan(Bits(2, 32))}), "layer 'dense1' asks for bits w2a32"),
         (CompressionPlan(layers={"dense1": LayerPlan(granularity="group32")}), "layer 'dense1' asks for granularity"),
         (CompressionPlan(layers={"dense1": LayerPlan(rounding="gptq")}), "layer 'dense1' asks for rounding"),
         (CompressionPlan(layers={"dense1": LayerPlan(dropped=True)}), "layer 'dense1' asks for dropping"),
