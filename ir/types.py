@@ -352,4 +352,4 @@ def multiplied_integers(elem: Elem, codes: npt.NDArray[Any]) -> npt.NDArray[Any]
         return codes
     if (table := elem.integers) is None:
         raise ValueError(f"{elem} has table entries that are no integers of 8 bits")
-    return table[codes]
+    return np.asarray(table[codes])
