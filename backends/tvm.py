@@ -184,6 +184,10 @@ class Builder:
         """`scalar` in every lane."""
         return scalar if lanes == 1 else self._ns.T.broadcast(scalar, lanes)
 
+    def numbers(self, lanes: int) -> Expr:
+        """An int32 vector of the numbers of its lanes: of it LLVM makes constants that differ from lane to lane."""
+        return self._ns.T.ramp(self.i32(0), 1, lanes)
+
     def cast(self, value: Expr, dtype: str, lanes: int = 1) -> Expr:
         """Numeric conversion to scalar type `dtype` (integers wrap, floats round toward zero)."""
         return self._ns.T.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)

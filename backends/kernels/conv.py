@@ -449,7 +449,7 @@ class _Nest:
                         g.micro.enter(k, g.offsets(1, pixels.size), nv, g.run)
                     with k.serial(pixels.count) as index:
                         column = pixels.start + index * pixels.size
-                        at = source + column * (p.stride_w * p.c), target + column * p.oc
+                        at = source + column * (p.stride_w * g.staging.pixel_elements), target + column * p.oc
                         self.tile(*at, channel, run.size, pixels.size, nv, valid)
 
     def tile(self, source: Expr, target: Expr, channel: Expr, rows: int, width: int, nv: int, valid: int) -> None:

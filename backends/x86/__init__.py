@@ -8,6 +8,8 @@ from bevel.backends.x86.conv_int8_amx import CONV_INT8_AMX
 from bevel.backends.x86.conv_int8_madd import CONV_INT8_AVX2, CONV_INT8_AVX2_BYTES, CONV_INT8_SSE2
 from bevel.backends.x86.conv_int8_maddubs import CONV_INT8_MADDUBS
 from bevel.backends.x86.conv_int8_vnni import CONV_INT8_AVX_VNNI, CONV_INT8_VNNI
+from bevel.backends.x86.conv_low_bit_maddubs import CONV_LOW_BIT_MADDUBS
+from bevel.backends.x86.conv_table import CONV_TABLE_AVX2
 from bevel.backends.x86.depthwise import (
     DEPTHWISE_F32_AVX2,
     DEPTHWISE_F32_AVX512,
@@ -33,6 +35,8 @@ GENERATORS: tuple[Generator, ...] = (
     CONV_INT8_AMX,
     CONV_INT8_VNNI,
     CONV_INT8_AVX_VNNI,
+    CONV_TABLE_AVX2,
+    CONV_LOW_BIT_MADDUBS,
     CONV_INT8_MADDUBS,
     CONV_INT8_AVX2_BYTES,
     CONV_INT8_AVX2,

@@ -1,0 +1,122 @@
+"""Convolution and GEMM of weights of at most four bits with AVX2: products of bytes summed in 16 bits.
+
+Two products of vpmaddubsw, of codes of x and weights of few bits, are far from the limits of int16, so that several of them are
+added there before one vpmaddwd by ones widens the sum: two instructions for 32 products in between, where light weights of eight
+bits take two and a half (`bevel.backends.x86.conv_int8_maddubs`). Exact: the number of additions follows from the bits.
+
+Weights lie as for vpdpbusd, `[block][tap][group of 4][channel][4]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bevel.backends.kernel import ConvProblem, Problem, Tile
+from bevel.backends.kernels.generator import ConvGenerator, Pipeline
+from bevel.backends.kernels.micro import MicroKernel, Taps
+from bevel.backends.kernels.narrow_sums import sum_narrow
+from bevel.backends.tvm import Buffer, Builder, Expr
+from bevel.backends.x86.conv_int8_madd import Avx2Kernel
+from bevel.ir.protocols import Target
+
+MOST_BITS = 4
+INT16 = 32767
+
+
+@dataclass(frozen=True)
+class Int16SumsKernel(Avx2Kernel):
+    """Broadcast four codes, multiply by those of 8 channels, add in 16 bits.
+
+    Attributes:
+        additions: of two products each that fit int16.
+    """
+
+    additions: int = 1
+
+    kgroup = 4
+    x_dtype = "uint8"
+    weight_dtype = "int8"
+    copy_lanes = 32
+
+    def reduce(
+        self,
+        k: Builder,
+        acc: Buffer,
+        x: Buffer,
+        origin: Expr,
+        offsets: Sequence[int],
+        weights: Buffer,
+        base: Expr,
+        nv: int,
+        taps: Taps,
+        unroll: int,
+        ahead: int,
+    ) -> None:
+        """See `MicroKernel.reduce`."""
+        tiles = [(i, offset, j) for i, offset in enumerate(offsets) for j in range(nv)]
+        sums = k.alloc(len(tiles) * 16, "int16")
+        width = self.lanes * self.kgroup
+
+        def clear() -> None:
+            for at in range(len(tiles)):
+                k.store(sums, at * 16, k.const(0, "int16", 16), 16)
+
+        def step(row: Expr, column: Expr, index: Expr) -> None:
+            at = base + (row * taps.columns + column) * taps.size + index * (nv * width)
+            factors = [k.load(weights, at + j * width, width) for j in range(nv)]
+            place = origin + row * taps.row_pitch + column * taps.column_pitch + index * self.kgroup
+            for i, offset in enumerate(offsets):
+                quad = k.bitcast(k.load(x, place + offset, self.kgroup), "int32")
+                codes = k.bitcast(k.splat(quad, self.lanes), "uint8", width)
+                for j in range(nv):
+                    slot = (i * nv + j) * 16
+                    products = k.call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", codes, factors[j])
+                    k.store(sums, slot, k.load(sums, slot, 16) + products, 16)
+
+        def widen() -> None:
+            for slot in range(len(tiles)):
+                wide = k.call("int32x8", "llvm.x86.avx2.pmadd.wd", k.load(sums, slot * 16, 16), k.const(1, "int16", 16))
+                total = k.wrapping_add(k.load(acc, slot * 8, 8), k.bitcast(wide, "uint32", 8), 8)
+                k.store(acc, slot * 8, total, 8)
+
+        steps = -(-taps.run // self.kgroup)
+        sum_narrow(k, taps, steps, self.additions, unroll, clear, step, widen)
+
+
+class Int16SumsConv(ConvGenerator):
+    """Convolutions of weights of few bits."""
+
+    def kernel(self, problem: Problem) -> MicroKernel:
+        """With as many additions as the bits of the problem allow."""
+        assert isinstance(problem, ConvProblem)
+        heaviest = 1 << max(0, problem.weight_bits - 1)
+        return Int16SumsKernel(additions=INT16 // (2 * heaviest * ((1 << problem.x_bits) - 1)))
+
+    def legal(self, problem: Problem, target: Target) -> str | None:
+        """Besides the loop nest's limits: weights of few bits, and no instruction that adds products in 32 bits."""
+        if target.has("avx512_vnni") or target.has("avx_vnni"):
+            return f"adds products in 16 bits, {target.name} does in 32"
+        reason = super().legal(problem, target)
+        if reason is None and isinstance(problem, ConvProblem) and problem.weight_bits > MOST_BITS:
+            return f"weights of at most {MOST_BITS} bits, these have {problem.weight_bits}"
+        return reason
+
+    def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
+        """Estimated cycles; see `bevel.backends.kernel.Estimated`."""
+        kernel = self.kernel(problem)
+        assert isinstance(kernel, Int16SumsKernel)
+        return super().cycles(problem, target, tile) * (1 + 1 / kernel.additions)
+
+
+# Three instructions issue a cycle, two for 32 products of a vector. Measured: 40 products a cycle with codes of two bits.
+CONV_LOW_BIT_MADDUBS = Int16SumsConv(
+    name="x86_conv_low_bit_maddubs_avx2",
+    arch="x86_64",
+    features=("avx2",),
+    dtype="uint8",
+    out_dtypes=("uint8", "int32"),
+    micro=Int16SumsKernel(),
+    shapes=((10, 1), (6, 2), (5, 2), (8, 1)),
+    pipeline=Pipeline(macs=1.3, loads=2, in_flight=4, unroll=1),
+)

@@ -1,0 +1,427 @@
+"""Convolution and GEMM of weights of few bits by table lookup, without a multiplication (T-MAC; Wei et al., 2024).
+
+Of every four codes of x a table of 16 bytes holds all sums of some of them; four bits of a weight plane select one. A vector of
+indices looks up four products of every byte's channel and plane at once (vpshufb), and sums are added in bytes until they could
+overflow; one vpmaddubsw then joins the planes of a channel, with their signs, to int16. Tables are made once for each input
+pixel and read by all kernel positions and output channels (`bevel.backends.kernels.low_bit`).
+
+Codes of more than four bits have sums beyond a byte: these are split into two tables, of low and high bits.
+
+Indices are packed two to a byte, `[block][tap][group of 4][pair of vectors][byte]`, the first vector in the low halves. In a
+vector, the planes of a channel are neighbours (three are laid out as four); of one plane, channels half a vector apart are.
+Where many pixels meet them, indices are unfolded into scratch for each block of channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
+from bevel.backends.kernels.conv import Geometry
+from bevel.backends.kernels.generator import ConvGenerator, Pipeline
+from bevel.backends.kernels.low_bit import (
+    FormStaging,
+    heaviest,
+    plane_factors,
+    planes_of,
+    reductions,
+    signed_codes,
+    sum_of_codes,
+    unsigned_codes,
+)
+from bevel.backends.kernels.micro import HEADER, MicroKernel, Taps
+from bevel.backends.kernels.narrow_sums import sum_narrow
+from bevel.backends.kernels.staging import Staging
+from bevel.backends.tvm import Buffer, Builder, Expr
+from bevel.backends.x86.conv_int8_madd import Avx2Kernel
+from bevel.backends.x86.conv_int8_maddubs import CONV_INT8_MADDUBS
+from bevel.backends.x86.conv_low_bit_maddubs import CONV_LOW_BIT_MADDUBS
+from bevel.ir.protocols import Target
+
+GROUP = 4
+TABLE = 16
+MOST_BITS = 4
+INT16 = 32767
+# One table holds the sums of four codes of up to this many bits; of others the first of two tables holds half the bits.
+ONE_TABLE_BITS = 4
+# Tiles of pixels from which unfolding indices costs less than it saves.
+UNFOLDED_VISITS = 4
+
+
+@dataclass(frozen=True)
+class TableStaging(FormStaging):
+    """Rows of tables.
+
+    Attributes:
+        low_bits: of sums that the first of two tables holds; 0 for one table.
+    """
+
+    low_bits: int = 0
+
+    @property
+    def pixel_elements(self) -> int:
+        """Bytes of the tables of a pixel."""
+        return self.problem.c // GROUP * self.table_bytes
+
+    @property
+    def table_bytes(self) -> int:
+        """Of four codes."""
+        return 2 * TABLE if self.low_bits else TABLE
+
+    def form(self, k: Builder, x: Buffer, source: Expr, scratch: Buffer, target: Expr, codes: int) -> None:
+        """See `FormStaging.form`."""
+        step = GROUP if self.low_bits else 2 * GROUP
+        with k.serial(-(-codes // step)) as v:
+            some = k.load(x, source + v * step, step)
+            word = k.bitcast(some, "int32" if self.low_bits else "int64")
+            self._write(k, scratch, target + v * 32, k.bitcast(k.splat(word, 32 // step), "uint8", 32))
+
+    def form_border(self, k: Builder, scratch: Buffer, target: Expr, zero: Expr, pixels: int) -> None:
+        """See `FormStaging.form_border`."""
+        with k.serial(-(-pixels * self.pixel_elements // 32)) as v:
+            self._write(k, scratch, target + v * 32, k.splat(zero, 32))
+
+    def row_sums(self, k: Builder, x: Buffer, offset: Expr) -> Expr:
+        """See `FormStaging.row_sums`."""
+        return sum_of_codes(k, x, offset, self.problem.c)
+
+    def _write(self, k: Builder, scratch: Buffer, target: Expr, codes: Expr) -> None:
+        """32 bytes of tables from a vector that repeats their codes: two tables of four codes, or low and high bits of one."""
+        lane = k.numbers(32)
+        entry = k.shift_right(lane, k.const(1, "int32", 32)) if self.low_bits else lane
+        entry = k.bitwise_and(entry, k.const(TABLE - 1, "int32", 32))
+        # Of one table each half of the vector takes four codes; of two, entries are 16 bits wide, and every second byte is zero.
+        if self.low_bits:
+            first = k.const(0, "int32", 32)
+            absent = k.bitwise_and(lane, k.const(1, "int32", 32))
+        else:
+            first = k.bitwise_and(k.shift_right(lane, k.const(2, "int32", 32)), k.const(GROUP, "int32", 32))
+            absent = k.const(0, "int32", 32)
+        picked = []
+        for j in range(GROUP):
+            taken = k.bitwise_and(k.shift_right(entry, k.const(j, "int32", 32)), k.const(1, "int32", 32))
+            index = k.select(taken > absent, first + k.const(j, "int32", 32), k.const(0x80, "int32", 32))
+            picked.append(k.call("uint8x32", "llvm.x86.avx2.pshuf.b", codes, k.cast(index, "uint8", 32)))
+        if self.low_bits:
+            parts = [k.bitcast(value, "uint16", 16) for value in picked]
+            total = (parts[0] + parts[1]) + (parts[2] + parts[3])
+            low = k.bitwise_and(total, k.const((1 << self.low_bits) - 1, "uint16", 16))
+            high = k.shift_right(total, k.const(self.low_bits, "uint16", 16))
+            both = k.call("uint8x32", "llvm.x86.avx2.packuswb", low, high)
+            # vpackuswb works within 128-bit halves.
+            value = k.shuffle([both], [*range(8), *range(16, 24), *range(8, 16), *range(24, 32)])
+        else:
+            value = (picked[0] + picked[1]) + (picked[2] + picked[3])
+        k.store(scratch, target, value, 32)
+
+
+@dataclass(frozen=True)
+class TableKernel(Avx2Kernel):
+    """Look up, add in bytes, join planes in 16 bits.
+
+    Attributes:
+        weight_bits, x_bits: of the problem.
+        deep: sums are joined in 32 bits, as they may not fit 16.
+    """
+
+    weight_bits: int = 2
+    x_bits: int = 2
+    deep: bool = False
+
+    kgroup = GROUP
+    x_dtype = "uint8"
+    weight_dtype = "uint8"
+    # Bytes of a vector of indices, and how instructions of that width are called.
+    bytes: ClassVar[int] = 32
+    lookup: ClassVar[str] = "llvm.x86.avx2.pshuf.b"
+    join: ClassVar[str] = "llvm.x86.avx2.pmadd.ub.sw"
+    add_pairs: ClassVar[str] = "llvm.x86.avx2.pmadd.wd"
+
+    @property
+    def acc_dtype(self) -> str:  # type: ignore[override]
+        """Of joined sums."""
+        return "int32" if self.wide else "int16"
+
+    @property
+    def wide(self) -> bool:
+        """Whether joined sums have 32 bits: those of four planes do in any case."""
+        return self.deep or self.planes == 4
+
+    @property
+    def planes(self) -> int:
+        """Bytes of indices of a channel."""
+        return {1: 1, 2: 2, 3: 4, 4: 4}[self.weight_bits]
+
+    @property
+    def unit(self) -> int:  # type: ignore[override]
+        """Result vectors of two vectors of indices."""
+        return 2 * self.bytes // self.planes // self.lanes
+
+    @property
+    def code_offset(self) -> int:  # type: ignore[override]
+        """Bipolar weights are 2 u - 1."""
+        return 1 if self.weight_bits == 1 else 0
+
+    @property
+    def low_bits(self) -> int:
+        """See `TableStaging`."""
+        return 0 if self.x_bits <= ONE_TABLE_BITS else -(-(self.x_bits + 2) // 2)
+
+    @property
+    def tables(self) -> int:
+        """Of four codes."""
+        return 2 if self.low_bits else 1
+
+    @property
+    def additions(self) -> int:
+        """Lookups whose sum fits a byte."""
+        largest = GROUP * ((1 << self.x_bits) - 1)
+        return 255 // (max((1 << self.low_bits) - 1, largest >> self.low_bits) if self.low_bits else largest)
+
+    def staging(self, problem: ConvProblem, at: int) -> Staging:
+        """See `MicroKernel.staging`."""
+        return TableStaging(problem, self.x_dtype, 32, at, sums=bool(self.code_offset), low_bits=self.low_bits)
+
+    def tap_elements(self, run: int, nv: int) -> int:
+        """See `MicroKernel.tap_elements`."""
+        return run // GROUP * (nv * self.lanes) * self.planes // 2
+
+    def block_start(self, channel: Expr, taps: int, run: int) -> Expr:
+        """See `MicroKernel.block_start`."""
+        return channel // (self.unit * self.lanes) * (taps * self.tap_elements(run, self.unit))
+
+    def unfolded_bytes(self, run: int, taps: int, nv: int, visits: int) -> int:
+        """See `MicroKernel.unfolded_bytes`."""
+        return 2 * taps * self.tap_elements(run, nv) if visits >= UNFOLDED_VISITS else 0
+
+    def unfold(self, k: Builder, weights: Buffer, base: Expr, scratch: Buffer, at: int, elements: int) -> None:
+        """See `MicroKernel.unfold`."""
+        with k.serial(elements // self.bytes) as v:
+            for half, indices in enumerate(self._indices(k, weights, base + v * self.bytes)):
+                k.store(scratch, at + (2 * v + half) * self.bytes, indices, self.bytes)
+
+    def _indices(self, k: Builder, weights: Buffer, offset: Expr) -> list[Expr]:
+        """Two vectors of indices from where they are packed."""
+        pair = k.load(weights, offset, self.bytes)
+        upper = k.bitcast(
+            k.shift_right(k.bitcast(pair, "uint16", self.bytes // 2), k.const(4, "uint16", self.bytes // 2)), "uint8", self.bytes
+        )
+        return [k.bitwise_and(v, k.const(TABLE - 1, "uint8", self.bytes)) for v in (pair, upper)]
+
+    def pack_weights(self, weights: Array, blocks: Sequence[tuple[int, int]]) -> Array:
+        """See the module's docstring."""
+        channels, taps, run = weights.shape
+        codes = unsigned_codes(weights, self.weight_bits).reshape(channels, taps, run // GROUP, GROUP)
+        bits = [
+            (plane << np.arange(GROUP, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8) for plane in planes_of(codes, self.planes)
+        ]
+        indices = np.stack(bits, axis=-1)
+        parts = []
+        for start, size in blocks:
+            block = indices[start : start + size].transpose(1, 2, 0, 3).reshape(taps, run // GROUP, -1, self.bytes)
+            if self.planes == 1:
+                halves = block.reshape(*block.shape[:3], 2, self.bytes // 2)
+                block = np.ascontiguousarray(halves.swapaxes(3, 4)).reshape(block.shape)
+            parts.append((block[:, :, ::2] | block[:, :, 1::2] << np.uint8(4)).ravel())
+        return np.concatenate(parts)
+
+    def unpack_weights(self, packed: Array, shape: tuple[int, int, int], blocks: Sequence[tuple[int, int]]) -> Array:
+        """The inverse of `pack_weights`."""
+        _, taps, run = shape
+        whole = np.zeros(shape, np.int8)
+        position = 0
+        for start, size in blocks:
+            count = taps * self.tap_elements(run, size // self.lanes)
+            pairs = packed[position : position + count].reshape(taps, run // GROUP, -1, 1, self.bytes)
+            position += count
+            block = np.concatenate([pairs & np.uint8(TABLE - 1), pairs >> np.uint8(4)], axis=3)
+            if self.planes == 1:
+                block = block.reshape(taps, run // GROUP, -1, self.bytes // 2, 2).swapaxes(3, 4)
+            indices = block.reshape(taps, run // GROUP, size, self.planes)
+            bits = indices[..., None] >> np.arange(GROUP, dtype=np.uint8) & np.uint8(1)
+            codes = (bits << np.arange(self.planes, dtype=np.uint8)[:, None]).sum(axis=3, dtype=np.uint8)
+            codes = codes.transpose(2, 0, 1, 3).reshape(size, taps, run) & np.uint8((1 << self.weight_bits) - 1)
+            whole[start : start + size] = signed_codes(codes, self.weight_bits)
+        return whole
+
+    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
+        """Joined sums start at zero; `result` adds the bias."""
+        for at in range(0, len(offsets) * nv * self.lanes, 2 * self.lanes):
+            k.store(acc, at, k.const(0, self.acc_dtype, 2 * self.lanes), 2 * self.lanes)
+
+    def reduce(
+        self,
+        k: Builder,
+        acc: Buffer,
+        x: Buffer,
+        origin: Expr,
+        offsets: Sequence[int],
+        weights: Buffer,
+        base: Expr,
+        nv: int,
+        taps: Taps,
+        unroll: int,
+        ahead: int,
+    ) -> None:
+        """See `MicroKernel.reduce`."""
+        width, tables = self.bytes, self.tables
+        vectors = nv * self.lanes * self.planes // width
+        # Unfolded indices are in scratch, as the tables are.
+        unfolded = weights is x
+        step_elements = vectors * width if unfolded else vectors * width // 2
+        tap_elements = taps.run // GROUP * step_elements
+        sums = k.alloc(len(offsets) * vectors * tables * width, "uint8")
+
+        def clear() -> None:
+            for at in range(len(offsets) * vectors * tables):
+                k.store(sums, at * width, k.const(0, "uint8", width), width)
+
+        def step(row: Expr, column: Expr, index: Expr) -> None:
+            at = base + (row * taps.columns + column) * tap_elements + index * step_elements
+            if unfolded:
+                indices = [k.load(weights, at + v * width, width) for v in range(vectors)]
+            else:
+                indices = [vector for v in range(vectors // 2) for vector in self._indices(k, weights, at + v * width)]
+            place = origin + row * taps.row_pitch + column * taps.column_pitch + index * (TABLE * tables)
+            for i, offset in enumerate(offsets):
+                for t in range(tables):
+                    entries = k.load(x, place + offset + t * TABLE, TABLE)
+                    table = k.shuffle([entries] * (width // TABLE), list(range(TABLE)) * (width // TABLE))
+                    for v in range(vectors):
+                        slot = ((i * vectors + v) * tables + t) * width
+                        found = k.call(f"uint8x{width}", self.lookup, table, indices[v])
+                        k.store(sums, slot, k.load(sums, slot, width) + found, width)
+
+        def widen() -> None:
+            for i in range(len(offsets)):
+                for v in range(vectors):
+                    at = (i * vectors + v) * tables
+                    parts = [k.load(sums, (at + t) * width, width) for t in range(tables)]
+                    self._join(k, acc, i * nv * self.lanes + v * (width // self.planes), parts)
+
+        sum_narrow(k, taps, taps.run // GROUP, self.additions, unroll, clear, step, widen)
+
+    def _join(self, k: Builder, acc: Buffer, slot: int, parts: Sequence[Expr]) -> None:
+        """Add the sums in bytes of a vector of indices to those of its channels, which begin at `slot`."""
+        half = self.bytes // 2
+        for number, factors in enumerate(self._factors()):
+            at = slot + number * half
+            if self.planes == 4:
+                scales = [k.const(1 << (self.low_bits * t), "int16", half) for t in range(len(parts))]
+                pattern = _pattern(k, factors, self.bytes)
+                sums = [k.call(f"int16x{half}", self.join, part, pattern) for part in parts]
+                joined = [k.call(f"int32x{half // 2}", self.add_pairs, *pair) for pair in zip(sums, scales, strict=True)]
+                lanes = half // 2
+            else:
+                # At most 2 * 2^5, the factors of high bits fit a byte, and what they make of 255 int16.
+                patterns = [
+                    _pattern(k, [factor << (self.low_bits * t) for factor in factors], self.bytes) for t in range(len(parts))
+                ]
+                joined = [k.call(f"int16x{half}", self.join, *pair) for pair in zip(parts, patterns, strict=True)]
+                lanes = half
+            total = joined[0] if len(joined) == 1 else joined[0] + joined[1]
+            if self.planes != 4 and self.wide:
+                total = k.cast(total, "int32", lanes)
+            k.store(acc, at, k.load(acc, at, lanes) + total, lanes)
+
+    def _factors(self) -> list[list[int]]:
+        """Of neighbouring bytes, for each vector of joined sums."""
+        if self.planes == 1:
+            return [[1, 0], [0, 1]]
+        return [[*plane_factors(self.weight_bits), 0][: self.planes]]
+
+    def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
+        """Joined sums plus the bias, which wraps: it absorbs the zero point."""
+        value = k.load(acc, (i * nv + j) * self.lanes, self.lanes)
+        if not self.wide:
+            value = k.cast(value, "int32", self.lanes)
+        if self.weight_bits == 1:
+            value = k.shift_left(value, k.const(1, "int32", self.lanes))
+        first = k.bitcast(k.load(bias, HEADER + channel, self.lanes), "uint32", self.lanes)
+        return k.bitcast(k.wrapping_add(first, k.bitcast(value, "uint32", self.lanes), self.lanes), "int32", self.lanes)
+
+
+def _pattern(k: Builder, factors: Sequence[int], lanes: int) -> Expr:
+    """int8 `lanes` that repeat `factors`."""
+    word = int.from_bytes(np.array(factors, np.int8).tobytes(), "little", signed=True)
+    return k.bitcast(k.const(word, f"int{8 * len(factors)}", lanes // len(factors)), "int8", lanes)
+
+
+@dataclass(eq=False)
+class TableConv(ConvGenerator):
+    """Convolutions of weights of few bits.
+
+    Attributes:
+        pixels: of tiles that never spill, with one table for four codes.
+        rivals: generators that multiply, faster where there are many planes or few channels.
+    """
+
+    pixels: tuple[int, ...] = ()
+    rivals: tuple[ConvGenerator, ...] = ()
+
+    def kernel(self, problem: Problem) -> MicroKernel:
+        """For the bits of the problem."""
+        assert isinstance(problem, ConvProblem)
+        largest = reductions(problem) * heaviest(problem) * ((1 << problem.x_bits) - 1)
+        return type(self.micro)(weight_bits=problem.weight_bits, x_bits=problem.x_bits, deep=largest > INT16)  # type: ignore[call-arg]
+
+    def legal(self, problem: Problem, target: Target) -> str | None:
+        """Besides the loop nest's limits: weights of few bits, one group of channels, whole tables of a pixel."""
+        reason = super().legal(problem, target)
+        if reason is not None:
+            return reason
+        assert isinstance(problem, ConvProblem)
+        if problem.weight_bits > MOST_BITS:
+            return f"weights of at most {MOST_BITS} bits, these have {problem.weight_bits}"
+        if problem.groups > 1 or problem.c % GROUP:
+            return f"one group of a multiple of {GROUP} channels, the problem has {problem.groups} of {problem.c}"
+        return None
+
+    def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
+        """Two vectors of indices by as many pixels as have registers, or fewer."""
+        kernel = self._table_kernel(problem)
+        return self._ranked(problem, target, [(mr // kernel.tables, kernel.unit) for mr in self.pixels])
+
+    def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
+        """Estimated cycles; see `bevel.backends.kernel.Estimated`."""
+        kernel = self._table_kernel(problem)
+        # A lookup and an addition for a vector of indices, which is more or less than one of results.
+        share = kernel.planes * kernel.tables * (1 + JOINING / kernel.additions)
+        assert isinstance(problem, ConvProblem)
+        g = Geometry(problem, kernel, tile["mr"], tile["nv"])
+        made = g.shape.batch * g.staging.input_rows(g.shape.oh) * g.staging.row_elements
+        return super().cycles(problem, target, tile) * share + made / 32 * MAKING
+
+    def pays(self, problem: Problem, target: Target) -> bool:
+        """Where it is estimated to take fewer cycles than what multiplies."""
+        mine = min(self.cycles(problem, target, tile) for tile in self.tiles(problem, target))
+        others = [g for g in self.rivals if g.legal(problem, target) is None]
+        return all(mine < min(g.cycles(problem, target, tile) for tile in g.tiles(problem, target)) for g in others)
+
+    def _table_kernel(self, problem: Problem) -> TableKernel:
+        kernel = self.kernel(problem)
+        assert isinstance(kernel, TableKernel)
+        return kernel
+
+
+# Instructions that join the sums of a vector of indices, beside the two of a lookup, in halves.
+JOINING = 1.5
+# Cycles that 32 bytes of tables take.
+MAKING = 3.0
+CONV_TABLE_AVX2 = TableConv(
+    name="x86_conv_table_avx2",
+    arch="x86_64",
+    features=("avx2",),
+    dtype="uint8",
+    out_dtypes=("uint8", "int32"),
+    micro=TableKernel(),
+    shapes=(),
+    pixels=(6, 4),
+    # Measured: 74 products a cycle with two planes, four indices of 16 channels in a vector.
+    pipeline=Pipeline(macs=5, loads=4, in_flight=4, unroll=1),
+    rivals=(CONV_LOW_BIT_MADDUBS, CONV_INT8_MADDUBS),
+)

@@ -1,0 +1,133 @@
+"""x86 kernels for weights of at most four bits: exact for all bits, shapes, extremes and epilogues, and chosen where they pay."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bevel.backends import x86
+from bevel.backends.kernel import ConvProblem
+from bevel.backends.kernels.generator import ConvGenerator
+from bevel.backends.select import choose
+from tests.backends.harness import X86_AVX2, X86_VNNI, ConvCase, reference_conv, run_convs, skip_unless_runs
+from tests.backends.low_bit_cases import SHAPES, constants_of, conv, extremes, inputs_of, variants
+
+# The least target that each generator runs on.
+TARGETS = {"avx2": X86_AVX2}
+GENERATORS = {
+    isa: [
+        g
+        for g in x86.GENERATORS
+        if isinstance(g, ConvGenerator) and ("_table_" in g.name or "_low_bit_" in g.name) and g.name.endswith(isa)
+    ]
+    for isa in TARGETS
+}
+BITS = [(1, 1), (1, 2), (2, 2), (2, 1), (2, 4), (3, 3), (4, 2), (1, 4), (4, 8), (3, 6), (2, 8), (1, 8), (2, 5), (1, 7)]
+
+
+def check(cases: list[ConvCase], isa: str, folder: Path) -> None:
+    """Compare with the exact reference; name every case that differs."""
+    results = run_convs(cases, TARGETS[isa], folder)
+    wrong = [
+        f"{c.generator.name} {dict(c.tile)} {c.problem}"
+        for c, got in zip(cases, results, strict=True)
+        if not np.array_equal(got, reference_conv(c.problem, c.x, c.constants))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("isa", TARGETS)
+def test_shapes_bits_and_epilogues(isa: str, tmp_path: Path) -> None:
+    """Every shape with bits and epilogues in turn, so that all meet."""
+    skip_unless_runs(TARGETS[isa])
+    rng = np.random.default_rng(60)
+    cases = []
+    for generator in GENERATORS[isa]:
+        for index, base in enumerate(SHAPES.values()):
+            for step in range(2):
+                weight_bits, x_bits = BITS[(2 * index + step) % len(BITS)]
+                kinds = variants(replace(base, dtype="uint8", weight_bits=weight_bits, x_bits=x_bits))
+                problem = kinds[(index + step) % len(kinds)]
+                if generator.legal(problem, TARGETS[isa]) is None:
+                    tile = generator.tiles(problem, TARGETS[isa])[0]
+                    cases.append(ConvCase(generator, problem, tile, inputs_of(problem, rng), constants_of(problem, rng)))
+    assert {(c.problem.weight_bits, c.problem.x_bits) for c in cases} == set(BITS)
+    check(cases, isa, tmp_path)
+
+
+@pytest.mark.parametrize("isa", TARGETS)
+def test_every_tile(isa: str, tmp_path: Path) -> None:
+    """All tiles, on shapes that are uneven in every axis."""
+    skip_unless_runs(TARGETS[isa])
+    rng = np.random.default_rng(61)
+    cases = []
+    for generator in GENERATORS[isa]:
+        for base in (SHAPES["uneven"], SHAPES["gemm"]):
+            for weight_bits, x_bits in ((1, 2), (2, 2), (4, 8)):
+                p = replace(base, dtype="uint8", out_dtype="uint8", weight_bits=weight_bits, x_bits=x_bits)
+                if generator.legal(p, TARGETS[isa]) is None:
+                    cases += [
+                        ConvCase(generator, p, tile, inputs_of(p, rng), constants_of(p, rng))
+                        for tile in generator.tiles(p, TARGETS[isa])
+                    ]
+    check(cases, isa, tmp_path)
+
+
+@pytest.mark.parametrize("isa", TARGETS)
+def test_narrow_sums_never_overflow(isa: str, tmp_path: Path) -> None:
+    """The largest codes with the heaviest weights of each sign, at lengths around those where sums outgrow 8 and 16 bits."""
+    skip_unless_runs(TARGETS[isa])
+    cases = []
+    for generator in GENERATORS[isa]:
+        for weight_bits, x_bits in ((1, 2), (2, 2), (2, 3), (4, 8), (3, 7), (1, 8), (4, 4)):
+            for channels in (64, 128, 5464, 10928):
+                p = conv(1, 7, channels, 24, dtype="uint8", out_dtype="int32", weight_bits=weight_bits, x_bits=x_bits)
+                if generator.legal(p, TARGETS[isa]) is None and p.macs < 3e6:
+                    cases += [ConvCase(generator, p, generator.tiles(p, TARGETS[isa])[0], *pair) for pair in extremes(p)]
+    check(cases, isa, tmp_path)
+
+
+def test_unpack_inverts_pack() -> None:
+    """Logical weights and bias come back from every layout."""
+    rng = np.random.default_rng(62)
+    for isa, target in TARGETS.items():
+        for generator in GENERATORS[isa]:
+            for base in SHAPES.values():
+                for weight_bits in (1, 2, 3, 4):
+                    p = replace(base, dtype="uint8", out_dtype="uint8", weight_bits=weight_bits, x_bits=2)
+                    if generator.legal(p, target) is None:
+                        constants = constants_of(p, rng)
+                        tile = generator.tiles(p, target)[0]
+                        weights, bias = generator.unpack(p, tile, generator.pack(p, tile, target, constants))
+                        assert np.array_equal(weights, constants.weights), f"{generator.name} {p}"
+                        assert np.array_equal(bias, constants.bias), f"{generator.name} {p}"
+
+
+def wide(weight_bits: int, x_bits: int, **fields: Any) -> ConvProblem:
+    p = conv(28, 28, 128, 128, 3, pad_top=1, pad_left=1, pad_bottom=1, pad_right=1, **fields)
+    return replace(p, dtype="uint8", out_dtype="uint8", weight_bits=weight_bits, x_bits=x_bits)
+
+
+@pytest.mark.parametrize(
+    ("weight_bits", "x_bits", "kernel"),
+    [
+        (1, 2, "x86_conv_table_avx2"),
+        (2, 2, "x86_conv_table_avx2"),
+        (4, 8, "x86_conv_low_bit_maddubs_avx2"),
+        (4, 4, "x86_conv_low_bit_maddubs_avx2"),
+        (2, 8, "x86_conv_low_bit_maddubs_avx2"),
+        (8, 8, "x86_conv_int8_avx2"),
+    ],
+)
+def test_choice_on_avx2(weight_bits: int, x_bits: int, kernel: str) -> None:
+    """Tables for one or two planes and small codes, 16-bit sums for other weights of few bits, neither for eight bits."""
+    assert choose(wide(weight_bits, x_bits), X86_AVX2, "layer").generator.name == kernel
+
+
+def test_vnni_keeps_large_layers() -> None:
+    """Where products of bytes are added in 32 bits, large layers with two bits gain nothing."""
+    assert choose(wide(2, 2), X86_VNNI, "layer").generator.name == "x86_conv_int8_vnni"
