@@ -3,7 +3,8 @@
  * Arguments: out=FILE, where the counts go at exit, and markers=FILE, hexadecimal addresses one a line. Executions are counted
  * apart for each scope: scope 0 until the first marker's block runs, then scope i + 1 since the i-th marker's block last ran.
  * Markers are expected in their order, again and again, so that one function called for several layers is told apart by position.
- * Each line of FILE: scope, address, instructions of the block, executions. For programs of one thread.
+ * Each line of FILE: scope, address, instructions of the block, executions, and with the argument code=on the instructions' bytes
+ * in hexadecimal. For programs of one thread at a time: counts of threads that run at once may be lost.
  *
  * The declarations of qemu's functions below are written from its documentation; qemu exports them to plugins.
  */
@@ -17,6 +18,7 @@
 
 typedef uint64_t plugin_id;
 struct qemu_plugin_tb;
+struct qemu_plugin_insn;
 struct qemu_info_t;
 enum { NO_REGISTERS = 0 };
 
@@ -25,6 +27,9 @@ extern void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *tb, void
 extern void qemu_plugin_register_atexit_cb(plugin_id id, void (*callback)(plugin_id, void *), void *data);
 extern size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
 extern uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb *tb);
+extern struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t index);
+extern size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *insn);
+extern void *qemu_plugin_insn_haddr(const struct qemu_plugin_insn *insn);
 
 #define EXPORT __attribute__((visibility("default")))
 EXPORT int qemu_plugin_version = BEVEL_QEMU_PLUGIN_VERSION;
@@ -33,6 +38,8 @@ typedef struct block {
     uint64_t address;
     size_t instructions;
     bool marker;
+    unsigned char *code; /* kept with code=on; the bytes may be gone when the program ends */
+    size_t code_size;
     uint64_t executions[]; /* by scope */
 } block;
 
@@ -40,6 +47,7 @@ static FILE *out;
 static uint64_t *markers;
 static size_t marker_count;
 static size_t scope;
+static bool keep_code;
 
 /* Open addressing by address and length: qemu may translate the same block again after it threw its translation away. */
 static block **table;
@@ -92,6 +100,20 @@ static block *find(uint64_t address, size_t instructions)
     return table[i];
 }
 
+static void keep(block *b, const struct qemu_plugin_tb *tb)
+{
+    for (size_t i = 0; i < b->instructions; i++) {
+        const struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
+        size_t size = qemu_plugin_insn_size(insn);
+        const void *bytes = qemu_plugin_insn_haddr(insn);
+        b->code = realloc(b->code, b->code_size + size);
+        if (!b->code || !bytes)
+            fail("no memory for code, or no code");
+        memcpy(b->code + b->code_size, bytes, size);
+        b->code_size += size;
+    }
+}
+
 static void executed(unsigned cpu, void *data)
 {
     (void)cpu;
@@ -111,6 +133,8 @@ static void translated(plugin_id id, struct qemu_plugin_tb *tb)
 {
     (void)id;
     block *b = find(qemu_plugin_tb_vaddr(tb), qemu_plugin_tb_n_insns(tb));
+    if (keep_code && !b->code)
+        keep(b, tb);
     qemu_plugin_register_vcpu_tb_exec_cb(tb, executed, NO_REGISTERS, b);
 }
 
@@ -120,8 +144,13 @@ static void finished(plugin_id id, void *data)
     (void)data;
     for (size_t i = 0; i < capacity; i++)
         for (size_t s = 0; table[i] && s <= marker_count; s++)
-            if (table[i]->executions[s])
-                fprintf(out, "%zu %" PRIx64 " %zu %" PRIu64 "\n", s, table[i]->address, table[i]->instructions, table[i]->executions[s]);
+            if (table[i]->executions[s]) {
+                const block *b = table[i];
+                fprintf(out, "%zu %" PRIx64 " %zu %" PRIu64 " ", s, b->address, b->instructions, b->executions[s]);
+                for (size_t byte = 0; byte < b->code_size; byte++)
+                    fprintf(out, "%02x", b->code[byte]);
+                fputc('\n', out);
+            }
     if (fclose(out) != 0)
         fail("the counts could not be written");
 }
@@ -149,6 +178,8 @@ EXPORT int qemu_plugin_install(plugin_id id, const struct qemu_info_t *info, int
             out = fopen(argv[i] + 4, "w");
         else if (strncmp(argv[i], "markers=", 8) == 0)
             read_markers(argv[i] + 8);
+        else if (strcmp(argv[i], "code=on") == 0)
+            keep_code = true;
     }
     if (!out)
         fail("no file to write to");

@@ -34,21 +34,27 @@ class BlockRuns:
         address: of its first instruction.
         instructions: how many it has.
         executions: how often it ran.
+        code: the bytes of its instructions, where they were asked for.
     """
 
     scope: int
     address: int
     instructions: int
     executions: int
+    code: bytes = b""
 
 
-def count_blocks(emulator: Sequence[str], argv: Sequence[str], markers: Sequence[int] = ()) -> list[BlockRuns]:
-    """Run a single-threaded program under qemu-user and count what it executes.
+def count_blocks(
+    emulator: Sequence[str], argv: Sequence[str], markers: Sequence[int] = (), *, stdin: bytes = b"", code: bool = False
+) -> list[BlockRuns]:
+    """Run a program under qemu-user, one thread of which runs at a time, and count what it executes.
 
     Args:
         emulator: qemu-user command line, such as `emulator_command` gives.
         argv: the program and its arguments.
         markers: addresses where scopes begin, in the order in which the program passes them, over and over.
+        stdin: what the program reads.
+        code: say what the instructions are.
 
     Returns:
         One entry for each block and scope, in no particular order.
@@ -60,11 +66,11 @@ def count_blocks(emulator: Sequence[str], argv: Sequence[str], markers: Sequence
     with tempfile.TemporaryDirectory(prefix="bevel-count-") as folder:
         out, listed = Path(folder) / "counts", Path(folder) / "markers"
         listed.write_text("".join(f"{address:x}\n" for address in markers))
-        option = f"{plugin},out={out},markers={listed}"
+        option = f"{plugin},out={out},markers={listed}" + (",code=on" if code else "")
         # An empty environment: the C library reads it at start, and counts should be the same for everyone.
         command = [emulator[0], "-plugin", option, *emulator[1:], *argv]
         try:
-            done = subprocess.run(command, env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False)
+            done = subprocess.run(command, env={}, input=stdin, capture_output=True, timeout=_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired as error:
             raise ToolchainError(f"{argv[0]} did not end within {_TIMEOUT_S} s under {emulator[0]}") from error
         if done.returncode != 0 or not out.exists():
@@ -74,7 +80,10 @@ def count_blocks(emulator: Sequence[str], argv: Sequence[str], markers: Sequence
                 "plugins, as Debian's package qemu-user is and qemu-user-static is not"
             )
         rows = [line.split() for line in out.read_text().splitlines()]
-    return [BlockRuns(int(scope), int(address, 16), int(length), int(runs)) for scope, address, length, runs in rows]
+    return [
+        BlockRuns(int(scope), int(address, 16), int(length), int(runs), bytes.fromhex("".join(rest)))
+        for scope, address, length, runs, *rest in rows
+    ]
 
 
 def _plugin(qemu: str) -> Path:
