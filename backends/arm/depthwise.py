@@ -15,6 +15,8 @@ from bevel.backends.arm.neon import A32, A64, Neon, half
 from bevel.backends.arm.requantize import FIELDS, expand, narrow_codes, pack_short, requantize, requantize_short
 from bevel.backends.kernel import Array, Problem
 from bevel.backends.kernels.depthwise import DepthwiseGenerator, DepthwiseKernel
+from bevel.backends.kernels.depthwise_direct import DirectDepthwiseGenerator
+from bevel.backends.kernels.generator import Pipeline
 from bevel.backends.kernels.parameters import Fields
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
@@ -147,8 +149,12 @@ class PairingDepthwise(DepthwiseGenerator):
         return super().legal(problem, target) or pairing_overflow(problem)
 
 
+# Of a core with two vector units and one load per cycle. A block of eight channels is two vectors.
+_FMLA = Pipeline(macs=1, loads=0.5, in_flight=8, fetch=1 / 16)
+_INTEGER = Pipeline(macs=1, loads=1, in_flight=8, convert=1, result=4)
+
 # Tile widths in the order of llvm-mca's estimates for 3x3, stride 1 and 2.
-DEPTHWISE_F32 = DepthwiseGenerator(
+DEPTHWISE_F32 = DirectDepthwiseGenerator(
     name="arm_depthwise_f32",
     arch="aarch64",
     features=("neon",),
@@ -156,8 +162,9 @@ DEPTHWISE_F32 = DepthwiseGenerator(
     out_dtypes=("float32",),
     micro=FmlaDepthwise(),
     tile_widths=(3, 4, 2),
+    pipeline=_FMLA,
 )
-DEPTHWISE_F16 = DepthwiseGenerator(
+DEPTHWISE_F16 = DirectDepthwiseGenerator(
     name="arm_depthwise_f16",
     arch="aarch64",
     features=("neon", "fp16"),
@@ -165,6 +172,7 @@ DEPTHWISE_F16 = DepthwiseGenerator(
     out_dtypes=("float16", "float32"),
     micro=HalfDepthwise(),
     tile_widths=(3, 4, 2),
+    pipeline=_FMLA,
 )
 DEPTHWISE_INT8_SDOT = DepthwiseGenerator(
     name="arm_depthwise_int8_sdot",
@@ -174,6 +182,7 @@ DEPTHWISE_INT8_SDOT = DepthwiseGenerator(
     out_dtypes=("int8", "int32"),
     micro=SdotDepthwise(),
     tile_widths=(3, 4, 2),
+    pipeline=_INTEGER,
 )
 DEPTHWISE_INT8_NEON = PairingDepthwise(
     name="arm_depthwise_int8_neon",
@@ -183,6 +192,7 @@ DEPTHWISE_INT8_NEON = PairingDepthwise(
     out_dtypes=("int8", "int32"),
     micro=WideningDepthwise(rows=2),
     tile_widths=(4, 2, 3),
+    pipeline=_INTEGER,
 )
 DEPTHWISE_INT8_NEON_WIDE = DepthwiseGenerator(
     name="arm_depthwise_int8_neon_wide",
@@ -192,9 +202,10 @@ DEPTHWISE_INT8_NEON_WIDE = DepthwiseGenerator(
     out_dtypes=("int8", "int32"),
     micro=WideningDepthwise(rows=1),
     tile_widths=(4, 2, 3),
+    pipeline=_INTEGER,
 )
 # ARMv7 has half the registers: narrow tiles, and a few reloads of weights.
-ARMV7_DEPTHWISE_F32 = DepthwiseGenerator(
+ARMV7_DEPTHWISE_F32 = DirectDepthwiseGenerator(
     name="armv7_depthwise_f32",
     arch="armv7",
     features=("neon", "vfpv4"),
@@ -202,6 +213,7 @@ ARMV7_DEPTHWISE_F32 = DepthwiseGenerator(
     out_dtypes=("float32",),
     micro=FmlaDepthwise(),
     tile_widths=(2, 1),
+    pipeline=_FMLA,
 )
 ARMV7_DEPTHWISE_INT8 = PairingDepthwise(
     name="armv7_depthwise_int8",
@@ -211,6 +223,7 @@ ARMV7_DEPTHWISE_INT8 = PairingDepthwise(
     out_dtypes=("int8", "int32"),
     micro=WideningDepthwise(rows=2, neon=A32),
     tile_widths=(1, 2),
+    pipeline=_INTEGER,
 )
 ARMV7_DEPTHWISE_INT8_WIDE = DepthwiseGenerator(
     name="armv7_depthwise_int8_wide",
@@ -220,4 +233,5 @@ ARMV7_DEPTHWISE_INT8_WIDE = DepthwiseGenerator(
     out_dtypes=("int8", "int32"),
     micro=WideningDepthwise(rows=1, neon=A32),
     tile_widths=(1,),
+    pipeline=_INTEGER,
 )

@@ -1,7 +1,8 @@
 """Depthwise NHWC convolution: one loop nest for every instruction set, channels in lanes.
 
 In: a `ConvProblem` with groups == c == oc, a tile and a `DepthwiseKernel` (how one ISA combines taps and requantizes). Out: a
-PrimFunc, and the packing of weights and bias it reads.
+PrimFunc, and the packing of weights and bias it reads. Floats have the same packing and a nest of their own,
+`bevel.backends.kernels.depthwise_direct`.
 
 Loop nest, outermost first::
 
@@ -29,10 +30,10 @@ from functools import cached_property
 
 import numpy as np
 
-from bevel.backends.half import wide_dtype
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Extent, Problem, Tile, outer_extent
 from bevel.backends.kernels import parameters
 from bevel.backends.kernels.conv import is_short, pack_bias, short_factors
+from bevel.backends.kernels.generator import Pipeline
 from bevel.backends.kernels.micro import CODES, FLOATS, HEADER
 from bevel.backends.kernels.parameters import Fields
 from bevel.backends.kernels.scratch import Vectors, vector_bytes
@@ -155,7 +156,7 @@ class Geometry:
     @cached_property
     def staging(self) -> Staging:
         """Where the inner loop finds its input."""
-        return Staging(self.problem, wide_dtype(self.problem.dtype), self.micro.copy_lanes, self.rows_at)
+        return Staging(self.problem, self.problem.dtype, self.micro.copy_lanes, self.rows_at)
 
     @cached_property
     def block_rows(self) -> int:
@@ -276,18 +277,17 @@ class _Nest:
     def emit(self) -> None:
         """Parameters in ABI order, then the loops."""
         k, g, p, micro = self.k, self.g, self.g.problem, self.g.micro
-        self.x = k.param("x", p.dtype, widened=True)
-        self.weights = k.param("w", micro.weight_dtype, widened=True)
-        self.bias = k.param("b", "float32" if p.dtype in FLOATS else "int32")
+        self.x = k.param("x", p.dtype)
+        self.weights = k.param("w", micro.weight_dtype)
+        self.bias = k.param("b", "int32")
         if p.out_dtype in CODES:
             self.params = k.param("q", "int32")
-        self.y = k.param("y", p.out_dtype, widened=True)
-        lo, hi, self.scratch = k.range_params(wide_dtype(p.dtype))
+        self.y = k.param("y", p.out_dtype)
+        lo, hi, self.scratch = k.range_params(p.dtype)
         self.source = self.scratch if g.staging.needed else self.x
-        zero = k.f32(0.0) if p.dtype in FLOATS else k.cast(k.load(self.bias, k.i32(0)), p.dtype)
-        dtype = wide_dtype(p.dtype)
-        self.records = Vectors(k, self.scratch, dtype, 0, g.lanes)
-        self.spread = Vectors(k, self.scratch, dtype, g.spread_at, g.lanes)
+        zero = k.cast(k.load(self.bias, k.i32(0)), p.dtype)
+        self.records = Vectors(k, self.scratch, p.dtype, 0, g.lanes)
+        self.spread = Vectors(k, self.scratch, p.dtype, g.spread_at, g.lanes)
         # Trip counts that LLVM does not know: it would unroll the loops.
         if g.expanded:
             with k.serial(k.opaque(k.i32(g.blocks * micro.vectors), "int32")) as vector:
@@ -409,23 +409,14 @@ class _Nest:
                 ]
             store_valid(k, self.y, target, micro.codes(k, values, width, limits), width, g.valid)
             return
-        if p.out_dtype == "int32":
-            # Runs of consecutive channels within a vector, as long as the packed order has them.
-            order = list(micro.order(width))
-            run = next((i for i in range(1, lanes) if order[i] != i), lanes)
-            for at in range(0, width, run):
-                valid = min(run, g.valid - order[at])
-                if valid > 0:
-                    piece = k.shuffle([sums[at // lanes]], range(at % lanes, at % lanes + run))
-                    store_valid(k, self.y, target + order[at], piece, run, valid)
-            return
-        value = sums[0]
-        if p.relu:
-            value = k.max(value, k.splat(k.f32(0.0), lanes))
-        if p.clamp:
-            value = k.max(value, k.splat(k.load(self.bias, k.i32(0)), lanes))
-            value = k.min(value, k.splat(k.load(self.bias, k.i32(1)), lanes))
-        store_valid(k, self.y, target, value, lanes, g.valid)
+        # Runs of consecutive channels within a vector, as long as the packed order has them.
+        order = list(micro.order(width))
+        run = next((i for i in range(1, lanes) if order[i] != i), lanes)
+        for at in range(0, width, run):
+            valid = min(run, g.valid - order[at])
+            if valid > 0:
+                piece = k.shuffle([sums[at // lanes]], range(at % lanes, at % lanes + run))
+                store_valid(k, self.y, target + order[at], piece, run, valid)
 
 
 @dataclass(eq=False)
@@ -440,6 +431,7 @@ class DepthwiseGenerator:
         out_dtypes: result types it can store.
         micro: the inner step.
         tile_widths: pixels per tile worth trying, the best on average first.
+        pipeline: of a typical core with these features.
     """
 
     name: str
@@ -449,6 +441,7 @@ class DepthwiseGenerator:
     out_dtypes: tuple[str, ...]
     micro: DepthwiseKernel
     tile_widths: tuple[int, ...]
+    pipeline: Pipeline
 
     def legal(self, problem: Problem, target: Target) -> str | None:
         """Checks for one filter per channel, kernels up to 7x7, element types and ISA features."""
@@ -470,44 +463,59 @@ class DepthwiseGenerator:
 
     def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
         """Tile widths that differ on this output width."""
-        width = _geometry(problem, self.micro).problem.ow
+        width = geometry(problem, self.micro).problem.ow
         return [{"tw": tw} for tw in dict.fromkeys(min(tw, width) for tw in self.tile_widths)]
+
+    def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
+        """Estimated cycles; see `bevel.backends.kernel.Estimated`."""
+        g, pipeline = geometry(problem, self.micro), self.pipeline
+        p, micro = g.problem, g.micro
+        row = 0.0
+        for run in split(p.ow, tile["tw"]):
+            columns = len({i * p.stride_w + kw * p.dilation_w for i in range(run.size) for kw in range(p.kw)})
+            loads = columns * p.kh / pipeline.loads
+            combining = columns * g.row_groups * micro.vectors * pipeline.convert
+            macs = run.size * p.kw * g.row_groups * micro.vectors / pipeline.macs
+            results = run.size * micro.vectors * pipeline.result
+            row += run.count * (max(loads, combining + macs) + results)
+        return p.batch * p.oh * g.blocks * row
 
     def pack(self, problem: Problem, tile: Tile, target: Target, constants: ConvConstants | None) -> list[Array]:
         """Weights, bias and requantization parameters."""
         if constants is None:
             raise TypeError(f"{self.name} needs the convolution's constants")
-        return pack(_geometry(problem, self.micro), constants)
+        return pack(geometry(problem, self.micro), constants)
 
     def unpack(self, problem: Problem, tile: Tile, packed: Sequence[Array]) -> tuple[Array, Array]:
         """Logical weights and bias back from `pack`."""
-        return unpack(_geometry(problem, self.micro), packed)
+        return unpack(geometry(problem, self.micro), packed)
 
     def parallel_extent(self, problem: Problem, tile: Tile) -> int:
         """Output rows of all images."""
-        p = _geometry(problem, self.micro).problem
+        p = geometry(problem, self.micro).problem
         return p.batch * p.oh
 
     def runtime_extent(self, problem: Problem, tile: Tile) -> int | Extent:
         """Output rows of the actual images."""
         extent = self.parallel_extent(problem, tile)
-        return outer_extent(_geometry(problem, self.micro).problem, extent, 1, extent)
+        return outer_extent(geometry(problem, self.micro).problem, extent, 1, extent)
 
     def unit_ends(self, problem: Problem, tile: Tile) -> Sequence[int] | None:
         """Where rows end; see `bevel.backends.kernel.Rowwise`."""
-        p = _geometry(problem, self.micro).problem
+        p = geometry(problem, self.micro).problem
         return None if p.batch > 1 else range(p.ow, (p.oh + 1) * p.ow, p.ow)
 
     def scratch_bytes(self, problem: Problem, tile: Tile) -> int:
         """The requantization parameters and the padded input rows of one block."""
-        return _geometry(problem, self.micro).scratch_bytes
+        return geometry(problem, self.micro).scratch_bytes
 
     def emit(self, problem: Problem, tile: Tile, target: Target, symbol: str) -> PrimFunc:
         """The kernel."""
-        return emit(_geometry(problem, self.micro), tile["tw"], symbol)
+        return emit(geometry(problem, self.micro), tile["tw"], symbol)
 
 
-def _geometry(problem: Problem, micro: DepthwiseKernel) -> Geometry:
+def geometry(problem: Problem, micro: DepthwiseKernel) -> Geometry:
+    """A problem, which must be a convolution, cut up for an ISA."""
     if not isinstance(problem, ConvProblem):
         raise TypeError(f"expected a ConvProblem, got {type(problem).__name__}")
     return Geometry(problem, micro)
