@@ -36,9 +36,15 @@ MAX_FOLDED_MACS = 2**32
 
 @dataclass(frozen=True)
 class Codes:
-    """The integer codes of a quantized value, or a plain integer value that no DequantizeLinear gives a scale."""
+    """The integer codes of a quantized value, or a plain integer value that no DequantizeLinear gives a scale.
+
+    Attributes:
+        value: whose codes they are.
+        spelled: the type that the model's codes have where the value's has fewer bits.
+    """
 
     value: Value
+    spelled: Quant | None = None
 
 
 Operand = Value | Codes | Array

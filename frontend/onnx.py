@@ -18,7 +18,7 @@ from bevel.errors import BevelError, UnsupportedModel, UnsupportedOp, UsageError
 from bevel.frontend.builder import REAL_TYPES, Builder, Codes, OnnxNode, Operand, normalize_array
 from bevel.frontend.control import Control
 from bevel.frontend.onnx_file import MALFORMED, OnnxFile, one_line, read_onnx
-from bevel.frontend.onnx_ops import CONVERTERS, HINTS, constants, custom, quantize
+from bevel.frontend.onnx_ops import CONVERTERS, HINTS, constants, custom, qonnx, quantize
 from bevel.ir.graph import Graph, Level, Value
 from bevel.ir.ops.movement import ReshapeAttrs
 from bevel.ir.types import F32, Dim, Elem, Float, Quant, TensorType, elem_of_dtype
@@ -154,7 +154,10 @@ class _Import:
     def _convert(self, source: onnx_ir.Node) -> None:
         node = OnnxNode(self.builder, source)
         result: Operand | tuple[Operand, ...] | None = None
-        if source.domain not in ("", "ai.onnx"):
+        if source.domain in qonnx.DOMAINS and node.op in qonnx.TABLE:
+            result = qonnx.TABLE[node.op](self.builder, node)
+            node.check_attributes_read()
+        elif source.domain not in ("", "ai.onnx"):
             result = custom.convert(node)
         elif node.op in self.control:
             result = self.control.convert(node)

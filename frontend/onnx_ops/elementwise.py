@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bevel.frontend.builder import Builder, Codes, OnnxNode, Operand, scalar_of
+from bevel.frontend.onnx_ops.quantize import clip_codes, signed_codes
 from bevel.ir.ops.elementwise import ClipAttrs, ModAttrs
 from bevel.ir.ops.functions import (
     CeluAttrs,
@@ -21,7 +22,7 @@ from bevel.ir.ops.functions import (
     ThresholdAttrs,
 )
 from bevel.ir.ops.logic import CastAttrs
-from bevel.ir.types import Elem, Int, Shape, elem_of_dtype
+from bevel.ir.types import Elem, Int, Quant, Shape, elem_of_dtype
 
 Converter = Callable[[Builder, OnnxNode], Operand]
 
@@ -87,7 +88,7 @@ def _dtype(operand: Operand) -> np.dtype[Any]:
     return operand.dtype if isinstance(operand, np.ndarray) else elem_of(operand).dtype
 
 
-def convert_clip(_builder: Builder, node: OnnxNode) -> Operand:
+def convert_clip(builder: Builder, node: OnnxNode) -> Operand:
     """Clip: a clamp where the bounds are known reals, else Max and Min."""
     x = node.operand(0)
     bounds: list[Operand | None] = [
@@ -97,6 +98,9 @@ def convert_clip(_builder: Builder, node: OnnxNode) -> Operand:
     if any(b is not None and shape_of(b) not in ((), (1,)) for b in bounds):
         node.refuse("bounds that are no scalars", "scalar bounds")
     known = all(b is None or isinstance(b, np.ndarray) for b in bounds)
+    if known and isinstance(x, Codes) and isinstance(x.value.type.elem, Quant):
+        limits = [None if b is None else int(signed_codes(np.asarray(b)).reshape(-1)[0]) for b in bounds]
+        return clip_codes(builder, node, x, *limits)
     if known and not is_integer(x):
         lo, hi = (
             default if b is None else float(np.asarray(b).reshape(-1)[0])

@@ -10,6 +10,7 @@ carries the quantized type: to-integer turns it into a table, or into nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +48,17 @@ def signed_codes(array: npt.NDArray[Any]) -> Array:
     return array.astype(native) if signed else (array.astype(np.int64) - (1 << (bits - 1))).astype(native)
 
 
+def signed_quant(bits: int, scale: tuple[float, ...], zero_point: tuple[int, ...], axis: int | None, *, signed: bool) -> Quant:
+    """A type of codes that a model declares signed or unsigned, with signed codes; unsigned ones of one bit stay as they are.
+
+    Raises:
+        ValueError: as `Quant`.
+    """
+    if signed or bits == 1:
+        return Quant(Int(bits, signed), scale, zero_point, axis)
+    return Quant(Int(bits), scale, tuple(z - (1 << (bits - 1)) for z in zero_point), axis)
+
+
 def read_quant(node: OnnxNode, codes: str | None, rank: int) -> Quant:
     """The type that a QuantizeLinear or DequantizeLinear node describes.
 
@@ -69,8 +81,6 @@ def read_quant(node: OnnxNode, codes: str | None, rank: int) -> Quant:
         node.refuse("scale and zero point that do not pair", "a float scale with as many zero points")
     bits, signed = CODE_TYPES[name]
     points = [0] * scale.size if zero is None else [int(z) for z in zero.reshape(-1)]
-    if not signed:
-        points = [z - (1 << (bits - 1)) for z in points]
     if block and scale.ndim > 1:
         node.refuse(f"block_size={block}", "scales per tensor or per axis")
     if len(set(points)) == 1:
@@ -79,31 +89,35 @@ def read_quant(node: OnnxNode, codes: str | None, rank: int) -> Quant:
     if along is not None and scale.ndim != 1:
         node.refuse(f"scale of shape {list(scale.shape)}", "a scalar, or one scale for every index of an axis")
     try:
-        return Quant(Int(bits), tuple(float(s) for s in scale.reshape(-1)), tuple(points), along)
+        return signed_quant(bits, tuple(float(s) for s in scale.reshape(-1)), tuple(points), along, signed=signed)
     except ValueError as error:
         node.refuse(str(error), "finite positive scales, zero points within the code type")
 
 
-def _annotate(builder: Builder, node: OnnxNode, value: Value, quant: Quant) -> Value:
-    """`value` with type `quant`: retyped where nobody reads it otherwise, else through an unbounded Clip."""
+def annotate(builder: Builder, node: OnnxNode, value: Value, quant: Quant, suffix: str = "") -> Value:
+    """Operand 0 of `node`, `value`, with type `quant`.
+
+    Retyped where nothing reads it otherwise, else through an unbounded Clip named after the node's result and `suffix`.
+    """
     if value.type.elem == quant:
         return value
     source = node.source.inputs[0]
     assert source is not None
     readers = [use.node for use in source.uses()]
-    only_quantized = all(r.op_type == "QuantizeLinear" for r in readers) and not source.is_graph_output()
-    if (
-        builder.names[value] == 1
-        and len(readers) <= MAX_READERS
-        and isinstance(value.type.elem, Float)
-        and only_quantized
-        and all(read_quant(OnnxNode(builder, r), None, value.type.rank) == quant for r in readers)
-    ):
+    free = builder.names[value] == 1 and isinstance(value.type.elem, Float) and not source.is_graph_output()
+    if free and (len(readers) == 1 or _read_alike(builder, readers, value.type.rank, quant)):
         value.type = value.type.with_elem(quant)
         return value
-    result = node.emit("Clip", [value], ClipAttrs(), type_=value.type.with_elem(quant))
+    result = node.emit("Clip", [value], ClipAttrs(), type_=value.type.with_elem(quant), suffix=suffix)
     assert isinstance(result, Value)
     return result
+
+
+def _read_alike(builder: Builder, readers: Sequence[onnx_ir.Node], rank: int, quant: Quant) -> bool:
+    """Whether every reader is a QuantizeLinear to type `quant`."""
+    if len(readers) > MAX_READERS or any(r.op_type != "QuantizeLinear" for r in readers):
+        return False
+    return all(read_quant(OnnxNode(builder, r), None, rank) == quant for r in readers)
 
 
 def convert_quantize(builder: Builder, node: OnnxNode) -> Operand:
@@ -118,7 +132,7 @@ def convert_quantize(builder: Builder, node: OnnxNode) -> Operand:
         node.refuse("an integer operand", "a real operand")
     if not quant.per_tensor and not operand.is_constant:
         node.refuse(f"activation {node.input_name(0)!r} with {len(quant.scale)} scales", "one scale for an activation")
-    return Codes(_annotate(builder, node, operand, quant))
+    return Codes(annotate(builder, node, operand, quant))
 
 
 def convert_dequantize(builder: Builder, node: OnnxNode) -> Operand:
@@ -134,7 +148,7 @@ def convert_dequantize(builder: Builder, node: OnnxNode) -> Operand:
         return builder.graph.add_constant(node.input_name(0), signed_codes(operand), TensorType(operand.shape, quant))
     if not isinstance(operand, Codes):
         node.refuse("a real operand", "the integers that QuantizeLinear or a quantized input gives")
-    elem = operand.value.type.elem
+    elem = operand.value.type.elem if operand.spelled is None else operand.spelled
     quant = read_quant(node, None, rank)
     if node.optional(2) is None and isinstance(elem, Quant) and elem.zero_point in ((0,), (elem.storage.min,)):
         # Without a zero point both sides mean code 0 of their type, which is the lowest code where that was unsigned.
@@ -142,6 +156,33 @@ def convert_dequantize(builder: Builder, node: OnnxNode) -> Operand:
     if elem != quant:
         node.refuse(f"codes quantized as {elem} read as {quant}", "the same scale and zero point on both sides")
     return operand.value
+
+
+def clip_codes(builder: Builder, node: OnnxNode, operand: Codes, low: int | None, high: int | None) -> Codes:
+    """Codes between `low` and `high`, signed as `signed_codes` makes them: the type of as few bits as hold these.
+
+    That is how PyTorch's fake quantization to fewer than 8 bits looks where an exporter has only QuantizeLinear for it.
+    """
+    value, spelled = operand.value, operand.value.type.elem
+    if not isinstance(spelled, Quant) or len(set(spelled.zero_point)) != 1 or operand.spelled is not None:
+        node.refuse("integers that QuantizeLinear did not make", "Clip between QuantizeLinear and DequantizeLinear")
+    zero = spelled.zero_point[0]
+    lo = spelled.storage.min if low is None else max(low, spelled.storage.min)
+    hi = spelled.storage.max if high is None else min(high, spelled.storage.max)
+    if not lo <= zero <= hi:
+        node.refuse(f"codes {lo}..{hi} with zero point {zero}", "a range that holds the zero point")
+    bits = max((hi - lo).bit_length(), 2)
+    # Zero point 0 where it fits, which weights need; else the range begins at the lowest code.
+    symmetric = Int(bits).min <= lo - zero and hi - zero <= Int(bits).max
+    new_zero = 0 if symmetric else zero - lo + Int(bits).min
+    quant = Quant(Int(bits), spelled.scale, (new_zero,), spelled.axis)
+    if value.is_constant:
+        codes = (np.clip(value.array, lo, hi).astype(np.int64) - zero + new_zero).astype(quant.dtype)
+        return Codes(builder.graph.add_constant(value.name, codes, value.type.with_elem(quant)), spelled)
+    bounds = tuple(spelled.scale[0] * (code - zero) for code in (lo, hi))
+    result = node.emit("Clip", [value], ClipAttrs(*bounds), type_=value.type.with_elem(quant))
+    assert isinstance(result, Value)
+    return Codes(result, spelled)
 
 
 def input_quant(builder: Builder, value: onnx_ir.Value) -> Quant | None:

@@ -67,7 +67,9 @@ def assign_precision(graph: Graph, plan: CompressionPlan, islands: set[Node]) ->
         bits = W8A8 if node in ends and (spoken is None or spoken.bits is None) else own.bits
         assert bits is not None
         found.layers[node] = bits
-        found.forms[node] = WeightForm(bits.weights, own.granularity or "", own.scales or "", own.levels or "")
+        # Tables are for few bits: layers that keep 8 do without them unless they ask.
+        levels = "uniform" if bits == W8A8 and (spoken is None or spoken.levels is None) else own.levels
+        found.forms[node] = WeightForm(bits.weights, own.granularity or "", own.scales or "", levels or "")
     stream = _stream(graph, islands) if plan.stream < CODE_BITS else set()
     _convert(graph, found, {value: plan.stream for value in stream}, islands)
     return found
