@@ -136,6 +136,8 @@ class ConvProblem:
         weight_bits: quantized only: every weight code lies in [-2^(b-1), 2^(b-1)), or is -1 or +1 where b is 1.
         x_bits: quantized only: bits that hold every stored code of x as an unsigned number; 8 where x is stored as signed codes.
         short_factors: quantized only: every factor m * 2^-n is a multiple of 2^-31 below 1/2 (`ConvConstants.short_factors`).
+        addend: the epilogue adds a tensor of the result's shape, layout and type to it, the second input of the kernel: float
+            results before `relu` and `clamp`, codes after them (`Sum`).
         dim: the run-time extent that bounds the outermost axis: images, or rows where there is one image of height 1. That axis
             is a multiple of `dim.bound` long; the kernel may compute rows beyond the actual extent, nobody reads them.
     """
@@ -165,6 +167,7 @@ class ConvProblem:
     weight_bits: int = 8
     x_bits: int = 8
     short_factors: bool = False
+    addend: bool = False
     dim: DimRef | None = None
 
     def __repr__(self) -> str:
@@ -194,6 +197,24 @@ class ConvProblem:
 
 
 @dataclass(frozen=True)
+class Sum:
+    """How codes of a convolution and of its addend are added, in int32 (docs/numerics.md, IntAdd).
+
+    With codes a of the convolution, after its clamp, and b of the addend:
+    clamp(zero_point + ((ma * (a - za) + mb * (b - zb) + 2^(n-1)) >> n), lo, hi), all in units of the stored dtypes.
+    """
+
+    ma: int
+    mb: int
+    n: int
+    za: int
+    zb: int
+    zero_point: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True)
 class ConvConstants:
     """The numbers of one convolution, in logical layout.
 
@@ -204,6 +225,7 @@ class ConvConstants:
             requantized.
         x_zero_point, y_zero_point: in units of the stored dtypes.
         lo, hi: clamp of the result, in units of the stored output dtype (floats for float32).
+        sum: of codes, where there is an addend.
     """
 
     weights: Array
@@ -214,6 +236,7 @@ class ConvConstants:
     y_zero_point: int = 0
     lo: float = -np.inf
     hi: float = np.inf
+    sum: Sum | None = None
 
     @property
     def short_factors(self) -> Array | None:
@@ -318,6 +341,15 @@ class Rowwise(Protocol):
         Unit i computes all channels of the pixels from the end of unit i - 1 on, and reads no pixel of x that they do not need.
         None where units are something else, or where there are several images.
         """
+        ...
+
+
+@runtime_checkable
+class Summing(Protocol):
+    """What a generator has besides `Generator` when it may be legal for problems with an addend."""
+
+    def sums(self, problem: ConvProblem) -> bool:
+        """Whether its epilogue can add the addend of `problem`."""
         ...
 
 

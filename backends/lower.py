@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bevel.backends.addends import fuse_addends
 from bevel.backends.assemble import assemble
 from bevel.backends.calls import Call, Tensor
 from bevel.backends.kernel import Buf, ConvConstants, ConvProblem, NodeProblem
@@ -105,7 +106,9 @@ class _Lowering:
             self.outputs.append((value, self._boundary_output(value)))
         for call in self.calls:
             call.choice = choose(call.problem, self.target, call.layer, self.ranker)
-        return assemble(self.graph, self.target, self.calls, self.inputs, self.outputs)
+        kept = [tensor.base for _, tensor in (*self.inputs, *self.outputs)]
+        calls = fuse_addends(self.calls, kept, self.target, self.ranker)
+        return assemble(self.graph, self.target, calls, self.inputs, self.outputs)
 
     # Tensors ---------------------------------------------------------------------------------------------------------
 
@@ -416,6 +419,7 @@ class _Lowering:
             return user.output, replace(problem, relu=True), ConvConstants(weights, bias, lo=0.0)
         clip: ClipAttrs = user.attrs
         return user.output, replace(problem, clamp=True), ConvConstants(weights, bias, lo=clip.lo, hi=clip.hi)
+
 
 def _elements(type_: TensorType) -> int:
     """Elements at the bounds of symbolic dimensions."""

@@ -22,6 +22,7 @@ from bevel.backends.kernel import (
     Rewriting,
     RuntimeExtent,
     Selective,
+    Summing,
     Tile,
     is_dynamic,
     problem_dims,
@@ -120,6 +121,9 @@ def _legal(problem: Problem, target: Target, reasons: list[str]) -> Iterator[Gen
         reason: str | None = "takes no run-time extents"
         if not is_dynamic(problem) or isinstance(generator, RuntimeExtent):
             reason = generator.legal(problem, target)
+        if reason is None and isinstance(problem, ConvProblem) and problem.addend:
+            adds = isinstance(generator, Summing) and generator.sums(problem)
+            reason = None if adds else "has no sum in its epilogue"
         if reason is None:
             yield generator
         else:

@@ -25,7 +25,8 @@ Constant buffers, in ABI order:
 * weights `[block][tap][group][channel in block][K-group]`, a tap being a kernel row, or one (row, column) if dilated (an ISA may
   arrange them otherwise: `MicroKernel.pack_weights`);
 * bias: a header of HEADER elements, then one element per channel, padded to whole vectors. Header of float problems: lo, hi; of
-  integer problems: x zero point, lo, hi, y zero point, and the int64 (y zero point << 32) + 2^31. Integer bias has
+  integer problems: x zero point, lo, hi, y zero point, the int64 (y zero point << 32) + 2^31, and from SUM on what `Sum` needs,
+  ma, mb, -ma * za, 2^(n-1) - mb * zb, n, zero point, lo, hi. Integer bias has
   x_zero_point * sum(weights) subtracted, exactly;
 * requantization parameters (only when the result is requantized): short factors in the layout of the ISA, else those of
   `bevel.backends.kernels.parameters`, which are expanded into scratch for each block of channels.
@@ -42,7 +43,7 @@ import numpy as np
 
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Tile
 from bevel.backends.kernels import parameters
-from bevel.backends.kernels.micro import CODES, FLOATS, HEADER, MicroKernel, Taps
+from bevel.backends.kernels.micro import CODES, FLOATS, HEADER, SUM, MicroKernel, Taps
 from bevel.backends.kernels.scratch import Vectors, vector_bytes
 from bevel.backends.kernels.staging import Staging
 from bevel.backends.kernels.tiling import Chunks, chunk_count, split, store_valid
@@ -285,6 +286,10 @@ def pack_bias(problem: ConvProblem, channels: int, constants: ConvConstants) -> 
     # The last two are the halves of an int64: zero point and rounding of products whose high half is the result.
     zero, half = constants.y_zero_point, -(1 << 31)
     wide[:6] = constants.x_zero_point, max(constants.lo, info.min), min(constants.hi, info.max), zero, half, zero
+    if constants.sum is not None:
+        s = constants.sum
+        # Every partial sum fits int32 in the order in which these are added.
+        wide[SUM : SUM + 8] = s.ma, s.mb, -s.ma * s.za, (1 << (s.n - 1)) - s.mb * s.zb, s.n, s.zero_point, s.lo, s.hi
     wide[HEADER : HEADER + problem.oc] = constants.bias.astype(np.int64) - constants.x_zero_point * sums
     return wide.astype(np.uint64).astype(np.uint32).view(np.int32)
 
@@ -321,6 +326,8 @@ class _Nest:
         """Parameters in ABI order, then the loops."""
         k, g, problem, micro = self.k, self.g, self.g.problem, self.g.micro
         self.x = k.param("x", problem.dtype)
+        if problem.addend:
+            self.addend = k.param("a", problem.out_dtype)
         self.weights = k.param("w", micro.weight_dtype)
         self.bias = k.param("b", "float32" if problem.dtype in FLOATS else "int32")
         if problem.out_dtype in CODES:
@@ -506,15 +513,34 @@ class _Nest:
                 starts = [channel + j * lanes for j in range(nv)]
                 codes = [micro.requantize_short(k, v, self.params, at, self.bias) for v, at in zip(sums, starts, strict=True)]
             limits = [k.load(self.bias, k.i32(1)), k.load(self.bias, k.i32(2))] if problem.clamp else []
+            if problem.addend:
+                codes, limits = self.sums(codes, target)
             micro.store_codes(k, self.y, target, codes, valid, limits)
             return
         for j, value in enumerate(sums):
+            if problem.addend:
+                value = value + k.load(self.addend, target + j * lanes, lanes)
             if problem.relu:
                 value = k.max(value, k.splat(k.f32(0.0), lanes))
             if problem.clamp and problem.out_dtype in FLOATS:
                 value = k.max(value, k.splat(k.load(self.bias, k.i32(0)), lanes))
                 value = k.min(value, k.splat(k.load(self.bias, k.i32(1)), lanes))
             store_valid(k, self.y, target + j * lanes, value, lanes, min(lanes, valid - j * lanes))
+
+    def sums(self, codes: Sequence[Expr], target: Expr) -> tuple[list[Expr], list[Expr]]:
+        """Codes with those of the addend added, not yet clamped, and their limits."""
+        k, lanes = self.k, self.g.micro.lanes
+
+        def header(index: int) -> Expr:
+            return k.splat(k.load(self.bias, k.i32(index)), lanes)
+
+        totals = []
+        for j, code in enumerate(codes):
+            clamped = k.min(k.max(code, header(1)), header(2))
+            other = k.cast(k.load(self.addend, target + j * lanes, lanes), "int32", lanes)
+            total = clamped * header(SUM) + header(SUM + 2) + other * header(SUM + 1) + header(SUM + 3)
+            totals.append(k.shift_right(total, header(SUM + 4)) + header(SUM + 5))
+        return totals, [k.load(self.bias, k.i32(SUM + 6)), k.load(self.bias, k.i32(SUM + 7))]
 
 
 @dataclass

@@ -13,7 +13,7 @@ import numpy as np
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Extent, Problem, Tile, outer_extent
 from bevel.backends.kernels import conv
 from bevel.backends.kernels.conv import Geometry
-from bevel.backends.kernels.micro import MicroKernel
+from bevel.backends.kernels.micro import CODES, MicroKernel
 from bevel.backends.kernels.tiling import split
 from bevel.backends.tvm import PrimFunc
 from bevel.ir.protocols import Target
@@ -164,6 +164,10 @@ class ConvGenerator:
             return None
         sizes = np.concatenate([np.full(run.count, run.size) for run in g.rows])
         return [int(end) for end in np.cumsum(sizes) * g.shape.ow]
+
+    def sums(self, problem: ConvProblem) -> bool:
+        """Whether the epilogue can add: always, but for half precision."""
+        return problem.out_dtype in ("float32", *CODES)
 
     def scratch_bytes(self, problem: Problem, tile: Tile) -> int:
         """Padded or converted input rows of one block."""

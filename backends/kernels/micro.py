@@ -19,6 +19,8 @@ from bevel.backends.tvm import Buffer, Builder, Expr
 
 # Elements of the bias buffer before the first channel: one 64-byte vector of 4-byte elements.
 HEADER = 16
+# Where its parameters of a sum of codes begin.
+SUM = 6
 FLOATS = ("float32", "float16")
 CODES = ("uint8", "int8")
 # Reduction runs of fewer K-groups are unrolled whole: a loop of two iterations costs more than it saves.

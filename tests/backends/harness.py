@@ -31,7 +31,7 @@ from bevel.runtime.toolchain import find_toolchain
 FLOATS = ("float32", HALF)
 GUARD = 192
 GUARD_BYTE = 0xA5
-# Behind an input: what a kernel may read but must not depend on. As float32 it is a NaN.
+# Behind an input and in scratch: what a kernel may read but must not depend on. As float32 it is a NaN.
 TAIL_BYTE = 0xFF
 
 X86_BASE = Target("test-x86", "x86_64", frozenset({"sse2"}), "x86-64", "x86_64-linux-gnu")
@@ -231,6 +231,7 @@ class _Prepared:
         sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in call.outputs]
         self._outputs = [_aligned(size + 2 * GUARD, GUARD_BYTE) for size in sizes]
         self.scratch = _aligned(call.scratch_bytes + 2 * GUARD, GUARD_BYTE)
+        self.scratch[GUARD:-GUARD] = TAIL_BYTE
 
     def arguments(self) -> list[Array]:
         """Buffers in ABI order, where the kernel sees them."""
@@ -335,13 +336,14 @@ def _runner_symbols(runner: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class ConvCase:
-    """A convolution to check: x is NHWC in the stored dtype."""
+    """A convolution to check: x is NHWC in the stored dtype, and so is what is added to the result, where something is."""
 
     generator: Generator
     problem: ConvProblem
     tile: Tile
     x: Array
     constants: ConvConstants
+    addend: Array | None = None
 
 
 def run_convs(cases: Sequence[ConvCase], target: Target, folder: Path) -> list[Array]:
@@ -365,7 +367,7 @@ def run_convs(cases: Sequence[ConvCase], target: Target, folder: Path) -> list[A
         calls.append(
             Call(
                 known[key],
-                [case.x, *packed],
+                [case.x, *([] if case.addend is None else [case.addend]), *packed],
                 [(shape, p.out_dtype)],
                 ranges,
                 g.scratch_bytes(p, case.tile),

@@ -42,6 +42,8 @@ from bevel.tuning.workload import measurable
 # Kernels of one batch, if its problems are not single ones of more: enough to pay for the compilers' start, few enough to lose.
 BATCH = 36
 LOCK_WAIT_S = 600.0
+# What an addend puts into the text of a problem.
+ADDEND = ", addend=True"
 
 Clock = Callable[[], float]
 
@@ -111,8 +113,13 @@ class Tuner:
     # Choosing ----------------------------------------------------------------------------------------------------------
 
     def heat_of(self, text: str) -> Heat | None:
-        """What decides for a problem, by its text."""
-        return self.heats.get(text) or self.shipped.get(problem_digest(text))
+        """What decides for a problem, by its text.
+
+        An addend costs all kernels of a problem the same, so one without times of its own goes by those of the bare problem.
+        """
+        texts = dict.fromkeys((text, text.replace(ADDEND, "")))
+        known = (self.heats.get(one) or self.shipped.get(problem_digest(one)) for one in texts)
+        return next((heat for heat in known if heat is not None), None)
 
     def choose(self, problem: Problem, target: Target) -> Choice | None:
         """See `KernelRanker.choose`."""

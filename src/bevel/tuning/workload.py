@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bevel.backends.kernel import Array, ConvConstants, ConvProblem, NodeProblem, Problem, problem_dims
+from bevel.backends.kernel import Array, ConvConstants, ConvProblem, NodeProblem, Problem, Sum, problem_dims
 from bevel.backends.kernels.micro import FLOATS
 from bevel.backends.physical import PRODUCTS
 
@@ -42,7 +42,8 @@ def operands(problem: Problem) -> list[Operand]:
     """The inputs of a measurable problem."""
     if isinstance(problem, ConvProblem):
         elements = problem.batch * problem.h * problem.w * problem.c
-        return [Operand(problem.dtype, elements * np.dtype(problem.dtype).itemsize)]
+        x = Operand(problem.dtype, elements * np.dtype(problem.dtype).itemsize)
+        return [x, Operand(problem.out_dtype, output_bytes(problem))] if problem.addend else [x]
     return [Operand(buf.dtype, buf.nbytes) for buf in problem.inputs]
 
 
@@ -97,4 +98,5 @@ def constants(problem: Problem) -> ConvConstants | None:
         multiplier &= -(1 << (shift - 31))
     span = int(info.max) - int(info.min)
     lo, hi = (int(info.min) + int(share * span) for share in _CLAMP) if problem.clamp else (int(info.min), int(info.max))
-    return ConvConstants(weights, bias, multiplier, np.full(problem.oc, shift, np.int64), zero, zero + 5, lo, hi)
+    total = Sum(700, -900, 10, zero + 5, zero, zero - 2, int(info.min), int(info.max)) if problem.addend else None
+    return ConvConstants(weights, bias, multiplier, np.full(problem.oc, shift, np.int64), zero, zero + 5, lo, hi, total)
