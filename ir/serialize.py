@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.numpy import save
 from bevel.errors import UnsupportedModel, VerifyError
 from bevel.ir.graph import Graph
 from bevel.ir.text import parse_graph, print_graph
+from bevel.ir.types import Codebook, Quant
 from bevel.ir.verify import verify
 
 Array = npt.NDArray[Any]
@@ -73,6 +75,40 @@ def loads(data: bytes, origin: str = "graph file") -> Graph:
     if graph_hash(graph) != metadata["hash"]:
         raise UnsupportedModel(f"{origin} is damaged: its contents do not match its hash; write it again")
     return graph
+
+
+@dataclass(frozen=True)
+class CodeSpan:
+    """Where a graph file holds codes of fewer than 8 bits, one in a byte.
+
+    Attributes:
+        at: position of the first.
+        count: how many there are.
+        bits: that a code needs.
+        lowest: the least code.
+        step: between codes: 2 for bipolar ones.
+    """
+
+    at: int
+    count: int
+    bits: int
+    lowest: int
+    step: int = 1
+
+
+def code_spans(data: bytes) -> list[CodeSpan]:
+    """Where the graph file `data` holds codes of fewer than 8 bits."""
+    graph = parse_graph(_metadata(data, "graph")["graph"], _tensors(data, "graph"))
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    spans = []
+    for value in graph.constants:
+        elem = value.type.elem
+        codes = elem.storage if isinstance(elem, Quant) else elem.codes if isinstance(elem, Codebook) else None
+        if codes is not None and codes.bits < 8:
+            begin, end = header[_MARK + value.name]["data_offsets"]
+            spans.append(CodeSpan(8 + length + begin, end - begin, codes.bits, codes.min, 2 if codes.bipolar else 1))
+    return spans
 
 
 def save_graph(graph: Graph, path: str | Path) -> None:

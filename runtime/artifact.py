@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from bevel.backends.schedule import Cascade, IoTensor, Schedule, Step
 from bevel.errors import ArtifactError, UsageError
+from bevel.ir.serialize import CodeSpan
 from bevel.runtime import custom
 from bevel.runtime.codegen import C_DIR, check_schedule, model_c, model_h, required_features
 from bevel.runtime.graph_file import pack_graph, unpack_graph
@@ -235,6 +236,7 @@ def write_artifact(
     golden: Golden,
     provenance: Mapping[str, Any],
     graph_bytes: bytes | None = None,
+    graph_codes: Sequence[CodeSpan] = (),
     integer_only: bool = False,
     float_islands: Sequence[str] = (),
     files: Mapping[str, bytes] | None = None,
@@ -253,6 +255,7 @@ def write_artifact(
             within the bounds. At least one.
         provenance: how the artifact came about (versions, command, source model), as JSON.
         graph_bytes: the serialised graph `schedule.graph_hash` belongs to.
+        graph_codes: where `graph_bytes` has codes of fewer than 8 bits.
         integer_only: the graph has no float operator.
         float_islands: layers computed in float.
         files: further files, by relative name (report.html).
@@ -286,7 +289,7 @@ def write_artifact(
             "weights.bin": weights_image(schedule),
         }
         if graph_bytes is not None:
-            contents[GRAPH_FILE] = pack_graph(graph_bytes, schedule.stored)
+            contents[GRAPH_FILE] = pack_graph(graph_bytes, schedule.stored, graph_codes)
         for case in cases:
             contents.update(case)
         for name in files or {}:

@@ -1,10 +1,12 @@
 """graph.ir.zst: the serialised graph, without the constants that weights.bin holds already, its scales in binary.
 
 Layout of what zstandard compresses, little-endian: `BVLGRAF2`, the length of a JSON header, the header, what is left of the
-graph's bytes, int32 differences of the element positions of each cut, then float32 numbers of the graph's text, first all their
-lowest bytes. The header lists the cuts: where they go in the graph, how long they are, the offset, element type and number of
-positions in weights.bin (no positions: the bytes are the same), and whether what is there is to be normalized. It also lists the
-lists of numbers: where they go in what is left without them, and how many numbers they have.
+graph's bytes, int32 differences of the element positions of each cut, codes of fewer than 8 bits without the bits they do not
+need, then float32 numbers of the graph's text, first all their lowest bytes. The header lists the cuts: where they go in the
+graph, how long they are, the offset, element type and number of positions in weights.bin (no positions: the bytes are the same),
+and whether what is there is to be normalized. It lists the codes: where they go, how many there are, their bits, the least one
+and the step between them. It also lists the lists of numbers: where they go in what is left without them, and how many numbers
+they have.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import numpy.typing as npt
 import zstandard
 
 from bevel.backends.packing import LEAST_BYTES, Stored, normalized
+from bevel.ir.serialize import CodeSpan
 
 _MAGIC = b"BVLGRAF2"
 # A graph that unpacks to more than this is hostile: models for devices with a few GB of memory are smaller.
@@ -29,12 +32,13 @@ _LEVEL = 19
 _NUMBERS = re.compile(rb"(?<=\[)[0-9.e+-]+(?:,[0-9.e+-]+){3,}(?=\])")
 
 
-def pack_graph(graph: bytes, stored: Sequence[Stored]) -> bytes:
+def pack_graph(graph: bytes, stored: Sequence[Stored], codes: Sequence[CodeSpan] = ()) -> bytes:
     """The file's bytes.
 
     Args:
         graph: the serialised graph.
         stored: constants that are found in weights.bin; those that `graph` does not hold literally are ignored.
+        codes: of fewer than 8 bits in `graph`; those that weights.bin holds are left to it.
     """
     cuts: list[tuple[int, Stored]] = []
     taken: set[int] = set()
@@ -46,19 +50,38 @@ def pack_graph(graph: bytes, stored: Sequence[Stored]) -> bytes:
             cuts.append((at, item))
             taken.add(at)
     cuts.sort(key=lambda cut: cut[0])
-    rest, orders, header, end = [], [], [], 0
-    for at, item in cuts:
+    narrow = [s for s in codes if not any(start < s.at + s.count and s.at < start + item.data.nbytes for start, item in cuts)]
+    rest, end = [], 0
+    for at, nbytes in sorted([*((at, item.data.nbytes) for at, item in cuts), *((s.at, s.count) for s in narrow)]):
         rest.append(graph[end:at])
-        end = at + item.data.nbytes
+        end = at + nbytes
+    rest.append(graph[end:])
+    orders, header = [], []
+    for at, item in cuts:
         count = 0 if item.order is None else item.order.size
         header.append([at, item.data.nbytes, item.data.dtype.name, item.place.offset, item.dtype, count, item.factors])
         if item.order is not None:
             orders.append(np.diff(item.order, prepend=0).astype("<i4").tobytes())
-    rest.append(graph[end:])
+    packed = [_without_idle_bits(graph[s.at : s.at + s.count], s) for s in narrow]
+    spans = [[s.at, s.count, s.bits, s.lowest, s.step] for s in narrow]
     left, numbers, lists = _without_numbers(b"".join(rest))
-    text = json.dumps({"bytes": len(graph), "cuts": header, "lists": lists}).encode()
-    whole = b"".join([_MAGIC, struct.pack("<Q", len(text)), text, left, *orders, _planes(numbers)])
+    text = json.dumps({"bytes": len(graph), "cuts": header, "codes": spans, "lists": lists}).encode()
+    whole = b"".join([_MAGIC, struct.pack("<Q", len(text)), text, left, *orders, *packed, _planes(numbers)])
     return zstandard.ZstdCompressor(level=_LEVEL).compress(whole)
+
+
+def _without_idle_bits(codes: bytes, span: CodeSpan) -> bytes:
+    """Codes one after another in `span.bits` bits each, lowest bits first."""
+    numbers = (np.frombuffer(codes, np.int8).astype(np.int16) - span.lowest) // span.step
+    bits = np.unpackbits(numbers.astype(np.uint8)[:, None], axis=1, bitorder="little")[:, : span.bits]
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def _with_idle_bits(packed: bytes, span: CodeSpan) -> bytes:
+    """What `_without_idle_bits` made of."""
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=span.count * span.bits, bitorder="little")
+    numbers = np.packbits(bits.reshape(span.count, span.bits), axis=1, bitorder="little").reshape(-1).astype(np.int16)
+    return (numbers * span.step + span.lowest).astype(np.int8).tobytes()
 
 
 def _without_numbers(rest: bytes) -> tuple[bytes, npt.NDArray[np.float32], list[list[int]]]:
@@ -133,15 +156,14 @@ def _with_numbers(body: bytes, lists: Sequence[Sequence[int]]) -> bytes:
 
 
 def _joined(body: bytes, header: dict[str, Any], payload: bytes) -> bytes:
-    """The graph's bytes with every cut filled in."""
-    kept = int(header["bytes"]) - sum(int(cut[1]) for cut in header["cuts"])
-    if kept < 0 or kept > len(body):
+    """The graph's bytes with every cut and all codes filled in."""
+    spans = [CodeSpan(*numbers) for numbers in header["codes"]]
+    kept = int(header["bytes"]) - sum(int(cut[1]) for cut in header["cuts"]) - sum(s.count for s in spans)
+    if kept < 0 or kept > len(body) or any(s.count < 0 or not 1 <= s.bits < 8 for s in spans):
         raise ValueError("its header contradicts its size")
-    parts, taken, end, positions = [], 0, 0, kept
+    filled_in: list[tuple[int, bytes]] = []
+    positions = kept
     for at, nbytes, dtype, offset, packed, count, factors in header["cuts"]:
-        parts.append(body[taken : taken + at - end])
-        taken += at - end
-        end = at + nbytes
         if count == 0:
             filled = payload[offset : offset + nbytes]
         else:
@@ -152,6 +174,14 @@ def _joined(body: bytes, header: dict[str, Any], payload: bytes) -> bytes:
             filled = numbers.astype(np.dtype(dtype)).tobytes()
         if len(filled) != nbytes:
             raise ValueError("a constant is not where it should be")
-        parts.append(filled)
-    parts.append(body[taken:kept])
-    return b"".join(parts)
+        filled_in.append((at, filled))
+    for span in spans:
+        size = -(-span.count * span.bits // 8)
+        filled_in.append((span.at, _with_idle_bits(body[positions : positions + size], span)))
+        positions += size
+    parts, taken, end = [], 0, 0
+    for at, filled in sorted(filled_in):
+        parts += [body[taken : taken + at - end], filled]
+        taken += at - end
+        end = at + len(filled)
+    return b"".join([*parts, body[taken:kept]])

@@ -506,7 +506,7 @@ def build(
     from bevel.backends.objects import compile_kernels
     from bevel.golden import golden_inputs
     from bevel.ir import interp
-    from bevel.ir.serialize import dumps
+    from bevel.ir.serialize import code_spans, dumps
     from bevel.ir.verify import float_islands, is_integer_only
     from bevel.runtime.artifact import write_artifact
     from bevel.runtime.custom import is_custom
@@ -516,13 +516,15 @@ def build(
     objects = compile_kernels(kernels, schedule.target, progress=lambda done, total: say("kernels", done, total))
     say("link", 0, 1)
     islands = [node.loc or node.outputs[0].name for island in float_islands(graph) for node in island]
+    saved = dumps(graph)
     return write_artifact(
         output,
         schedule,
         objects,
         golden=[(case, interp.run(graph, case)) for case in golden_inputs(graph, options.calibration)],
         provenance=provenance or {"bevel": __version__},
-        graph_bytes=dumps(graph),
+        graph_bytes=saved,
+        graph_codes=code_spans(saved),
         integer_only=is_integer_only(graph),
         float_islands=islands if graph.level is Level.INTEGER else [],
         fields={"memory": [vars(lifetime) for lifetime in schedule.lifetimes], **(fields or {})},
