@@ -501,16 +501,16 @@ class _Nest:
         """
         k, problem, micro = self.k, self.g.problem, self.g.micro
         lanes = micro.lanes
-        sums = [micro.result(k, acc, row, j, nv, self.bias, channel + j * lanes) for j in range(nv)]
+        existing = -(-valid // lanes)
+        sums = [micro.result(k, acc, row, j, nv, self.bias, channel + j * lanes) for j in range(existing)]
         if inputs is not None:
-            excess = k.splat(inputs * micro.code_offset, lanes)
-            sums = [value - excess for value in sums]
+            sums = [micro.without_offset(k, value, inputs, j) for j, value in enumerate(sums)]
         if problem.out_dtype in CODES:
             if self.g.expanded:
-                records = [parameters.fields(self.records, k.i32(j * micro.fields)) for j in range(nv)]
+                records = [parameters.fields(self.records, k.i32(j * micro.fields)) for j in range(existing)]
                 codes = [micro.requantize(k, *pair) for pair in zip(sums, records, strict=True)]
             else:
-                starts = [channel + j * lanes for j in range(nv)]
+                starts = [channel + j * lanes for j in range(existing)]
                 codes = [micro.requantize_short(k, v, self.params, at, self.bias) for v, at in zip(sums, starts, strict=True)]
             limits = [k.load(self.bias, k.i32(1)), k.load(self.bias, k.i32(2))] if problem.clamp else []
             if problem.addend:

@@ -149,6 +149,27 @@ class FormStaging(Staging, abc.ABC):
         k.store(scratch, self.at + index * 4, k.bitcast(value, "uint8", 4), 4)
 
 
+@dataclass(frozen=True)
+class CodeStaging(FormStaging):
+    """Rows of codes as they are, for kernels that need their sums."""
+
+    def form(self, k: Builder, x: Buffer, source: Expr, scratch: Buffer, target: Expr, codes: int) -> None:
+        """See `FormStaging.form`."""
+        with k.serial(-(-codes // self.lanes)) as v:
+            some = k.load(x, source + v * self.lanes, self.lanes)
+            k.store(scratch, target + v * self.lanes, k.opaque(some, self.x_dtype, self.lanes), self.lanes)
+
+    def form_border(self, k: Builder, scratch: Buffer, target: Expr, zero: Expr, pixels: int) -> None:
+        """See `FormStaging.form_border`."""
+        with k.serial(-(-pixels * self.problem.c // self.lanes)) as v:
+            some = k.opaque(k.splat(zero, self.lanes), self.x_dtype, self.lanes)
+            k.store(scratch, target + v * self.lanes, some, self.lanes)
+
+    def row_sums(self, k: Builder, x: Buffer, offset: Expr) -> Expr:
+        """See `FormStaging.row_sums`."""
+        return sum_of_codes(k, x, offset, self.problem.c)
+
+
 def sum_of_codes(k: Builder, x: Buffer, offset: Expr, count: int, widest: int = 16) -> Expr:
     """The int32 sum of `count` uint8 codes from `offset` on, in vectors of at most `widest`."""
     total = k.i32(0)

@@ -275,6 +275,10 @@ class MicroKernel(abc.ABC):
         value = k.load(acc, (i * nv + j) * self.lanes, self.lanes)
         return k.bitcast(value, "int32", self.lanes) if self.acc_dtype == "uint32" else value
 
+    def without_offset(self, k: Builder, sums: Expr, inputs: Expr, j: int) -> Expr:
+        """`sums` of vector j less what `code_offset` adds to them; `inputs` is the int32 sum of the inputs under the pixel."""
+        return sums - k.splat(inputs * self.code_offset, self.lanes)
+
     def expand(self, k: Builder, multiplier: Expr, shift: Expr, zero_point: Expr) -> list[Expr]:
         """The record of `lanes` channels from int32 vectors of multipliers and shifts and the int32 zero point."""
         raise NotImplementedError(f"{type(self).__name__} does not requantize")
