@@ -1,0 +1,181 @@
+"""Models of fewer than 8 bits: what the interpreter computes, artifacts compute on every kind of device, byte for byte."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from bevel.compiler import Options, bind, build, load_graph, prepare
+from bevel.devices.profile import load_profile
+from bevel.ir import interp
+from bevel.ir.graph import Graph
+from bevel.ir.plan import CompressionPlan, LayerPlan, parse_bits
+from bevel.ir.text import print_graph
+from bevel.ir.types import Quant
+from bevel.ir.verify import is_integer_only
+from tests.e2e.test_road import require_way_to, run_on
+
+SAMPLES = 6
+IMAGE = (3, 12, 12)
+
+
+def write_network(path: Path) -> None:
+    """A residual network: stem, max-pooling, block with a skip connection, depthwise and pointwise layer, mean, classifier."""
+    rng = np.random.default_rng(11)
+    constants: list[onnx.TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
+
+    def weights(name: str, *shape: int) -> list[str]:
+        values = rng.standard_t(4, shape) / np.sqrt(np.prod(shape[1:]))
+        constants.append(numpy_helper.from_array(values.astype(np.float32), f"{name}_w"))
+        constants.append(numpy_helper.from_array(rng.normal(scale=0.1, size=shape[0]).astype(np.float32), f"{name}_b"))
+        return [f"{name}_w", f"{name}_b"]
+
+    def conv(x: str, name: str, oc: int, ic: int, k: int, **attrs: Any) -> str:
+        wb = weights(name, oc, ic, k, k)
+        nodes.append(helper.make_node("Conv", [x, *wb], [name], name, kernel_shape=[k, k], pads=[k // 2] * 4, **attrs))
+        return name
+
+    def one(op: str, x: str, name: str, **attrs: Any) -> str:
+        nodes.append(helper.make_node(op, [x], [name], name, **attrs))
+        return name
+
+    stem = one("Relu", conv("image", "stem", 20, 3, 3), "stem_relu")
+    pooled = one("MaxPool", stem, "pooled", kernel_shape=[2, 2], strides=[2, 2])
+    inner = one("Relu", conv(pooled, "block1", 20, 20, 3), "block1_relu")
+    conv(inner, "block2", 20, 20, 3)
+    nodes.append(helper.make_node("Add", ["block2", pooled], ["sum"], "sum"))
+    stream = one("Relu", "sum", "stream")
+    wide = one("HardSwish", conv(stream, "depthwise", 20, 1, 3, group=20), "swish")
+    last = one("Relu", conv(wide, "pointwise", 36, 20, 1), "pointwise_relu")
+    one("Flatten", one("GlobalAveragePool", last, "mean"), "flat")
+    nodes.append(helper.make_node("Gemm", ["flat", *weights("classes", 10, 36)], ["logits"], "classes", transB=1))
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", *IMAGE])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])
+    graph = helper.make_graph(nodes, "residual", [image], [logits], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+
+
+PLANS = {
+    "w4a8": CompressionPlan(bits=parse_bits("w4a8")),
+    "w2a2": CompressionPlan(bits=parse_bits("w2a2")),
+    "w1a2": CompressionPlan(bits=parse_bits("w1a2")),
+    "w1.58a5": CompressionPlan(bits=parse_bits("w1.58a5")),
+    "w3a3, a stream of 4, ends of 4": CompressionPlan(
+        bits=parse_bits("w3a3"),
+        stream=4,
+        layers={"stem": LayerPlan(parse_bits("w4a4")), "logits": LayerPlan(parse_bits("w4a4"), granularity="tensor")},
+    ),
+    "tables": CompressionPlan(
+        bits=parse_bits("w4a6"),
+        levels="nf4",
+        layers={
+            "block2": LayerPlan(parse_bits("w3a6"), levels="powers"),
+            "logits": LayerPlan(parse_bits("w4a8"), levels="kmeans"),
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Name of a plan -> integer graph with a symbolic batch."""
+    folder = tmp_path_factory.mktemp("low-bit")
+    write_network(folder / "net.onnx")
+    np.savez(folder / "data.npz", image=images(40))
+
+    @cache
+    def prepare_once(name: str) -> Graph:
+        return prepare(load_graph(folder / "net.onnx"), Options("host", calibration=folder / "data.npz", plan=PLANS[name]))
+
+    return prepare_once
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(5).normal(size=(count, *IMAGE)).astype(np.float32)
+
+
+OTHER_PROFILES = ("x86-64", "x86-64-avx2", "raspberry-pi-4", "raspberry-pi-5", "armv7-a7")
+# The kinds that differ most on the devices that differ most; the others where there is time.
+QUICK = {("w2a2", "x86-64-avx2"), ("w2a2", "raspberry-pi-4"), ("w3a3, a stream of 4, ends of 4", "raspberry-pi-5")}
+SWEEP = [
+    pytest.param(name, profile, marks=() if profile == "host" or (name, profile) in QUICK else pytest.mark.slow)
+    for name in PLANS
+    for profile in ("host", *OTHER_PROFILES)
+]
+
+
+@pytest.mark.parametrize(("name", "profile"), SWEEP)
+def test_bytes_of_the_interpreter(name: str, profile: str, prepared: Any, tmp_path: Path) -> None:
+    require_way_to(profile)
+    check_bytes(prepared(name), profile, "image", "logits", images(SAMPLES), tmp_path)
+
+
+def check_bytes(graph: Graph, profile: str, x: str, y: str, reals: np.ndarray, folder: Path) -> None:
+    """The graph computes in integers alone, and its artifact what the interpreter does."""
+    assert is_integer_only(graph)
+    artifact = build(bind(graph, {}), load_profile(profile), folder / "net.bevel", Options(profile))
+    assert artifact.manifest["integer_only"]
+    elem = graph.value(x).type.elem
+    assert isinstance(elem, Quant)
+    codes = {x: elem.quantize(reals)}
+    found = run_on(artifact, profile, codes)[y]
+    expected = interp.run(graph, codes)[y]
+    np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+    assert len(np.unique(expected)) > 5, "results that say nothing prove nothing"
+
+
+def qonnx_network(path: Path) -> None:
+    """Bipolar, ternary and 3-bit weights between activations of 4 and 2 bits, as Brevitas exports them; codes leave the model."""
+    rng = np.random.default_rng(12)
+    nodes, constants = [], [numpy_helper.from_array(np.float32(b), f"bits{b}") for b in (2, 3, 4, 8)]
+    constants.append(numpy_helper.from_array(np.float32(0), "zero"))
+
+    def quant(op: str, x: str, y: str, scale: Any, bits: int = 0, **attrs: int) -> None:
+        constants.append(numpy_helper.from_array(np.asarray(scale, np.float32), f"{y}_s"))
+        operands = [x, f"{y}_s", "zero", f"bits{bits}"] if bits else [x, f"{y}_s"]
+        nodes.append(helper.make_node(op, operands, [y], y, domain="qonnx.custom_op.general", **attrs))
+
+    def conv(x: str, name: str, oc: int, ic: int, k: int, op: str, bits: int = 0, **attrs: int) -> None:
+        constants.append(numpy_helper.from_array(rng.normal(size=(oc, ic, k, k)).astype(np.float32) / k, f"{name}_w"))
+        quant(op, f"{name}_w", f"{name}_wq", rng.uniform(0.2, 0.4, (oc, 1, 1, 1)), bits, **attrs)
+        nodes.append(helper.make_node("Conv", [x, f"{name}_wq"], [name], name, pads=[k // 2] * 4))
+
+    quant("Quant", "x", "xq", 0.021, 8, signed=1, narrow=0)
+    conv("xq", "first", 16, 3, 3, "Quant", 3, signed=1, narrow=0)
+    nodes.append(helper.make_node("Relu", ["first"], ["first_relu"]))
+    quant("Quant", "first_relu", "a", 0.187, 4, signed=0, narrow=0)
+    conv("a", "second", 24, 16, 3, "BipolarQuant")
+    quant("Quant", "second", "b", 1.313, 2, signed=1, narrow=0)
+    conv("b", "third", 10, 24, 1, "Quant", 2, signed=1, narrow=1)
+    quant("Quant", "third", "y", 0.371, 4, signed=0, narrow=0)
+    shape = ["n", 3, 9, 9]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, s) for name, s in (("x", shape), ("y", None))]
+    graph = helper.make_graph(nodes, "brevitas", ends[:1], ends[1:], constants)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("qonnx.custom_op.general", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
+
+
+@pytest.mark.parametrize("profile", ["host", "raspberry-pi-4", pytest.param("x86-64-avx2", marks=pytest.mark.slow)])
+def test_bytes_of_an_imported_model(profile: str, tmp_path: Path) -> None:
+    require_way_to(profile)
+    qonnx_network(tmp_path / "net.onnx")
+    graph = prepare(load_graph(tmp_path / "net.onnx"), Options(profile))
+    assert "q<i1" in print_graph(graph), "bipolar weights have a type of their own"
+    check_bytes(graph, profile, "x", "y", np.random.default_rng(1).normal(size=(3, 3, 9, 9)).astype(np.float32), tmp_path)
+
+
+def test_manifest_says_what_each_layer_has(prepared: Any, tmp_path: Path) -> None:
+    artifact = build(bind(prepared("w2a2"), {}), load_profile("x86-64"), tmp_path / "net.bevel", Options("x86-64"))
+    bits = {
+        layer["name"]: layer["bits"] for layer in artifact.manifest["layers"] if layer["op"].startswith(("IntConv", "IntGemm"))
+    }
+    assert bits == {
+        "stem": "w8a8", "block1": "w2a2", "block2": "w2a2", "depthwise": "w2a2", "pointwise": "w2a2", "classes": "w8a8",
+    }  # fmt: skip
