@@ -77,13 +77,19 @@ class Builder:
                 k.store(y, i * 16, k.load(x, i * 16, 16) * k.splat(k.f32(2.0), 16), 16)
 
     Parameters are created in ABI order: every buffer, then `range_params`. Offsets and lanes are in elements.
+
+    Args:
+        symbol: the function's name.
+        nan_wins: `min` and `max` of floats are NaN where an operand is, which is one instruction on ARM; otherwise they are the
+            second operand there, which is one instruction on x86.
     """
 
     # Flat buffers need some extent in TIR; nothing depends on it because no bound check is generated.
     _EXTENT = 1 << 30
 
-    def __init__(self, symbol: str) -> None:
+    def __init__(self, symbol: str, *, nan_wins: bool = False) -> None:
         self._ns = _tvm()
+        self._nan_wins = nan_wins
         self._builder = self._ns.IRBuilder()
         self._symbol = symbol
         self._widened: list[Buffer] = []
@@ -206,11 +212,15 @@ class Builder:
 
     def min(self, a: Expr, b: Expr) -> Expr:
         """Lanewise minimum."""
-        return self._ns.T.min(a, b)
+        return self._extreme("minimum", a, b) if self._nan_wins else self._ns.T.min(a, b)
 
     def max(self, a: Expr, b: Expr) -> Expr:
         """Lanewise maximum."""
-        return self._ns.T.max(a, b)
+        return self._extreme("maximum", a, b) if self._nan_wins else self._ns.T.max(a, b)
+
+    def _extreme(self, name: str, a: Expr, b: Expr) -> Expr:
+        kind = str(a.ty)
+        return self.call(kind, f"llvm.{name}", a, b) if kind.startswith("float") else getattr(self._ns.T, name[:3])(a, b)
 
     def all(self, *conditions: Expr) -> Expr:
         """Conjunction."""

@@ -26,6 +26,7 @@ class HalfKernel(MicroKernel):
     x_dtype = "float16"
     weight_dtype = "float16"
     copy_lanes = 8
+    nan_wins = True
 
     def operands(self, k: Builder, x: Buffer, offset: Expr, groups: int) -> list[Expr]:
         """Broadcasts out of vectors of eight, then four, two, one."""

@@ -16,6 +16,7 @@ class FmlaKernel(MicroKernel):
 
     lanes = 4
     copy_lanes = 4
+    nan_wins = True
 
     def operands(self, k: Builder, x: Buffer, offset: Expr, groups: int) -> list[Expr]:
         """Broadcasts out of vectors of four, then two, then one."""

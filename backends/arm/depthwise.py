@@ -27,6 +27,7 @@ class FmlaDepthwise(DepthwiseKernel):
 
     widths = (8, 4)
     copy_lanes = 4
+    nan_wins = True
 
     def combine(self, k: Builder, rows: Sequence[Expr | None], width: int) -> list[Expr]:
         """The row itself."""

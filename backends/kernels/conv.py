@@ -311,7 +311,7 @@ def unpack(problem: ConvProblem, tile: Tile, micro: MicroKernel, packed: Sequenc
 def emit(problem: ConvProblem, tile: Tile, micro: MicroKernel, symbol: str) -> PrimFunc:
     """The kernel; `tile` has mr (pixels), nv (vectors) and unroll (K-groups per iteration)."""
     g = Geometry(problem, micro, tile["mr"], tile["nv"])
-    with Builder(symbol) as k:
+    with Builder(symbol, nan_wins=micro.nan_wins) as k:
         _Nest(k, g, tile["unroll"]).emit()
     return k.function
 

@@ -60,6 +60,7 @@ class DepthwiseKernel(abc.ABC):
         reload_constants: whether every tile reads its weights, and every pixel its requantization parameters, from memory.
             Otherwise LLVM moves those loads out of all loops and spills what does not fit the registers, to a stack that it does
             not align to vectors: reloading from there was measured 25 % slower than reading the constants again.
+        nan_wins: see `Builder`.
     """
 
     widths: tuple[int, ...]
@@ -72,6 +73,7 @@ class DepthwiseKernel(abc.ABC):
     short_requantize: bool = False
     copy_lanes: int = 16
     reload_constants: bool = False
+    nan_wins: bool = False
 
     @abc.abstractmethod
     def combine(self, k: Builder, rows: Sequence[Expr | None], width: int) -> list[Expr]:
@@ -263,7 +265,7 @@ def unpack(g: Geometry, packed: Sequence[Array]) -> tuple[Array, Array]:
 
 def emit(g: Geometry, tile_width: int, symbol: str) -> PrimFunc:
     """The kernel, computing up to `tile_width` neighbouring pixels together."""
-    with Builder(symbol) as k:
+    with Builder(symbol, nan_wins=g.micro.nan_wins) as k:
         _Nest(k, g, tile_width).emit()
     return k.function
 

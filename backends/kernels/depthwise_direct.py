@@ -121,7 +121,7 @@ class DirectDepthwiseGenerator(DepthwiseGenerator):
 
     def emit(self, problem: Problem, tile: Tile, target: Target, symbol: str) -> PrimFunc:
         """The kernel."""
-        with Builder(symbol) as k:
+        with Builder(symbol, nan_wins=self.micro.nan_wins) as k:
             _Nest(k, geometry(problem, self.micro), tile["tw"], tile["strip"]).emit()
         return k.function
 

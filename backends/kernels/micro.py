@@ -71,6 +71,7 @@ class MicroKernel(abc.ABC):
         unit: vectors of channels that are packed together; blocks are whole units.
         code_offset: what stored weight codes exceed the weights by. The epilogue takes that many times the sum of the inputs
             under a pixel (`Staging.input_sum`) off its sums.
+        nan_wins: see `Builder`.
     """
 
     lanes: int
@@ -86,6 +87,7 @@ class MicroKernel(abc.ABC):
     sums_in_memory: bool = False
     unit: int = 1
     code_offset: int = 0
+    nan_wins: bool = False
 
     @property
     def slot(self) -> int:
