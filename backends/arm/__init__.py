@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bevel.backends.arm.conv_bits import CONV_BITS
 from bevel.backends.arm.conv_f16 import CONV_F16
 from bevel.backends.arm.conv_f32 import ARMV7_CONV_F32, CONV_F32
 from bevel.backends.arm.conv_int8_neon import ARMV7_CONV_INT8, ARMV7_CONV_INT8_WIDE, CONV_INT8_NEON, CONV_INT8_NEON_WIDE
@@ -20,15 +21,18 @@ from bevel.backends.arm.depthwise import (
     DEPTHWISE_INT8_SDOT,
 )
 from bevel.backends.arm.matmul import ARMV7_MATMUL_F32, ARMV7_MATMUL_INT8, MATMUL_F32, MATMUL_INT8
+from bevel.backends.arm.winograd import WINOGRAD
 from bevel.backends.kernel import Generator
 
 GENERATORS: Mapping[str, tuple[Generator, ...]] = {
     "aarch64": (
+        CONV_BITS,
         CONV_INT8_SDOT,
         CONV_INT8_SHORT,
         CONV_INT8_NEON,
         CONV_INT8_NEON_WIDE,
         CONV_F16,
+        WINOGRAD,
         CONV_F32,
         DEPTHWISE_INT8_SDOT,
         DEPTHWISE_INT8_NEON,

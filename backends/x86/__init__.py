@@ -27,10 +27,13 @@ from bevel.backends.x86.matmul import (
     MATMUL_INT8_AVX512,
     MATMUL_INT8_SSE2,
 )
+from bevel.backends.x86.winograd import WINOGRAD_AVX2, WINOGRAD_AVX512
 
 # The best for a problem come first where several are legal.
 GENERATORS: tuple[Generator, ...] = (
+    WINOGRAD_AVX512,
     CONV_F32_AVX512,
+    WINOGRAD_AVX2,
     CONV_F32_AVX2,
     CONV_F32_SSE2,
     CONV_UNPACK_VNNI,

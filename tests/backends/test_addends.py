@@ -124,7 +124,8 @@ def test_kernels_add(target: Target, tmp_path: Path) -> None:
         assert case.addend is not None
         expected = expected_of(case.problem, case.x, case.addend, case.constants)
         if case.problem.dtype == "float32":
-            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4, err_msg=str(case.problem))
+            # Sums reach a hundred, and Winograd convolutions round to a few millionths of the largest.
+            np.testing.assert_allclose(got, expected, rtol=0, atol=5e-4, err_msg=f"{case.generator.name} {case.problem}")
         else:
             np.testing.assert_array_equal(got, expected, err_msg=f"{case.generator.name} {case.problem}")
 

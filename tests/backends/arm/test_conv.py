@@ -15,11 +15,14 @@ import pytest
 from bevel.backends import arm
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem
 from bevel.backends.kernels.matmul import MatMulGenerator
+from bevel.backends.kernels.winograd_generator import WinogradGenerator
 from bevel.ir.protocols import Target
 from tests.backends.harness import A7, A53, A72, A76, X86_AVX2, ConvCase, reference_conv, run_convs, skip_unless_runs
 
-# Products of activations have tests of their own.
-GENERATORS = [g for generators in arm.GENERATORS.values() for g in generators if not isinstance(g, MatMulGenerator)]
+# Products of activations and Winograd convolutions have tests of their own.
+GENERATORS = [
+    g for generators in arm.GENERATORS.values() for g in generators if not isinstance(g, MatMulGenerator | WinogradGenerator)
+]
 SAME = {"pad_top": 1, "pad_left": 1, "pad_bottom": 1, "pad_right": 1}
 
 

@@ -16,6 +16,7 @@ import pytest
 from bevel.backends import x86
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Generator
 from bevel.backends.kernels.matmul import MatMulGenerator
+from bevel.backends.kernels.winograd_generator import WinogradGenerator
 from bevel.ir.protocols import Target
 from tests.backends.harness import (
     A72,
@@ -32,8 +33,8 @@ from tests.backends.harness import (
     skip_unless_runs,
 )
 
-# Products of activations have tests of their own.
-GENERATORS = [g for g in x86.GENERATORS if not isinstance(g, MatMulGenerator)]
+# Products of activations and Winograd convolutions have tests of their own.
+GENERATORS = [g for g in x86.GENERATORS if not isinstance(g, MatMulGenerator | WinogradGenerator)]
 
 SAME = {"pad_top": 1, "pad_left": 1, "pad_bottom": 1, "pad_right": 1}
 # Generators whose epilogue is another's: one kind for each shape is enough.

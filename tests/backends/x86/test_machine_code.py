@@ -16,12 +16,13 @@ import pytest
 from bevel.backends import x86
 from bevel.backends.kernel import ConvProblem, Generator, Tile
 from bevel.backends.kernels.matmul import MatMulGenerator
+from bevel.backends.kernels.winograd_generator import WinogradGenerator
 from bevel.backends.tvm import PrimFunc, compile_object
 from bevel.ir.protocols import Target
 from tests.backends.harness import X86_AMX, X86_AVX2, X86_AVX512, X86_AVX_VNNI, X86_BASE, X86_VNNI
 
-# Products of activations have tests of their own.
-GENERATORS = [g for g in x86.GENERATORS if not isinstance(g, MatMulGenerator)]
+# Products of activations and Winograd convolutions have tests of their own.
+GENERATORS = [g for g in x86.GENERATORS if not isinstance(g, MatMulGenerator | WinogradGenerator)]
 
 TARGETS = {"sse2": X86_BASE, "avx2": X86_AVX2, "avx512": X86_AVX512, "vnni": X86_VNNI, "avxvnni": X86_AVX_VNNI, "amx": X86_AMX}
 MULTIPLY = {
