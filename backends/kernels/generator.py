@@ -114,8 +114,12 @@ class ConvGenerator:
     def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
         """Estimated cycles; see `bevel.backends.kernel.Estimated`."""
         g = Geometry(_conv(problem), self.kernel(problem), tile["mr"], tile["nv"])
-        total = self._cycles(g) + self.pipeline.result * _results(g) + self.pipeline.fetch * _fetched(g, target)
+        total = self._cycles(g) + self.pipeline.result * _results(g) + self.waiting(g, target)
         return total if tile["unroll"] == self.pipeline.unroll else total * UNUSUAL_UNROLL
+
+    def waiting(self, g: Geometry, target: Target) -> float:
+        """Estimated cycles that the inner loops wait for what comes from beyond the first cache."""
+        return self.pipeline.fetch * _fetched(g, target)
 
     def _cycles(self, g: Geometry) -> float:
         """Cycles of the inner loops of all tiles, as the pipeline's throughputs bound them."""
@@ -127,11 +131,14 @@ class ConvGenerator:
                 tiles = [(run.count, run.size) for run in split(g.shape.ow, g.mr)]
             for count, mr in tiles:
                 for columns in g.columns:
-                    nv = columns.size
-                    macs = max(mr * nv, self.pipeline.in_flight) / self.pipeline.macs + nv * self.pipeline.convert
-                    step = max(macs, (mr + nv) / self.pipeline.loads)
+                    step = self.step_cycles(mr, columns.size)
                     total += g.problem.groups * rows.count * count * columns.count * (steps * step + TILE_OVERHEAD)
         return total
+
+    def step_cycles(self, mr: int, nv: int) -> float:
+        """Cycles of one K-group of a tile, as the pipeline's throughputs bound them."""
+        macs = max(mr * nv, self.pipeline.in_flight) / self.pipeline.macs + nv * self.pipeline.convert
+        return max(macs, (mr + nv) / self.pipeline.loads)
 
     def pack(self, problem: Problem, tile: Tile, target: Target, constants: ConvConstants | None) -> list[Array]:
         """Weights, bias and requantization parameters; see `bevel.backends.kernels.conv`."""
