@@ -12,9 +12,9 @@ from itertools import product
 
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Problem, Tile
 from bevel.backends.kernels import conv, winograd
-from bevel.backends.kernels.generator import IN_ORDER_CPUS, TILE_OVERHEAD, ConvGenerator
+from bevel.backends.kernels.generator import FIRST_CACHE_BYTES, IN_ORDER_CPUS, TILE_OVERHEAD, ConvGenerator
 from bevel.backends.kernels.tiling import split
-from bevel.backends.kernels.transforms import INPUT_OPERATIONS, OUTPUT_OPERATIONS, WEIGHTS, points
+from bevel.backends.kernels.transforms import INPUT_OPERATIONS, OUTPUT_OPERATIONS, POINTS, points
 from bevel.backends.kernels.winograd import Geometry
 from bevel.backends.tvm import PrimFunc
 from bevel.ir.protocols import Target
@@ -25,6 +25,8 @@ SECOND_CACHE_BYTES, SCRATCH_SHARE = 256 * 1024, 1 / 2
 NEIGHBOURS = 2
 # Cycles of a kernel over those of one whose parallel axis is long enough for all cores.
 TOO_FEW_UNITS = 1.05
+# Cycles per byte of scratch that does not stay in the first cache, for each band; measured with AVX-512.
+NEAR = 0.01
 # Cycles over those of direct convolution below which transforms are worth their memory.
 WORTH = 0.9
 # Tiles for each size of patches: the tuner measures all.
@@ -67,7 +69,7 @@ class WinogradGenerator:
     def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
         """By estimated cycles, best first."""
         found: list[Tile] = []
-        for mh, mw in product(WEIGHTS, WEIGHTS):
+        for mh, mw in product(POINTS, POINTS):
             tiles = sorted(self._tiles(_conv(problem), target, mh, mw), key=lambda tile: self.cycles(problem, target, tile))
             found += tiles[:TILES_PER_SIZE]
         return sorted(found, key=lambda tile: self.cycles(problem, target, tile))
@@ -89,6 +91,8 @@ class WinogradGenerator:
         total = self._weights(g.weight_bytes, g.problem.batch * g.bands_per_image, target)
         for band in g.bands:
             total += g.problem.batch * band.count * (self._products(g, band.size) + self._transforms(g, band.size))
+        if g.scratch_bytes > (target.caches[0].bytes if target.caches else FIRST_CACHE_BYTES):
+            total += g.problem.batch * g.bands_per_image * NEAR * g.scratch_bytes
         return total if g.extent >= target.cores else total * TOO_FEW_UNITS
 
     def _products(self, g: Geometry, rows: int) -> float:
