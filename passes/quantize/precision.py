@@ -109,12 +109,19 @@ def _stream(graph: Graph, islands: set[Node]) -> set[Value]:
     for node in graph.nodes:
         if node.op not in _SUMS or node in islands or any(v.is_constant for v in node.inputs):
             continue
-        found.update(v for v in node.inputs if len(v.users) > 1)
+        found.update(_origin(v) for v in node.inputs if len(v.users) > 1)
         value = node.output
         while (user := graph.sole_user(value)) is not None and Trait.ACTIVATION in lookup(user.op).traits:
             value = user.output
         found.add(value)
     return found
+
+
+def _origin(value: Value) -> Value:
+    """What is moved to become `value`; its type is what decides."""
+    while value.producer is not None and _moves(value.producer):
+        value = value.producer.inputs[0]
+    return value
 
 
 def _convert(graph: Graph, precision: Precision, stream: Mapping[Value, int], islands: set[Node]) -> None:

@@ -82,7 +82,7 @@ def quantize_weights(weights: Array, bias: Array, x_scale: float, form: WeightFo
     levels = _levels(rows, magnitude, form, layer)
     unclipped = magnitude / (LEVEL_MAX if form.levels in ("kmeans", "nf4") else levels.max())
     scales = _searched(rows, unclipped, levels, form) if form.searches else unclipped
-    held = _held(scales, np.abs(bias.astype(np.float64)), x_scale)
+    held = _held(scales, np.abs(bias.astype(np.float64)), x_scale, holds_zero=0 in levels)
     chosen = rounded(rows / np.asarray(held)[:, None], levels)
     bits = math.ceil(form.bits)
     if form.levels == "uniform":
@@ -123,13 +123,13 @@ def _searched(rows: Array, most: Array, levels: Array, form: WeightForm) -> Arra
     return best
 
 
-def _held(scales: Array, bias: Array, x_scale: float) -> tuple[float, ...]:
+def _held(scales: Array, bias: Array, x_scale: float, *, holds_zero: bool) -> tuple[float, ...]:
     """float32 scales with the floors that keep accumulators provable."""
     found = []
     for own, b in zip(scales.tolist(), bias.tolist(), strict=True):
-        floor = b / (x_scale * (MAX_BIAS if own else LONE_BIAS))
-        # A channel of zeros with no bias computes zero at any scale.
-        wanted = max(own, floor) or 1.0
+        floor = b / (x_scale * (LONE_BIAS if holds_zero and not own else MAX_BIAS))
+        # A channel of zeros with no bias computes zero at any scale, or at the least where codes of -1 and +1 stand for them.
+        wanted = max(own, floor) or (1.0 if holds_zero else MIN_SCALE)
         found.append(float32_at_least(max(floor, MIN_SCALE)) if floor >= own and floor > 0 else float32_scale(wanted))
     return tuple(found)
 
@@ -164,6 +164,8 @@ def _kmeans(rows: Array, magnitude: Array, form: WeightForm, layer: str) -> Arra
         if np.array_equal(moved, centres):
             break
         centres = moved
+    # Weights of zero stay zero.
+    centres[np.abs(centres).argmin()] = 0.0
     return centres * LEVEL_MAX
 
 

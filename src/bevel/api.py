@@ -31,6 +31,7 @@ def compile(
     output: str | Path | None = None,
     samples: int = 256,
     method: str | None = None,
+    weight_scales: str | None = None,
     bias_correction: bool = True,
     dims: Mapping[str, int | tuple[int, int]] | None = None,
     custom_ops: Sequence[str] = (),
@@ -48,13 +49,15 @@ def compile(
     Args:
         model: an .onnx file, a saved graph (.ir) or another artifact, whose integer graph is then compiled for `device`.
         device: profile name (`bevel devices` lists them) or path of a TOML file.
-        bits: "fp32", "fp16" or "8" (= "w8a8", integer-only); default "8", or the plan's.
-        plan: precision layer by layer, or the path of its JSON document; excludes `bits` and `method`.
+        bits: "fp32", "fp16", "8" (= "w8a8", integer-only) or "wNaM" for weights of N and activations of M bits
+            (docs/quantization.md); default "8", or the plan's.
+        plan: precision layer by layer, or the path of its JSON document; excludes `bits`, `method` and `weight_scales`.
         calibration: arrays by input name, sample axis first, preprocessed as the model takes them; or the path of an .npz or of
             a directory of .npy files. A float model needs it for 8 bits.
         output: artifact directory; default MODEL.bevel in the current directory.
         samples: calibration samples to use at most.
         method: calibration method, for example "mse" or "percentile:99.9" (docs/calibration.md); default "percentile".
+        weight_scales: "minmax", "mse" or "auto"; default "auto", least squared error below 4 bits.
         bias_correction: correct the biases of quantized layers on the calibration data.
         dims: of symbolic dimensions: an extent, or bounds (lo, hi) within which it is chosen at run time; a leading batch
             dimension is 1 unless given.
@@ -79,8 +82,8 @@ def compile(
         >>> artifact.manifest["integer_only"]  # doctest: +SKIP
         True
     """
-    if plan is not None and (bits is not None or method is not None):
-        raise UsageError("a plan decides bits and calibration method: leave out bits and method")
+    if plan is not None and (bits is not None or method is not None or weight_scales is not None):
+        raise UsageError("a plan decides bits, calibration method and weight scales: leave out bits, method and weight_scales")
     chosen = plan if isinstance(plan, CompressionPlan) or plan is None else load_plan(plan)
     target = Path(output) if output is not None else default_output(Path(model), device)
     with tempfile.TemporaryDirectory(prefix="bevel-calibration-") as folder:
@@ -100,6 +103,7 @@ def compile(
             channels_last=boundary_sides(channels_last),
             float_outputs=float_outputs,
             keep_float=tuple(keep_float),
+            weight_scales=weight_scales or "auto",
             bias_correction=bias_correction,
             states=dict(states or {}),
             tuning=Tuning(tune, tune_budget),

@@ -25,7 +25,7 @@ from bevel.devices.profile import Profile, list_profiles, load_profile
 from bevel.errors import ArtifactError, CalibrationError, InvalidPlan, UsageError
 from bevel.ir.graph import Graph, Level
 from bevel.ir.ops.custom import load_custom_op
-from bevel.ir.plan import DEFAULT_CALIBRATION, FP16, FP32, Bits, CompressionPlan, parse_bits
+from bevel.ir.plan import DEFAULT_CALIBRATION, FP16, FP32, SCALES, W8A8, Bits, CompressionPlan, parse_bits
 from bevel.ir.types import F16, Dim
 from bevel.passes.bind_dims import bind_dims
 from bevel.passes.boundary import ChannelsLast, FloatOutputs
@@ -108,9 +108,15 @@ class Options:
         return bits
 
     def whole_plan(self) -> CompressionPlan:
-        """The plan, or the one that `bits` and the other options amount to."""
+        """The plan, or the one that `bits` and the other options amount to.
+
+        Raises:
+            UsageError: there are no such bits, or weight scales.
+        """
         if self.plan is not None:
             return self.plan
+        if self.weight_scales not in SCALES:
+            raise UsageError(f"weight scales {self.weight_scales!r}: expected one of {', '.join(SCALES)}")
         return CompressionPlan(bits=self.precision(), calibration=self.method, scales=self.weight_scales)
 
     def calibration_method(self) -> str:
@@ -234,6 +240,8 @@ def _quantized(graph: Graph, options: Options, say: Say, trace: Trace) -> Graph:
         if graph.level is not Level.FLOAT:
             raise UsageError(f"{graph.name!r} is already quantized: compile it with --bits 8, which keeps the bits it has")
         return graph if precision == FP32 else trace.run(graph, ToHalf())
+    if graph.level is not Level.FLOAT:
+        _require_own_bits(graph, options.whole_plan())
     if graph.level is Level.INTEGER:
         return graph
     from bevel.passes.quantize.calibrate import Calibrate
@@ -285,6 +293,20 @@ def _matching(graph: Graph, patterns: tuple[str, ...]) -> frozenset[str]:
 
 def _any_at(bits: Bits, plan: CompressionPlan | None) -> bool:
     return plan is not None and any(layer.bits == bits for layer in plan.layers.values())
+
+
+def _require_own_bits(graph: Graph, plan: CompressionPlan) -> None:
+    """Refuse to give a quantized model other bits than it has.
+
+    Raises:
+        UsageError: the plan, or --bits, asks for that.
+    """
+    asked = [plan.bits, *(layer.bits for layer in plan.layers.values() if layer.bits is not None)]
+    if other := [str(bits) for bits in asked if not bits.is_float and bits != W8A8]:
+        raise UsageError(
+            f"{graph.name!r} is already quantized, so bits {other[0]} are out of reach: compile the float model with them, or "
+            "this one without --bits, which keeps the bits it has"
+        )
 
 
 def _any_of_codes(plan: CompressionPlan | None) -> bool:
@@ -360,7 +382,7 @@ def compile_model(
     # What can be refused at once is refused before minutes of work.
     choices = {
         "bits": str(options.precision()),
-        "weight_scales": options.weight_scales,
+        "weight_scales": options.whole_plan().scales,
         "method": options.calibration_method(),
         "bias_correction": options.bias_correction,
         "samples": options.samples,

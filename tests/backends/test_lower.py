@@ -18,11 +18,12 @@ from bevel.ir.ops.elementwise import ClipAttrs
 from bevel.ir.ops.integer import RequantizeAttrs
 from bevel.ir.ops.movement import ReshapeAttrs, TransposeAttrs
 from bevel.ir.protocols import Target
-from bevel.ir.types import F32, I8, Dim, Quant, TensorType
+from bevel.ir.types import F32, I8, Codebook, Dim, Int, Quant, TensorType
 
 AVX2 = load_profile("x86-64-avx2").target()
 A72 = load_profile("raspberry-pi-4").target()
 RNG = np.random.default_rng(0)
+CODES, WEIGHTS, RESULT = Quant(I8, (0.1,), (5,)), Quant(I8, (0.01,) * 8, (0,), 0), Quant(I8, (0.2,), (-3,))
 
 
 def ops(schedule: Schedule) -> list[str]:
@@ -42,17 +43,19 @@ def float_graph(shape: tuple[int | Dim, ...] = (1, 4, 8, 8)) -> Graph:
     return graph
 
 
-def integer_graph(lo: int = -128) -> Graph:
+def integer_graph(lo: int = -128, x_elem: Quant = CODES, w_elem: Quant | Codebook = WEIGHTS, out: Quant = RESULT) -> Graph:
     graph = Graph("net", Level.INTEGER)
-    x = graph.add_input("x", TensorType((1, 4, 8, 8), Quant(I8, (0.1,), (5,))))
-    codes = RNG.integers(-127, 128, (8, 4, 3, 3)).astype(np.int8)
-    w = graph.add_constant("w", codes, TensorType(codes.shape, Quant(I8, (0.01,) * 8, (0,), 0)))
+    x = graph.add_input("x", TensorType((1, 4, 8, 8), x_elem))
+    stored = w_elem.storage if isinstance(w_elem, Quant) else w_elem.codes
+    codes = RNG.integers(stored.min, stored.max + 1, (8, 4, 3, 3))
+    codes = np.where(codes == 0, 1, codes) if stored.bipolar else np.maximum(codes, -127)
+    w = graph.add_constant("w", codes.astype(w_elem.dtype), TensorType(codes.shape, w_elem))
     bias = graph.add_constant("bias", np.zeros(8, np.int32))
     acc = graph.add_node("IntConv", [x, w, bias], ConvAttrs((3, 3), pads=(1, 1, 1, 1)), loc="layer").output
     m = graph.add_constant("m", np.full(8, 1 << 30, np.int32))
     n = graph.add_constant("n", np.full(8, 37, np.int32))
-    out = Quant(I8, (0.2,), (-3,))
-    graph.set_outputs([graph.add_node("Requantize", [acc, m, n], RequantizeAttrs(out, 1, lo, 127), names=["y"]).output])
+    attrs = RequantizeAttrs(out, 1, max(lo, out.storage.min), out.storage.max)
+    graph.set_outputs([graph.add_node("Requantize", [acc, m, n], attrs, names=["y"]).output])
     return graph
 
 
@@ -96,6 +99,31 @@ def test_codes_are_biased_on_x86_and_signed_on_arm() -> None:
             ("int8", -3, 0.2),
         ]
         assert "IntConv+Requantize" in ops(schedule)
+
+
+U4, U2 = Quant(Int(4, signed=False), (0.1,), (3,)), Quant(Int(2, signed=False), (0.2,))
+WORDS: dict[str, tuple[Quant | Codebook, int]] = {
+    "w8": (WEIGHTS, 8),
+    "w4": (Quant(Int(4), (0.01,) * 8, (0,), 0), 4),
+    "w1": (Quant(Int(1), (0.01,)), 1),
+    "a table of 8-bit numbers": (Codebook(Int(2, signed=False), (-127.0, -1.0, 1.0, 127.0)), 8),
+    "a table of 3-bit numbers": (Codebook(Int(2, signed=False), (-4.0, 0.0, 1.0, 3.0)), 3),
+}
+
+
+@pytest.mark.parametrize("target", [AVX2, A72], ids=["x86", "arm"])
+@pytest.mark.parametrize("kind", WORDS)
+def test_problems_say_how_many_bits_there_are(kind: str, target: Target) -> None:
+    """Codes of few bits are stored as they are on every target, which reads and writes them as its own bytes."""
+    elem, bits = WORDS[kind]
+    schedule = lower(integer_graph(x_elem=U4, w_elem=elem, out=U2), target)
+    problem = next(k.problem for k in schedule.kernels if isinstance(k.problem, ConvProblem))
+    own = target.activation_dtype
+    assert (problem.weight_bits, problem.x_bits, problem.dtype, problem.out_dtype) == (bits, 4, own, own)
+    assert problem.clamp, "bytes hold more than 2 bits"
+    assert [(t.dtype, t.zero_point) for t in (*schedule.inputs, *schedule.outputs)] == [("uint8", 3), ("uint8", 0)]
+    plain = next(k.problem for k in lower(integer_graph(), target).kernels if isinstance(k.problem, ConvProblem))
+    assert (plain.weight_bits, plain.x_bits) == (8, 8)
 
 
 @pytest.mark.parametrize(("lo", "clamp"), [(-128, False), (-3, True)])

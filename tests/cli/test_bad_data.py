@@ -139,6 +139,11 @@ def test_bench_peer_of_another_model(kws: Path, small: Path, refused: Refused) -
     assert KWS_INPUT in message
 
 
+@pytest.mark.parametrize("bits", ["w4a8", "w2a2"])
+def test_a_quantized_model_keeps_its_bits(bits: str, refused: Refused) -> None:
+    assert "already quantized" in refused(2, "compile", KWS, "--device", "host", "--bits", bits)
+
+
 BENCH: dict[str, tuple[list[object], str]] = {
     "unknown peer": (["--against", "tensorrt", "--model", KWS], "known peers"),
     "no model": (["--against", "onnxruntime"], "--model"),
@@ -156,6 +161,8 @@ def test_bench_options_that_do_not_fit(kind: str, kws: Path, refused: Refused) -
 OPTIONS: dict[str, tuple[list[object], str]] = {
     "no such bits": (["--bits", "17"], "17"),
     "bits to come": (["--bits", "w4a32"], "fp32, fp16 and wNaM"),
+    "no such weight scales": (["--weight-scales", "guess"], "minmax"),
+    "plan and weight scales": (["--plan", "no.json", "--weight-scales", "mse"], "--plan"),
     "no such method": (["--method", "guess"], "minmax"),
     "dim without value": (["--dim", "batch"], "NAME=N"),
     "dim of zero": (["--dim", "batch=0"], "NAME=N"),

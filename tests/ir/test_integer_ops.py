@@ -34,8 +34,8 @@ from bevel.ir.ops.integer import (
 )
 from bevel.ir.ops.normalize import AxisAttrs
 from bevel.ir.ops.reduce import IntReduceAttrs
-from bevel.ir.types import F32, Int, Quant, TensorType
-from bevel.ir.verify import accumulator_bound
+from bevel.ir.types import F32, Codebook, Int, Quant, TensorType
+from bevel.ir.verify import accumulator_bound, verify
 
 Array = npt.NDArray[Any]
 I8 = st.integers(-128, 127)
@@ -174,6 +174,40 @@ def test_int_gemm_at_extremes_stays_exact(depth: int) -> None:
         assert (
             reference("IntGemm", lookup("IntGemm").attrs(), [x, w, bias], types, TensorType((2, 2), Int(32))).tolist() == expected
         )
+
+
+@pytest.mark.parametrize("kind", ["bipolar", "codebook"])
+def test_int_conv_of_weights_that_are_no_plain_codes(kind: str) -> None:
+    """A table's entries are what is multiplied; codes of one bit are -1 and +1; x has unsigned codes of 3 bits."""
+    rng = np.random.default_rng(8)
+    elem: Quant | Codebook = Quant(Int(1), (0.5,))
+    codes = rng.choice([-1, 1], (4, 3, 2, 2)).astype(np.int8)
+    integers = codes
+    if kind == "codebook":
+        elem = Codebook(Int(2, signed=False), (-128.0, -1.0, 3.0, 127.0), (0.1, 0.2, 0.3, 0.4), axis=0)
+        codes = rng.integers(0, 4, (4, 3, 2, 2)).astype(np.uint8)
+        integers = np.asarray(elem.table, np.int8)[codes]
+    x, bias = rng.integers(0, 8, (2, 3, 5, 4)).astype(np.uint8), rng.integers(-1000, 1000, 4).astype(np.int32)
+    attrs = ConvAttrs((2, 2), pads=(1, 0, 1, 0))
+    graph = Graph("g", Level.INTEGER)
+    xv = graph.add_input("x", TensorType(x.shape, Quant(Int(3, signed=False), (0.5,), (5,))))
+    wv = graph.add_constant("w", codes, TensorType(codes.shape, elem))
+    node = graph.add_node("IntConv", [xv, wv, graph.add_constant("b", bias)], attrs, names=["y"])
+    graph.set_outputs([node.output])
+    verify(graph)
+    expected = naive_conv(x, integers, bias, 5, attrs)
+    assert run(graph, {"x": x})["y"].ravel().tolist() == expected
+    assert max(map(abs, expected)) <= accumulator_bound(node)
+
+
+def test_int_conv_refuses_tables_of_other_numbers() -> None:
+    types = [
+        TensorType((1, 3), quant()),
+        TensorType((2, 3), Codebook(Int(1, signed=False), (0.5, 1.0))),
+        TensorType((2,), Int(32)),
+    ]
+    with pytest.raises(VerifyError, match="table of integers"):
+        lookup("IntGemm").infer(lookup("IntGemm").attrs(), tuple(types))
 
 
 def test_int32_accumulators_reach_both_ends() -> None:

@@ -62,6 +62,9 @@ ELEMS = [
     Int(64),
     Quant(Int(4), (0.1, 1e-30, 3.0), (1, -2, 0), axis=0, block=2),
     Codebook(Int(2, signed=False), (-1.0, 0.0, 0.1)),
+    Codebook(Int(3, signed=False), (-4.0, 0.0, 7.0), (0.25,)),
+    Codebook(Int(2, signed=False), (-1.0, 2.0), (0.25, 1e-08), axis=0),
+    Quant(Int(1), (0.5,)),
 ]
 
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bevel.ir.types import BOOL, F32, I8, U8, Codebook, Dim, Float, Int, Quant, TensorType, elem_of_dtype
+from bevel.ir.types import BOOL, F32, I8, U8, Codebook, Dim, Float, Int, Quant, TensorType, elem_of_dtype, multiplied_integers
 
 
 @given(st.integers(1, 64), st.booleans())
 def test_integer_limits_fit_their_dtype(bits: int, signed: bool) -> None:
     elem = Int(bits, signed)
     limits = np.iinfo(elem.dtype)
-    assert elem.max - elem.min == 2**bits - 1
+    assert elem.max - elem.min == (2 if elem.bipolar else 2**bits - 1)
     assert limits.min <= elem.min <= elem.max <= limits.max
     assert limits.bits < 2 * max(bits, 8)
 
@@ -69,6 +69,9 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (Codebook, {"codes": Int(1, False), "table": (0.0, 1.0, 2.0)}, "3 entries do not fit"),
     (Codebook, {"codes": U8, "table": ()}, "one or more finite"),
     (Codebook, {"codes": U8, "table": (float("nan"),)}, "one or more finite"),
+    (Codebook, {"codes": U8, "table": (1.0,), "scale": (0.0,)}, "scale must be"),
+    (Codebook, {"codes": U8, "table": (1.0,), "scale": (1.0, 2.0)}, "2 scales along axis None"),
+    (Quant, {"storage": Int(1), "scale": (1.0,), "zero_point": (1,)}, "bipolar codes have zero point 0"),
 ]
 
 
@@ -76,6 +79,32 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
 def test_meaningless_types_are_refused(class_: Any, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         class_(**fields)
+
+
+def test_the_signed_integer_of_one_bit_is_bipolar() -> None:
+    elem = Quant(Int(1), (0.5, 2.0), (0,), axis=0)
+    assert (elem.storage.bipolar, elem.storage.min, elem.storage.max, str(elem.storage)) == (True, -1, 1, "i1")
+    reals = np.asarray([[-3.0, -0.1, 0.0, 9.0], [1.0, -1.0, -0.0, 0.1]], np.float32)
+    codes = elem.quantize(reals)
+    np.testing.assert_array_equal(codes, [[-1, -1, 1, 1], [1, -1, 1, 1]])
+    assert codes.dtype == np.int8
+    np.testing.assert_array_equal(elem.dequantize(codes), [[-0.5, -0.5, 0.5, 0.5], [2, -2, 2, 2]])
+    assert not Int(1, signed=False).bipolar
+
+
+def test_codebooks_have_scales_and_maybe_integers() -> None:
+    elem = Codebook(Int(2, signed=False), (-64.0, -1.0, 0.0, 127.0), (0.5, 2.0), axis=1)
+    codes = np.asarray([[0, 3], [1, 2]], np.uint8)
+    np.testing.assert_array_equal(elem.dequantize(codes), [[-32, 254], [-0.5, 0]])
+    np.testing.assert_array_equal(multiplied_integers(elem, codes), np.asarray([[-64, 127], [-1, 0]], np.int8))
+    assert not elem.per_tensor
+    for table in ((0.5, 1.0), (-129.0, 1.0), (1.0, 128.0)):
+        other = Codebook(Int(2, signed=False), table)
+        assert other.integers is None
+        with pytest.raises(ValueError, match="no integers of 8 bits"):
+            multiplied_integers(other, codes % 2)
+    quant = Quant(Int(4), (1.0,))
+    assert multiplied_integers(quant, codes) is codes
 
 
 def test_tensor_types() -> None:

@@ -207,6 +207,13 @@ TYPES: list[tuple[str, Level, Callable[[Graph], None], str]] = [
         constant(np.full((3, 4), 1, np.uint8), Codebook(Int(2, False), (1.0,))),
         "holds 1, expected 0..0",
     ),
+    ("bipolar", Level.ANNOTATED, constant(np.zeros((3, 4), np.int8), Quant(Int(1), (1.0,))), "holds 0, expected -1 and"),
+    (
+        "codebook scales",
+        Level.ANNOTATED,
+        constant(np.zeros((3, 4), np.uint8), Codebook(Int(2, False), (1.0,), (1.0, 2.0), axis=0)),
+        "2 scales along axis 0",
+    ),
 ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from bevel.cli.output import emit, kib, progress, table
 from bevel.compiler import Options, Trace, boundary_sides, compile_model, default_output
 from bevel.errors import UsageError
 from bevel.ir.graph import Graph
-from bevel.ir.plan import DEFAULT_CALIBRATION, load_plan
+from bevel.ir.plan import DEFAULT_CALIBRATION, SCALES, load_plan
 from bevel.ir.text import print_graph
 from bevel.passes.pipeline import lookup_pass
 from bevel.preprocessing import load_preprocess
@@ -28,7 +29,9 @@ from bevel.tuning.options import MODES, Tuning
 @click.argument("model", type=click.Path(path_type=Path))
 @options.device(required=True)
 @click.option(
-    "--bits", help="Precision: fp32, fp16 (where the device has it), or 8 (= w8a8, integer-only).  [default: 8, or the plan's]"
+    "--bits",
+    help="Precision: fp32, fp16 (where the device has it), 8 (= w8a8, integer-only), or wNaM for weights of N (1, 1.58, 2 to 8) "
+    "and activations of M (1 to 8) bits (docs/quantization.md).  [default: 8, or the plan's]",
 )
 @click.option("--calib", type=click.Path(path_type=Path), help="Calibration data: .npz or directory of .npy (docs/data.md).")
 @click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Calibration samples to use at most.")
@@ -39,6 +42,12 @@ from bevel.tuning.options import MODES, Tuning
     metavar="NAME[:P]",
     help="Calibration method: minmax, moving-average, percentile, mse, entropy (docs/calibration.md).  "
     f"[default: {DEFAULT_CALIBRATION}, or the plan's]",
+)
+@click.option(
+    "--weight-scales",
+    type=click.Choice(SCALES),
+    help="Weight scales: nothing clipped (minmax), least squared error (mse), or mse below 4 bits (auto).  [default: auto, or "
+    "the plan's]",
 )
 @click.option("--no-bias-correction", is_flag=True, help="Leave biases as they are (docs/calibration.md).")
 @click.option("--ranges", type=click.Path(path_type=Path), help="Write what calibration saw and chose of every value, as JSON.")
@@ -87,6 +96,7 @@ def command(
     calib: Path | None,
     samples: int,
     method: str | None,
+    weight_scales: str | None,
     no_bias_correction: bool,
     ranges: Path | None,
     dims: tuple[str, ...],
@@ -110,13 +120,16 @@ def command(
     \b
     bevel compile model.onnx --device host --bits fp32
     bevel compile model.onnx --device raspberry-pi-4 --bits 8 --calib images.npz -o model.bevel
+    bevel compile model.onnx --device raspberry-pi-4 --bits w4a8 --calib images.npz   # weights of 4 bits
     bevel compile model.bevel --device raspberry-pi-5 -o model-pi5.bevel   # the same integer graph, same bits
     bevel compile model.onnx --device raspberry-pi-4 --calib frames.npz --preprocess imagenet   # takes uint8 camera frames
     bevel compile model.onnx --device host --bits fp32 --custom-op mydomain.Swirl=swirl.c   # docs/custom.md
     bevel compile vad.onnx --device host --bits fp32 --state h=hn --state c=cn   # keeps its state between runs
     """
-    if plan is not None and (bits is not None or method is not None):
-        raise UsageError("--plan decides bits and calibration method: leave out --bits and --method")
+    if plan is not None and (bits is not None or method is not None or weight_scales is not None):
+        raise UsageError(
+            "--plan decides bits, calibration method and weight scales: leave out --bits, --method and --weight-scales"
+        )
     loaded = load_plan(plan) if plan is not None else None
     chosen = Options(device, bits or "8", calib, samples, method or DEFAULT_CALIBRATION, options.parse_dims(dims), loaded, custom)
     chosen = replace(
@@ -126,6 +139,7 @@ def command(
         channels_last=boundary_sides(channels_last),
         float_outputs=float_outputs,
         keep_float=keep_float,
+        weight_scales=weight_scales or "auto",
         bias_correction=not no_bias_correction,
         states=options.parse_states(states),
         tuning=Tuning(tune, tune_budget),
@@ -194,6 +208,7 @@ def _text(artifact: Artifact, seconds: float) -> list[object]:
         f"library {kib(m['bytes']['library'])}, weights {kib(m['bytes']['weights'])}, arena {kib(m['arena_bytes'])}, "
         f"{'integer only' if m['integer_only'] else 'not integer only'}",
     ]
+    lines += _low_bit_lines(m["layers"])
     if islands := m.get("islands"):
         cells = [
             (short_name(i["layer"]), i["op"], i["reason"], f"{100 * i['macs_share']:.1f} %", f"{100 * i['bytes_share']:.1f} %")
@@ -202,6 +217,16 @@ def _text(artifact: Artifact, seconds: float) -> list[object]:
         lines.append(table("float islands", ("layer", "op", "reason", "of the MACs", "of the bytes"), cells))
     lines.append(f"wrote {artifact.path} in {seconds:.1f} s; report: {artifact.path / 'report.html'}")
     return lines
+
+
+def _low_bit_lines(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which kernels compute the layers whose weights have fewer than 8 bits; those for int8 gain no time by them."""
+    kernels = Counter((layer["bits"], layer["kernel"]) for layer in layers if _is_low(layer))
+    return [f"{count} layers of {bits} run {kernel}" for (bits, kernel), count in sorted(kernels.items())]
+
+
+def _is_low(layer: Mapping[str, Any]) -> bool:
+    return str(layer["op"]).startswith(("IntConv", "IntGemm")) and layer["bits"] != "w8a8"
 
 
 def _tuning_line(tuning: Mapping[str, Any]) -> str:
