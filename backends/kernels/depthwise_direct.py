@@ -6,13 +6,16 @@ Loop nest, outermost first::
 
     images                              [lo, hi) counts output rows over all images
       strips of neighbouring channel blocks
-        output rows
+        output rows, the last one first
           channel blocks of the strip, tiles of at most `tw` neighbouring pixels
             kernel rows, unrolled where none of them is in the border; all columns of the tile
 
 An input element that is zero by definition adds nothing, so there is no copy of the input with a border around it: such a copy
 takes longer than the products in all but small layers. Which columns of a tile are in the border is known when the kernel is
 written; which rows are is found out row by row.
+
+The layers around this one go through their rows from the first to the last. Going the other way begins with what the layer before
+wrote last, and ends with what the layer behind reads first: of both, the nearer caches hold what fits.
 
 A strip is as wide as its input rows stay in the first cache from one output row to the next, and several blocks wide, because the
 second cache hands out neighbouring lines faster than single ones.
@@ -160,7 +163,8 @@ class _Nest:
         with k.serial(k.floordiv(lo, k.i32(p.oh)), k.floordiv(hi - 1, k.i32(p.oh)) + 1) as image:
             first = k.max(lo - image * p.oh, k.i32(0))
             last = k.min(hi - image * p.oh, k.i32(p.oh))
-            with k.serial(-(-g.blocks // self.strip)) as strip, k.serial(first, last) as row:
+            with k.serial(-(-g.blocks // self.strip)) as strip, k.serial(last - first) as index:
+                row = last - 1 - index
                 start = strip * self.strip
                 stop = start + self.strip if g.blocks % self.strip == 0 else k.min(start + self.strip, k.i32(g.blocks))
                 with k.serial(start, stop) as block:
