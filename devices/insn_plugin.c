@@ -4,7 +4,7 @@
  * apart for each scope: scope 0 until the first marker's block runs, then scope i + 1 since the i-th marker's block last ran.
  * Markers are expected in their order, again and again, so that one function called for several layers is told apart by position.
  * Each line of FILE: scope, address, instructions of the block, executions, and with the argument code=on the instructions' bytes
- * in hexadecimal. For programs of one thread at a time: counts of threads that run at once may be lost.
+ * in hexadecimal. What other threads than the program's first execute is not counted.
  *
  * The declarations of qemu's functions below are written from its documentation; qemu exports them to plugins.
  */
@@ -116,8 +116,9 @@ static void keep(block *b, const struct qemu_plugin_tb *tb)
 
 static void executed(unsigned cpu, void *data)
 {
-    (void)cpu;
     block *b = data;
+    if (cpu != 0)
+        return;
     if (b->marker) {
         /* Scope s is that of marker s - 1, so the next one expected is number s. */
         size_t next = scope;

@@ -47,7 +47,7 @@ class BlockRuns:
 def count_blocks(
     emulator: Sequence[str], argv: Sequence[str], markers: Sequence[int] = (), *, stdin: bytes = b"", code: bool = False
 ) -> list[BlockRuns]:
-    """Run a program under qemu-user, one thread of which runs at a time, and count what it executes.
+    """Run a program under qemu-user and count what its first thread executes.
 
     Args:
         emulator: qemu-user command line, such as `emulator_command` gives.

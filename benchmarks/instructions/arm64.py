@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,11 +85,11 @@ def python_command(engine: Engine, cpu: str) -> tuple[list[str], list[str]]:
     qemu = shutil.which("qemu-aarch64")
     if qemu is None:
         raise ToolchainError("qemu-aarch64 runs other engines as on a board; install it: apt-get install qemu-user")
-    debian = _made("debian", _PACKAGES, _unpack)
+    debian = made("debian", _PACKAGES, _unpack)
     python = next((debian / "usr" / "bin").glob("python3.[0-9]*"))
     packages = (*engine.packages, python.name)
-    site = _made(f"{engine.name}-{engine.version}", packages, lambda folder: _install(engine, python.name, folder))
-    root = _made(cpu, (CORES[cpu].cpuinfo, debian.name), lambda folder: _view(debian, CORES[cpu], folder))
+    site = made(f"{engine.name}-{engine.version}", packages, lambda folder: _install(engine, python.name, folder))
+    root = made(cpu, (CORES[cpu].cpuinfo, debian.name), lambda folder: _view(debian, CORES[cpu], folder))
     # One thread, and the same order of every hash table in every run.
     settings = {"PYTHONPATH": str(site), "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
     emulator = [qemu, "-cpu", cpu, "-L", str(root)]
@@ -98,8 +98,14 @@ def python_command(engine: Engine, cpu: str) -> tuple[list[str], list[str]]:
     return emulator, [str(root / "usr" / "bin" / python.name)]
 
 
-def _made(name: str, contents: tuple[str, ...], make: Callable[[Path], None]) -> Path:
-    """A folder of the cache, whole or not at all, for these contents."""
+def made(name: str, contents: Sequence[str], make: Callable[[Path], None]) -> Path:
+    """A folder of the cache, whole or not at all.
+
+    Args:
+        name: of the folder.
+        contents: what decides what is in it; another one is made for others.
+        make: fills an empty folder.
+    """
     parent = cache_dir() / "arm64"
     folder = parent / f"{name}-{hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:12]}"
     with exclusive(parent / "lock"):
