@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -25,13 +24,12 @@ from statistics import median
 
 import numpy as np
 
-from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Generator, Tile
+from benchmarks.kernels.plan import Job, turn, write_plan
+from bevel.backends.kernel import Array, ConvProblem, Generator, Tile
 from bevel.backends.kernels.int16_sums import are_light
 from bevel.backends.select import choose
-from bevel.backends.tvm import compile_object
 from bevel.backends.x86.conv_int8_madd import CONV_INT8_AVX2
 from bevel.benchmarking.peers.engines import ENGINES
-from bevel.benchmarking.peers.environment import clean_environ
 from bevel.benchmarking.peers.preparation import engine_python
 from bevel.devices.profile import load_profile
 
@@ -116,8 +114,9 @@ def weights_of(problem: ConvProblem, form: Form) -> Array:
 def prepare(form: Form, shapes: Iterable[str], folder: Path) -> dict[str, str]:
     """Compile and pack one form of every shape into `folder`; the kernel of each shape."""
     target = load_profile("x86-64-avx2").target()
-    functions, plan, names = {}, {}, {}
-    for number, name in enumerate(shapes):
+    jobs: dict[str, Job] = {}
+    names: dict[str, str] = {}
+    for name in shapes:
         problem = SHAPES[name].problem
         weights = weights_of(problem, form)
         problem = replace(problem, light_weights=are_light(weights))
@@ -128,40 +127,10 @@ def prepare(form: Form, shapes: Iterable[str], folder: Path) -> dict[str, str]:
             generator, tile = choice.generator, choice.tile
         else:
             generator, tile = form.generator, form.generator.tiles(problem, target)[0]
-        rng = np.random.default_rng(42)
-        shift = 36 + round(math.log2(problem.c * problem.kh * problem.kw) / 2)
-        factors = np.full(problem.oc, 1 << 30, np.int64), np.full(problem.oc, shift, np.int64)
-        bias = rng.integers(-1000, 1000, problem.oc).astype(np.int32)
-        packed = generator.pack(problem, tile, target, ConvConstants(weights, bias, *factors, 128, 128, 0, 255))
-        x = rng.integers(0, 256, problem.h * problem.w * problem.c).astype(np.uint8)
-        files = []
-        for index, array in enumerate((x, *packed)):
-            files.append(f"{number}.{index}")
-            np.ascontiguousarray(array).tofile(folder / files[-1])
-        symbol = f"k{number}"
-        functions[symbol] = generator.emit(problem, tile, target, symbol)
-        plan[name] = {
-            "symbol": symbol,
-            "inputs": files,
-            "output_bytes": problem.oh * problem.ow * problem.oc,
-            "scratch_bytes": generator.scratch_bytes(problem, tile),
-            "extent": generator.parallel_extent(problem, tile),
-        }
+        jobs[name] = Job(problem, generator, tile, weights)
         names[name] = f"{generator.name} {tile['mr']}x{tile['nv']}"
-    (folder / "kernels.o").write_bytes(compile_object(functions, target))
-    command = ["cc", "-shared", "-nostdlib", "-o", str(folder / "kernels.so"), str(folder / "kernels.o")]
-    subprocess.run(command, check=True)
-    (folder / "plan.json").write_text(json.dumps(plan))
+    write_plan(jobs, target, folder)
     return names
-
-
-def turn(python: Path, kind: str, argument: str, **environ: str) -> str:
-    """Output of one process of a contestant."""
-    command = [str(python), str(HERE / "turn.py"), kind, argument]
-    done = subprocess.run(command, env=clean_environ() | environ, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command[:3])} failed ({done.returncode}): {done.stderr.strip()[-500:]}")
-    return done.stdout
 
 
 def implementations(python: Path, shapes: str, caps: dict[str, str]) -> list[str]:
