@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEBIAN_PACKAGES := gcc libc6-dev binutils gcc-aarch64-linux-gnu libc6-dev-arm64-cross binutils-arm-linux-gnueabihf qemu-user \
 	openssh-server openssh-client
 # What only tests need: whole emulated machines, broken networks, Android's shell, a browser that looks at reports.
-TEST_PACKAGES := qemu-system-arm e2fsprogs iproute2 mksh toybox chromium
+TEST_PACKAGES := qemu-system-arm e2fsprogs iproute2 mksh toybox chromium llvm-19
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-full lint setup packages test-packages clean
