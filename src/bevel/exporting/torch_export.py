@@ -24,6 +24,7 @@ import numpy.typing as npt
 from bevel.data import Inputs, open_data
 from bevel.errors import ExportError, UnsupportedModel, UsageError
 from bevel.exporting.extra import require
+from bevel.exporting.fake_quantization import translations
 from bevel.exporting.inputs import (
     Bounds,
     InputSpec,
@@ -305,6 +306,7 @@ def _export(
                 kwargs=kwargs,
                 dynamo=True,
                 dynamic_shapes=shapes if dims else None,
+                custom_translation_table=translations(),
                 **shared,
             )
             program.save(str(path), external_data=False)
