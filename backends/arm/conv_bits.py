@@ -1,7 +1,7 @@
 """Convolution and GEMM of weights and inputs of few bits on NEON by counting bits (Umuroglu et al., 2017; Cowan et al., 2020).
 
 A product of codes is a sum over pairs of bit planes, and 128 products of bits take an `and`, a `cnt` and an addition of bytes.
-Rows of inputs are turned into planes once (`bevel.backends.kernels.low_bit`): of every *granule* of codes, the bytes of its planes
+Rows of inputs are turned into planes once (`bevel.backends.kernels.low_bit`): of every *granule* of codes, bytes of its planes
 follow each other, so that a vector holds all planes of 128 / planes codes, and reduction runs stay contiguous. A weight vector
 holds the bits of one weight plane, repeated for every plane of x. Sums of counts stay in bytes as long as they fit; multiplying
 them by what their planes count joins all of them in 16 bits.
@@ -34,7 +34,7 @@ from bevel.backends.kernels.low_bit import (
     unsigned_codes,
 )
 from bevel.backends.kernels.micro import HEADER, MicroKernel, Taps
-from bevel.backends.kernels.narrow_sums import sum_narrow
+from bevel.backends.kernels.narrow_sums import store_zeros, sum_narrow
 from bevel.backends.kernels.staging import Staging
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
@@ -230,9 +230,7 @@ class BitsKernel(NeonInteger):
 
     def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
         """Joined sums start at zero; `result` adds the bias."""
-        lanes = self.acc_lanes // self.lanes
-        for at in range(0, len(offsets) * nv * self.slot, lanes):
-            k.store(acc, at, k.const(0, self.acc_dtype, lanes), lanes)
+        store_zeros(k, acc, self.acc_dtype, len(offsets) * nv * self.slot, self.acc_lanes // self.lanes)
 
     def reduce(
         self,
@@ -259,31 +257,28 @@ class BitsKernel(NeonInteger):
         def slot(i: int, c: int, q: int) -> int:
             return ((i * channels + c) * bits + q) * WIDTH
 
-        def clear() -> None:
-            for at in range(0, len(offsets) * channels * bits * WIDTH, WIDTH):
-                k.store(counts, at, k.const(0, "uint8", WIDTH), WIDTH)
-
-        def step(row: Expr, column: Expr, index: Expr) -> None:
+        def step(row: Expr, column: Expr, index: Expr, first: bool) -> None:
             place = origin + row * taps.row_pitch + column * taps.column_pitch + index * WIDTH
             for i, offset in enumerate(offsets):
                 k.store(columns, i * WIDTH, k.load(x, place + offset, WIDTH), WIDTH)
-            first = base + ((row * taps.columns + column) * steps + index) * (channels * bits * size)
+            start = base + ((row * taps.columns + column) * steps + index) * (channels * bits * size)
             for c in range(channels):
                 for q in range(bits):
-                    plane = k.load(weights, first + (c * bits + q) * size, size)
+                    plane = k.load(weights, start + (c * bits + q) * size, size)
                     if not unfolded:
                         plane = self._repeated(k, plane)
                     for i in range(len(offsets)):
                         both = k.bitwise_and(plane, k.load(columns, i * WIDTH, WIDTH))
                         count = k.call("uint8x16", "llvm.ctpop", both)
-                        k.store(counts, slot(i, c, q), k.load(counts, slot(i, c, q), WIDTH) + count, WIDTH)
+                        value = count if first else k.load(counts, slot(i, c, q), WIDTH) + count
+                        k.store(counts, slot(i, c, q), value, WIDTH)
 
-        def widen() -> None:
+        def widen(zero: Expr | None) -> None:
             patterns = [self._pattern(k, abs(factor)) for factor in plane_factors(bits)]
             for i in range(len(offsets)):
                 for c in range(channels):
                     lanes = self.acc_lanes // self.lanes
-                    at = (i * channels + c) * lanes
+                    at = (i * channels + c) * lanes + (k.i32(0) if zero is None else zero)
                     total = k.const(0, "uint16", 8) if self.deep else k.load(acc, at, lanes)
                     for q, factor in enumerate(plane_factors(bits)):
                         value = k.load(counts, slot(i, c, q), WIDTH)
@@ -295,7 +290,7 @@ class BitsKernel(NeonInteger):
                         total = self.neon.add_pairs(k, k.load(acc, at, lanes), k.bitcast(total, "int16", 8))
                     k.store(acc, at, total, lanes)
 
-        sum_narrow(k, taps, steps, self.additions, unroll, clear, step, widen)
+        sum_narrow(k, taps, steps, self.additions, unroll, step, widen)
 
     def _pattern(self, k: Builder, factor: int) -> Expr:
         """uint8x16: what a bit in each lane counts."""
@@ -362,7 +357,8 @@ class BitsConv(ConvGenerator):
     def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
         """As many pixels as leave registers to counts of all planes."""
         assert isinstance(problem, ConvProblem)
-        return self._ranked(problem, target, [(max(1, mr // problem.weight_bits), nv) for mr, nv in self.shapes])
+        shapes = list(dict.fromkeys((max(1, mr // problem.weight_bits), nv) for mr, nv in self.shapes))
+        return self._ranked(problem, target, shapes)
 
     def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
         """Estimated cycles; see `bevel.backends.kernel.Estimated`."""
@@ -385,6 +381,6 @@ CONV_BITS = BitsConv(
     out_dtypes=("int8", "int32"),
     micro=BitsKernel(),
     shapes=((6, 1), (5, 1), (4, 1)),
-    pipeline=Pipeline(macs=1 / 6, loads=1, in_flight=1, unroll=2),
+    pipeline=Pipeline(macs=1 / 6, loads=1, in_flight=1, unroll=1),
     rivals=(CONV_INT8_SDOT, CONV_INT8_NEON, CONV_INT8_NEON_WIDE),
 )

@@ -58,11 +58,7 @@ class Int16SumsKernel(Avx2Kernel):
         sums = k.alloc(len(tiles) * 16, "int16")
         width = self.lanes * self.kgroup
 
-        def clear() -> None:
-            for at in range(len(tiles)):
-                k.store(sums, at * 16, k.const(0, "int16", 16), 16)
-
-        def step(row: Expr, column: Expr, index: Expr) -> None:
+        def step(row: Expr, column: Expr, index: Expr, first: bool) -> None:
             at = base + (row * taps.columns + column) * taps.size + index * (nv * width)
             factors = [k.load(weights, at + j * width, width) for j in range(nv)]
             place = origin + row * taps.row_pitch + column * taps.column_pitch + index * self.kgroup
@@ -72,16 +68,16 @@ class Int16SumsKernel(Avx2Kernel):
                 for j in range(nv):
                     slot = (i * nv + j) * 16
                     products = k.call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", codes, factors[j])
-                    k.store(sums, slot, k.load(sums, slot, 16) + products, 16)
+                    k.store(sums, slot, products if first else k.load(sums, slot, 16) + products, 16)
 
-        def widen() -> None:
+        def widen(zero: Expr | None) -> None:
             for slot in range(len(tiles)):
+                at = slot * 8 + (k.i32(0) if zero is None else zero)
                 wide = k.call("int32x8", "llvm.x86.avx2.pmadd.wd", k.load(sums, slot * 16, 16), k.const(1, "int16", 16))
-                total = k.wrapping_add(k.load(acc, slot * 8, 8), k.bitcast(wide, "uint32", 8), 8)
-                k.store(acc, slot * 8, total, 8)
+                k.store(acc, at, k.wrapping_add(k.load(acc, at, 8), k.bitcast(wide, "uint32", 8), 8), 8)
 
         steps = -(-taps.run // self.kgroup)
-        sum_narrow(k, taps, steps, self.additions, unroll, clear, step, widen)
+        sum_narrow(k, taps, steps, self.additions, unroll, step, widen)
 
 
 class Int16SumsConv(ConvGenerator):
@@ -117,6 +113,6 @@ CONV_LOW_BIT_MADDUBS = Int16SumsConv(
     dtype="uint8",
     out_dtypes=("uint8", "int32"),
     micro=Int16SumsKernel(),
-    shapes=((10, 1), (6, 2), (5, 2), (8, 1)),
+    shapes=((6, 2), (5, 2), (10, 1), (8, 1)),
     pipeline=Pipeline(macs=1.3, loads=2, in_flight=4, unroll=1),
 )

@@ -34,7 +34,7 @@ from bevel.backends.kernels.low_bit import (
     unsigned_codes,
 )
 from bevel.backends.kernels.micro import HEADER, MicroKernel, Taps
-from bevel.backends.kernels.narrow_sums import sum_narrow
+from bevel.backends.kernels.narrow_sums import store_zeros, sum_narrow
 from bevel.backends.kernels.staging import Staging
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.conv_int8_madd import Avx2Kernel
@@ -250,8 +250,7 @@ class TableKernel(Avx2Kernel):
 
     def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
         """Joined sums start at zero; `result` adds the bias."""
-        for at in range(0, len(offsets) * nv * self.lanes, 2 * self.lanes):
-            k.store(acc, at, k.const(0, self.acc_dtype, 2 * self.lanes), 2 * self.lanes)
+        store_zeros(k, acc, self.acc_dtype, len(offsets) * nv * self.lanes, 2 * self.lanes)
 
     def reduce(
         self,
@@ -276,11 +275,7 @@ class TableKernel(Avx2Kernel):
         tap_elements = taps.run // GROUP * step_elements
         sums = k.alloc(len(offsets) * vectors * tables * width, "uint8")
 
-        def clear() -> None:
-            for at in range(len(offsets) * vectors * tables):
-                k.store(sums, at * width, k.const(0, "uint8", width), width)
-
-        def step(row: Expr, column: Expr, index: Expr) -> None:
+        def step(row: Expr, column: Expr, index: Expr, first: bool) -> None:
             at = base + (row * taps.columns + column) * tap_elements + index * step_elements
             if unfolded:
                 indices = [k.load(weights, at + v * width, width) for v in range(vectors)]
@@ -294,18 +289,20 @@ class TableKernel(Avx2Kernel):
                     for v in range(vectors):
                         slot = ((i * vectors + v) * tables + t) * width
                         found = k.call(f"uint8x{width}", self.lookup, table, indices[v])
-                        k.store(sums, slot, k.load(sums, slot, width) + found, width)
+                        k.store(sums, slot, found if first else k.load(sums, slot, width) + found, width)
 
-        def widen() -> None:
+        def widen(zero: Expr | None) -> None:
             for i in range(len(offsets)):
                 for v in range(vectors):
                     at = (i * vectors + v) * tables
                     parts = [k.load(sums, (at + t) * width, width) for t in range(tables)]
-                    self._join(k, acc, i * nv * self.lanes + v * (width // self.planes), parts)
+                    self._join(
+                        k, acc, (k.i32(0) if zero is None else zero) + i * nv * self.lanes + v * (width // self.planes), parts
+                    )
 
-        sum_narrow(k, taps, taps.run // GROUP, self.additions, unroll, clear, step, widen)
+        sum_narrow(k, taps, taps.run // GROUP, self.additions, unroll, step, widen)
 
-    def _join(self, k: Builder, acc: Buffer, slot: int, parts: Sequence[Expr]) -> None:
+    def _join(self, k: Builder, acc: Buffer, slot: Expr, parts: Sequence[Expr]) -> None:
         """Add the sums in bytes of a vector of indices to those of its channels, which begin at `slot`."""
         half = self.bytes // 2
         for number, factors in enumerate(self._factors()):

@@ -233,11 +233,7 @@ class FieldsMaddubsKernel(FieldsKernel, Avx2Kernel):
         slots = len(offsets) * nv
         sums = k.alloc(slots * 16, "int16")
 
-        def clear() -> None:
-            for slot in range(slots):
-                k.store(sums, slot * 16, k.const(0, "int16", 16), 16)
-
-        def step(row: Expr, column: Expr, index: Expr) -> None:
+        def step(row: Expr, column: Expr, index: Expr, first: bool) -> None:
             at = base + (row * taps.columns + column) * taps.size + index * (nv // self.unit * width)
             place = origin + row * taps.row_pitch + column * taps.column_pitch + index * GROUP
             quads = [k.bitcast(k.load(x, place + offset, GROUP), "int32") for offset in offsets]
@@ -249,17 +245,17 @@ class FieldsMaddubsKernel(FieldsKernel, Avx2Kernel):
                     for i, column_codes in enumerate(codes):
                         slot = (i * nv + q * self.unit + f) * 16
                         products = k.call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", column_codes, factors)
-                        k.store(sums, slot, k.load(sums, slot, 16) + products, 16)
+                        k.store(sums, slot, products if first else k.load(sums, slot, 16) + products, 16)
 
-        def widen() -> None:
+        def widen(zero: Expr | None) -> None:
             # Bipolar weights are 2 u - 1.
             factor = k.const(2 if self.weight_bits == 1 else 1, "int16", 16)
             for slot in range(slots):
+                at = slot * 8 + (k.i32(0) if zero is None else zero)
                 wide = k.call("int32x8", "llvm.x86.avx2.pmadd.wd", k.load(sums, slot * 16, 16), factor)
-                total = k.wrapping_add(k.load(acc, slot * 8, 8), k.bitcast(wide, "uint32", 8), 8)
-                k.store(acc, slot * 8, total, 8)
+                k.store(acc, at, k.wrapping_add(k.load(acc, at, 8), k.bitcast(wide, "uint32", 8), 8), 8)
 
-        sum_narrow(k, taps, -(-taps.run // GROUP), self.additions, unroll, clear, step, widen)
+        sum_narrow(k, taps, -(-taps.run // GROUP), self.additions, unroll, step, widen)
 
     def _field(self, k: Builder, whole: Expr, f: int) -> Expr:
         """Unsigned codes of one field."""
