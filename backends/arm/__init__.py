@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bevel.backends.arm.conv_bits import CONV_BITS
-from bevel.backends.arm.conv_bits import CONV_BITS
 from bevel.backends.arm.conv_f16 import CONV_F16
 from bevel.backends.arm.conv_f32 import ARMV7_CONV_F32, CONV_F32
+from bevel.backends.arm.conv_int8_mmla import CONV_INT8_MMLA
 from bevel.backends.arm.conv_int8_neon import ARMV7_CONV_INT8, ARMV7_CONV_INT8_WIDE, CONV_INT8_NEON, CONV_INT8_NEON_WIDE
 from bevel.backends.arm.conv_int8_sdot import CONV_INT8_SDOT
 from bevel.backends.arm.conv_int8_short import ARMV7_CONV_INT8_SHORT, CONV_INT8_SHORT
@@ -28,7 +28,7 @@ from bevel.backends.kernel import Generator
 GENERATORS: Mapping[str, tuple[Generator, ...]] = {
     "aarch64": (
         CONV_BITS,
-        CONV_BITS,
+        CONV_INT8_MMLA,
         CONV_INT8_SDOT,
         CONV_INT8_SHORT,
         CONV_INT8_NEON,

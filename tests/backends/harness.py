@@ -78,6 +78,17 @@ A7 = Target(
     "test-a7", "armv7", frozenset({"neon", "vfpv4"}), "cortex-a7", "armv7-linux-gnueabihf", ("+neon", "+vfp4", "+use-misched")
 )
 
+X3 = Target(
+    "test-x3",
+    "aarch64",
+    frozenset({"neon", "dotprod", "fp16", "i8mm"}),
+    "cortex-a78",
+    "aarch64-linux-gnu",
+    ("+dotprod", "+i8mm", "+fullfp16"),
+)
+# What runs the instructions of a core that qemu does not know.
+_QEMU_CPUS = {"cortex-a78": "max"}
+
 GNU_TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7": "arm-linux-gnueabihf"}
 
 _CPU_FLAGS = {
@@ -208,7 +219,8 @@ class Compiled:
                 request += struct.pack("<ii", whole.nbytes, offset) + whole.tobytes()
         source, answer = self._folder / "request.bin", self._folder / "answer.bin"
         source.write_bytes(request)
-        _check([QEMU[self.target.arch], "-cpu", self.target.cpu, str(self._runner), str(source), str(answer)])
+        cpu = _QEMU_CPUS.get(self.target.cpu, self.target.cpu)
+        _check([QEMU[self.target.arch], "-cpu", cpu, str(self._runner), str(source), str(answer)])
         data, at = answer.read_bytes(), 0
         for item in prepared:
             for whole, _ in item.whole():

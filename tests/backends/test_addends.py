@@ -22,6 +22,7 @@ from tests.backends.harness import (
     A53,
     A72,
     A76,
+    X3,
     X86_AMX,
     X86_AVX2,
     X86_AVX512,
@@ -43,7 +44,7 @@ TARGETS = [
     X86_AVX512,
     X86_VNNI,
     X86_AMX,
-    *(pytest.param(target, marks=pytest.mark.qemu) for target in (A53, A72, A76, A7)),
+    *(pytest.param(target, marks=pytest.mark.qemu) for target in (A53, A72, A76, X3, A7)),
 ]
 SAME = {"pad_top": 1, "pad_left": 1, "pad_bottom": 1, "pad_right": 1}
 SHAPES = [

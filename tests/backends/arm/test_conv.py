@@ -17,7 +17,7 @@ from bevel.backends.kernel import Array, ConvConstants, ConvProblem
 from bevel.backends.kernels.matmul import MatMulGenerator
 from bevel.backends.kernels.winograd_generator import WinogradGenerator
 from bevel.ir.protocols import Target
-from tests.backends.harness import A7, A53, A72, A76, X86_AVX2, ConvCase, reference_conv, run_convs, skip_unless_runs
+from tests.backends.harness import A7, A53, A72, A76, X3, X86_AVX2, ConvCase, reference_conv, run_convs, skip_unless_runs
 
 # Products of activations and Winograd convolutions have tests of their own.
 GENERATORS = [
@@ -128,7 +128,8 @@ def cases(target: Target, problems: list[ConvProblem], extreme: bool = False) ->
         else:
             constants = (extreme_constants if extreme else int8_constants)(problem, rng)
         for generator in GENERATORS:
-            smaller = target is A76 and generator.legal(problem, A72) is None
+            below = {A76.name: A72, X3.name: A76}.get(target.name)
+            smaller = below is not None and generator.legal(problem, below) is None
             if generator.legal(problem, target) is None and not smaller:
                 tiles = generator.tiles(problem, target)
                 some = {0} if extreme else {0, index % len(tiles)}
@@ -158,14 +159,14 @@ def int8(problems: dict[str, ConvProblem], **fields: Any) -> list[ConvProblem]:
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize("target", [A53, A72, A76, A7], ids=lambda t: t.cpu)
+@pytest.mark.parametrize("target", [A53, A72, A76, X3, A7], ids=lambda t: t.cpu)
 def test_int8(target: Target, tmp_path: Path) -> None:
     problems = [*int8(DENSE | DEPTHWISE), *int8(DENSE | DEPTHWISE, short_factors=True)]
     check(cases(target, problems), target, tmp_path)
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize("target", [A72, A76, A7], ids=lambda t: t.cpu)
+@pytest.mark.parametrize("target", [A72, A76, X3, A7], ids=lambda t: t.cpu)
 def test_int8_extremes(target: Target, tmp_path: Path) -> None:
     problems = [
         *int8(DENSE | DEPTHWISE, clamp=True),
@@ -184,7 +185,7 @@ def test_float32(target: Target, tmp_path: Path) -> None:
     check(cases(target, problems), target, tmp_path)
 
 
-@pytest.mark.parametrize("target", [A72, A76, A7], ids=lambda t: t.cpu)
+@pytest.mark.parametrize("target", [A72, X3, A7], ids=lambda t: t.cpu)
 def test_unpack_inverts_pack(target: Target) -> None:
     rng = np.random.default_rng(3)
     problems = [*DENSE.values(), *DEPTHWISE.values(), *int8(DENSE | DEPTHWISE), *int8(DENSE | DEPTHWISE, wide_weights=True)]

@@ -19,11 +19,12 @@ from bevel.backends.kernels.matmul import MatMulGenerator
 from bevel.backends.kernels.winograd_generator import WinogradGenerator
 from bevel.backends.tvm import PrimFunc, compile_object
 from bevel.ir.protocols import Target
-from tests.backends.harness import A7, A53, A72, A76, GNU_TRIPLES
+from tests.backends.harness import A7, A53, A72, A76, GNU_TRIPLES, X3
 
-MULTIPLIES = ("sdot", "smull", "smull2", "smlal", "smlal2", "fmla", "vmull.s8", "vmlal.s8", "vfma.f32")
+MULTIPLIES = ("smmla", "sdot", "smull", "smull2", "smlal", "smlal2", "fmla", "vmull.s8", "vmlal.s8", "vfma.f32")
 # Mnemonics every inner loop of a generator has.
 EXPECTED = {
+    "arm_conv_int8_mmla": {"smmla"},
     "arm_conv_int8_sdot": {"sdot"},
     "arm_conv_int8_neon": {"smull", "smlal2", "sadalp"},
     "arm_conv_int8_neon_wide": {"smull", "smull2", "sadalp"},
@@ -90,7 +91,7 @@ def inner_loops(path: Path, target: Target) -> list[Loop]:
     return loops
 
 
-@pytest.mark.parametrize("target", [A53, A72, A76, A7], ids=lambda t: t.cpu)
+@pytest.mark.parametrize("target", [A53, A72, A76, X3, A7], ids=lambda t: t.cpu)
 def test_no_register_tile_spills(target: Target, tmp_path: Path) -> None:
     """Every tile of every generator, on shapes large enough that reductions are loops."""
     triple = GNU_TRIPLES[target.arch]
