@@ -9,7 +9,7 @@ from bevel.backends.x86.conv_int8_madd import CONV_INT8_AVX2, CONV_INT8_AVX2_BYT
 from bevel.backends.x86.conv_int8_maddubs import CONV_INT8_MADDUBS
 from bevel.backends.x86.conv_int8_vnni import CONV_INT8_AVX_VNNI, CONV_INT8_VNNI
 from bevel.backends.x86.conv_low_bit_maddubs import CONV_LOW_BIT_MADDUBS
-from bevel.backends.x86.conv_table import CONV_TABLE_AVX2
+from bevel.backends.x86.conv_table import CONV_TABLE_AVX2, CONV_TABLE_AVX512
 from bevel.backends.x86.conv_unpack import CONV_UNPACK_AVX2, CONV_UNPACK_VNNI
 from bevel.backends.x86.depthwise import (
     DEPTHWISE_F32_AVX2,
@@ -37,11 +37,12 @@ GENERATORS: tuple[Generator, ...] = (
     CONV_F32_AVX2,
     CONV_F32_SSE2,
     CONV_UNPACK_VNNI,
+    CONV_TABLE_AVX512,
     CONV_INT8_AMX,
     CONV_INT8_VNNI,
-    CONV_INT8_AVX_VNNI,
     CONV_TABLE_AVX2,
     CONV_UNPACK_AVX2,
+    CONV_INT8_AVX_VNNI,
     CONV_LOW_BIT_MADDUBS,
     CONV_INT8_MADDUBS,
     CONV_INT8_AVX2_BYTES,

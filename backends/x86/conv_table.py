@@ -37,8 +37,10 @@ from bevel.backends.kernels.micro import HEADER, MicroKernel, Taps
 from bevel.backends.kernels.narrow_sums import store_zeros, sum_narrow
 from bevel.backends.kernels.staging import Staging
 from bevel.backends.tvm import Buffer, Builder, Expr
+from bevel.backends.x86.conv_int8_amx import CONV_INT8_AMX
 from bevel.backends.x86.conv_int8_madd import Avx2Kernel
 from bevel.backends.x86.conv_int8_maddubs import CONV_INT8_MADDUBS
+from bevel.backends.x86.conv_int8_vnni import CONV_INT8_AVX_VNNI, CONV_INT8_VNNI, VnniKernel
 from bevel.backends.x86.conv_low_bit_maddubs import CONV_LOW_BIT_MADDUBS
 from bevel.ir.protocols import Target
 
@@ -120,8 +122,8 @@ class TableStaging(FormStaging):
 
 
 @dataclass(frozen=True)
-class TableKernel(Avx2Kernel):
-    """Look up, add in bytes, join planes in 16 bits.
+class TableKernel(MicroKernel):
+    """Look up, add in bytes, join planes in 16 bits. Subclasses add the epilogue of their instruction set.
 
     Attributes:
         weight_bits, x_bits: of the problem.
@@ -135,11 +137,12 @@ class TableKernel(Avx2Kernel):
     kgroup = GROUP
     x_dtype = "uint8"
     weight_dtype = "uint8"
+    fetches_ahead = False
     # Bytes of a vector of indices, and how instructions of that width are called.
-    bytes: ClassVar[int] = 32
-    lookup: ClassVar[str] = "llvm.x86.avx2.pshuf.b"
-    join: ClassVar[str] = "llvm.x86.avx2.pmadd.ub.sw"
-    add_pairs: ClassVar[str] = "llvm.x86.avx2.pmadd.wd"
+    bytes: ClassVar[int]
+    lookup: ClassVar[str]
+    join: ClassVar[str]
+    add_pairs: ClassVar[str]
 
     @property
     def acc_dtype(self) -> str:  # type: ignore[override]
@@ -342,6 +345,26 @@ class TableKernel(Avx2Kernel):
         return k.bitcast(k.wrapping_add(first, k.bitcast(value, "uint32", self.lanes), self.lanes), "int32", self.lanes)
 
 
+@dataclass(frozen=True)
+class TableAvx2Kernel(TableKernel, Avx2Kernel):  # type: ignore[override]
+    """32 lookups an instruction."""
+
+    bytes = 32
+    lookup = "llvm.x86.avx2.pshuf.b"
+    join = "llvm.x86.avx2.pmadd.ub.sw"
+    add_pairs = "llvm.x86.avx2.pmadd.wd"
+
+
+@dataclass(frozen=True)
+class TableAvx512Kernel(TableKernel, VnniKernel):  # type: ignore[override]
+    """64 lookups an instruction."""
+
+    bytes = 64
+    lookup = "llvm.x86.avx512.pshuf.b.512"
+    join = "llvm.x86.avx512.pmaddubs.w.512"
+    add_pairs = "llvm.x86.avx512.pmaddw.d.512"
+
+
 def _pattern(k: Builder, factors: Sequence[int], lanes: int) -> Expr:
     """int8 `lanes` that repeat `factors`."""
     word = int.from_bytes(np.array(factors, np.int8).tobytes(), "little", signed=True)
@@ -415,10 +438,23 @@ CONV_TABLE_AVX2 = TableConv(
     features=("avx2",),
     dtype="uint8",
     out_dtypes=("uint8", "int32"),
-    micro=TableKernel(),
+    micro=TableAvx2Kernel(),
     shapes=(),
     pixels=(6, 4),
     # Measured: 74 products a cycle with two planes, four indices of 16 channels in a vector.
     pipeline=Pipeline(macs=5, loads=4, in_flight=4, unroll=1),
-    rivals=(CONV_LOW_BIT_MADDUBS, CONV_INT8_MADDUBS),
+    rivals=(CONV_LOW_BIT_MADDUBS, CONV_INT8_MADDUBS, CONV_INT8_AVX_VNNI),
+)
+# One vpshufb and one addition of 64 bytes a cycle.
+CONV_TABLE_AVX512 = TableConv(
+    name="x86_conv_table_avx512",
+    arch="x86_64",
+    features=("avx512",),
+    dtype="uint8",
+    out_dtypes=("uint8", "int32"),
+    micro=TableAvx512Kernel(),
+    shapes=(),
+    pixels=(12, 8, 6),
+    pipeline=Pipeline(macs=3.5, loads=4, in_flight=4, unroll=1),
+    rivals=(CONV_INT8_AMX, CONV_INT8_VNNI, CONV_LOW_BIT_MADDUBS, CONV_INT8_MADDUBS),
 )

@@ -13,11 +13,22 @@ from bevel.backends import x86
 from bevel.backends.kernel import ConvProblem
 from bevel.backends.kernels.generator import ConvGenerator
 from bevel.backends.select import choose
-from tests.backends.harness import X86_AVX2, X86_VNNI, ConvCase, reference_conv, run_convs, skip_unless_runs
+from bevel.ir.protocols import Target
+from tests.backends.harness import (
+    X86_AMX,
+    X86_AVX2,
+    X86_AVX512,
+    X86_AVX_VNNI,
+    X86_VNNI,
+    ConvCase,
+    reference_conv,
+    run_convs,
+    skip_unless_runs,
+)
 from tests.backends.low_bit_cases import SHAPES, constants_of, conv, extremes, inputs_of, variants
 
 # The least target that each generator runs on.
-TARGETS = {"avx2": X86_AVX2, "vnni": X86_VNNI}
+TARGETS = {"avx2": X86_AVX2, "avx512": X86_AVX512, "vnni": X86_VNNI}
 KINDS = ("_table_", "_low_bit_", "_unpack_")
 GENERATORS = {
     isa: [
@@ -130,6 +141,25 @@ def test_choice_on_avx2(weight_bits: int, x_bits: int, kernel: str) -> None:
     assert choose(wide(weight_bits, x_bits), X86_AVX2, "layer").generator.name == kernel
 
 
-def test_vnni_keeps_large_layers() -> None:
-    """Where products of bytes are added in 32 bits, large layers with two bits gain nothing."""
-    assert choose(wide(2, 2), X86_VNNI, "layer").generator.name == "x86_conv_int8_vnni"
+@pytest.mark.parametrize(
+    ("target", "bits", "kernel"),
+    [
+        (X86_VNNI, 2, "x86_conv_int8_vnni"),
+        (X86_VNNI, 1, "x86_conv_table_avx512"),
+        (X86_AMX, 1, "x86_conv_int8_amx"),
+        (X86_AVX_VNNI, 1, "x86_conv_table_avx2"),
+        (X86_AVX_VNNI, 4, "x86_conv_int8_avxvnni"),
+        (X86_AVX512, 2, "x86_conv_table_avx512"),
+    ],
+)
+def test_choice_where_bytes_are_added_in_32_bits(target: Target, bits: int, kernel: str) -> None:
+    """Large layers gain less or nothing there."""
+    assert choose(wide(bits, 2), target, "layer").generator.name == kernel
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_vectors_are_unpacked(bits: int) -> None:
+    """A matrix-vector product is bound by its weights' bytes on every core."""
+    p = conv(1, 1, 1024, 1024, dtype="uint8", out_dtype="uint8", weight_bits=bits)
+    assert choose(p, X86_AMX, "layer").generator.name == "x86_conv_unpack_vnni"
+    assert choose(p, X86_AVX2, "layer").generator.name in ("x86_conv_unpack_avx2", "x86_conv_table_avx2")
