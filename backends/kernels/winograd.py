@@ -204,7 +204,7 @@ def pack(problem: ConvProblem, tile: Tile, micro: MicroKernel, constants: ConvCo
 
 def emit(problem: ConvProblem, tile: Tile, micro: MicroKernel, symbol: str) -> PrimFunc:
     """The kernel; besides what `geometry` takes, `tile` has unroll (input channels per iteration)."""
-    with Builder(symbol) as k:
+    with Builder(symbol, nan_wins=micro.nan_wins) as k:
         _Nest(k, geometry(problem, tile, micro), tile["unroll"]).emit()
     return k.function
 

@@ -13,7 +13,7 @@ from itertools import product
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Problem, Tile
 from bevel.backends.kernels import conv, winograd
 from bevel.backends.kernels.generator import FIRST_CACHE_BYTES, IN_ORDER_CPUS, TILE_OVERHEAD, ConvGenerator
-from bevel.backends.kernels.tiling import split
+from bevel.backends.kernels.tiling import chunk_count, split
 from bevel.backends.kernels.transforms import INPUT_OPERATIONS, OUTPUT_OPERATIONS, POINTS, points
 from bevel.backends.kernels.winograd import Geometry
 from bevel.backends.tvm import PrimFunc
@@ -25,8 +25,10 @@ SECOND_CACHE_BYTES, SCRATCH_SHARE = 256 * 1024, 1 / 2
 NEIGHBOURS = 2
 # Cycles of a kernel over those of one whose parallel axis is long enough for all cores.
 TOO_FEW_UNITS = 1.05
-# Cycles per byte of scratch that does not stay in the first cache, for each band; measured with AVX-512.
-NEAR = 0.01
+# Cycles per byte from the second cache, and the share of the first that stays for weights: fitted to AVX-512 kernels of 16 to 512
+# channels.
+NEAR, FIRST_CACHE_SHARE = 0.01, 1 / 2
+FLOAT = 4
 # Cycles over those of direct convolution below which transforms are worth their memory.
 WORTH = 0.9
 # Tiles for each size of patches: the tuner measures all.
@@ -63,7 +65,7 @@ class WinogradGenerator:
         p = _conv(problem)
         tile = self.direct.tiles(p, target)[0]
         g = conv.Geometry(p, self.direct.micro, tile["mr"], tile["nv"])
-        direct = p.batch * self.direct.cycles(p, target, tile) + self._weights(g.weight_bytes, 1, target)
+        direct = max(p.batch * self.direct.cycles(p, target, tile), self._far_weights(g.weight_bytes, 1, target))
         return self.cycles(p, target, self.tiles(p, target)[0]) < WORTH * direct
 
     def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
@@ -88,11 +90,10 @@ class WinogradGenerator:
     def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
         """Estimated cycles; see `bevel.backends.kernel.Estimated`."""
         g = winograd.geometry(_conv(problem), tile, self.direct.micro)
-        total = self._weights(g.weight_bytes, g.problem.batch * g.bands_per_image, target)
-        for band in g.bands:
-            total += g.problem.batch * band.count * (self._products(g, band.size) + self._transforms(g, band.size))
-        if g.scratch_bytes > (target.caches[0].bytes if target.caches else FIRST_CACHE_BYTES):
-            total += g.problem.batch * g.bands_per_image * NEAR * g.scratch_bytes
+        bands = [(g.problem.batch * band.count, band.size) for band in g.bands]
+        products = sum(count * self._products(g, rows) for count, rows in bands)
+        total = max(products, self._far_weights(g.weight_bytes, g.problem.batch * g.bands_per_image, target))
+        total += sum(count * (self._transforms(g, rows) + self._near_operands(g, rows, target)) for count, rows in bands)
         return total if g.extent >= target.cores else total * TOO_FEW_UNITS
 
     def _products(self, g: Geometry, rows: int) -> float:
@@ -115,10 +116,25 @@ class WinogradGenerator:
         vectors = g.channels // lanes * (down + along) + -(-g.problem.oc // lanes) * g.patch_columns * results
         return rows * vectors / self.direct.pipeline.macs
 
-    def _weights(self, nbytes: int, passes: int, target: Target) -> float:
-        """Cycles in which weights come from beyond the second cache."""
+    @staticmethod
+    def _near_operands(g: Geometry, rows: int, target: Target) -> float:
+        """Cycles in which operands come from the second cache: inputs for each block of channels, weights for each tile."""
+        first = target.caches[0].bytes if target.caches else FIRST_CACHE_BYTES
+        patches = rows * g.patch_columns
+        nbytes = max(0, g.points * patches * g.channels * FLOAT - first) * chunk_count(g.columns)
+        for block in g.columns:
+            weights = g.problem.c * block.size * g.micro.lanes * FLOAT
+            if weights > first * FIRST_CACHE_SHARE:
+                nbytes += g.points * weights * block.count * (chunk_count(split(patches, g.mr)) - 1)
+        return NEAR * nbytes
+
+    def _far_weights(self, nbytes: int, passes: int, target: Target) -> float:
+        """Cycles in which weights come from beyond the second cache, while others are multiplied.
+
+        Some in the first pass, because other layers were computed meanwhile; in later ones, what the cache does not hold.
+        """
         cache = _second_cache(target)
-        return self.far * nbytes * min(1.0, NEIGHBOURS * nbytes / cache) * (passes if nbytes > cache else 1)
+        return self.far * nbytes * (min(1.0, NEIGHBOURS * nbytes / cache) + (passes - 1) * max(0.0, 1 - cache / nbytes))
 
     def sums(self, problem: ConvProblem) -> bool:
         """The epilogue can add."""
