@@ -77,10 +77,14 @@ def quantize_weights(weights: Array, bias: Array, x_scale: float, form: WeightFo
         raise UnsupportedModel(f"layer {layer!r}: its weights or bias hold NaN or infinity; repair or re-export the model")
     rows = weights.reshape(weights.shape[0], -1).astype(np.float64)
     magnitude = np.abs(rows).max(axis=1, initial=0.0)
-    if form.granularity == "tensor":
-        magnitude = np.full_like(magnitude, magnitude.max(initial=0.0))
     levels = _levels(rows, magnitude, form, layer)
-    unclipped = magnitude / (LEVEL_MAX if form.levels in ("kmeans", "nf4") else levels.max())
+    if form.levels == "uniform":
+        # The lowest level may reach farther than the highest.
+        unclipped = np.maximum(rows.max(axis=1, initial=0.0) / levels.max(), rows.min(axis=1, initial=0.0) / levels.min())
+    else:
+        unclipped = magnitude / (levels.max() if form.levels == "powers" else LEVEL_MAX)
+    if form.granularity == "tensor":
+        unclipped = np.full_like(unclipped, unclipped.max(initial=0.0))
     scales = _searched(rows, unclipped, levels, form) if form.searches else unclipped
     held = _held(scales, np.abs(bias.astype(np.float64)), x_scale, holds_zero=0 in levels)
     chosen = rounded(rows / np.asarray(held)[:, None], levels)

@@ -49,6 +49,29 @@ def test_a_layer_kept_in_float_becomes_an_island(command: list[object], tmp_path
     assert bevel("run", "out.bevel", "--selftest").code == 0
 
 
+def test_layers_of_few_bits(command: list[object], tmp_path: Path, bevel: Bevel) -> None:
+    """The ends of a small model are all of it, so the plan names them; what was asked is in the manifest and in the text."""
+    plan = write_plan(tmp_path, bits="w4a8", layers={"c": {"bits": "w2a4", "scales": "minmax"}, "y": {"bits": "w3a8"}})
+    result = bevel(*command, "--plan", plan, "--json")
+    assert result.code == 0, result
+    assert result.json["integer_only"] is True
+    found = bits_of(result.json)
+    assert (found["IntConv"], found["IntGemm"]) == ("w2a4", "w3a8")
+    text = bevel(*command, "--plan", plan)
+    assert "1 layers of w2a4 run " in text.out
+    assert bevel("run", "out.bevel", "--selftest").code == 0
+    retargeted = bevel("compile", "out.bevel", "--device", "raspberry-pi-4", "-o", "pi.bevel", "--json")
+    assert bits_of(retargeted.json) == found
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("out.bevel", "pi.bevel")]
+    assert manifests[0]["graph_hash"] == manifests[1]["graph_hash"]
+
+
+def test_bits_without_a_plan_keep_the_ends(command: list[object], bevel: Bevel) -> None:
+    result = bevel(*command, "--bits", "w2a2", "--weight-scales", "mse", "--json")
+    assert result.code == 0, result
+    assert {layer["bits"] for layer in result.json["layers"]} <= {"w8a8", "int32"}
+
+
 def test_a_float_plan_with_one_integer_layer(command: list[object], tmp_path: Path, bevel: Bevel) -> None:
     result = bevel(
         *command, "--plan", write_plan(tmp_path, bits="fp32", layers={"c": {"bits": "8"}, "r": {"bits": "8"}}), "--json"
