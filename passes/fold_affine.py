@@ -5,6 +5,8 @@
 
 %a = Conv(%x, %w, %b)                        %y = Conv(%x, %w', %b')     w' = w * s, b' = b * s
 %y = Mul(%a, %s)
+
+Weights that are codes keep them: their scales take the factors (`bevel.passes.scaled_codes`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy.typing as npt
 from bevel.ir.graph import Graph, Node, Value
 from bevel.ir.types import Quant
 from bevel.passes.rewrite import float_data, is_float, replace, sole_producer
+from bevel.passes.scaled_codes import scaled_codes
 
 Array = npt.NDArray[Any]
 
@@ -81,6 +84,12 @@ def _scale_channels(layer: Node, weights: Array, factor: Array) -> Array:
     return np.asarray(weights * factor.reshape(-1, *[1] * (weights.ndim - 1)))
 
 
+def _real_bias(bias: Value) -> Array | None:
+    """The numbers of a constant bias, None where it is computed."""
+    elem = bias.type.elem
+    return elem.dequantize(bias.array) if bias.is_constant and isinstance(elem, Quant) else float_data(bias)
+
+
 def fold_into(graph: Graph, node: Node, layer: Node, factor: Array | None, shift: Array) -> bool:
     """Replace `node`, which computes layer * factor + shift per output channel, by the layer with folded constants.
 
@@ -92,17 +101,22 @@ def fold_into(graph: Graph, node: Node, layer: Node, factor: Array | None, shift
         shift: float64 [O].
 
     Returns:
-        False, changing nothing, where the layer's constants are not floats.
+        False, changing nothing, where the layer's constants cannot take it.
     """
-    weights = float_data(layer.inputs[1])
-    bias = float_data(layer.inputs[2]) if len(layer.inputs) == 3 else np.zeros(shift.size, np.float32)
-    if bias is None or (factor is not None and weights is None):
+    bias = _real_bias(layer.inputs[2]) if len(layer.inputs) == 3 else np.zeros(shift.size, np.float32)
+    if bias is None:
         return False
     kernel = layer.inputs[1]
     folded_bias = bias.astype(np.float64)
-    if factor is not None and weights is not None:
-        scaled = _scale_channels(layer, weights, factor)
-        kernel = graph.add_constant(f"{layer.inputs[1].name}.folded", scaled.astype(np.float32))
+    if factor is not None:
+        weights, name = float_data(kernel), f"{kernel.name}.folded"
+        if weights is not None:
+            kernel = graph.add_constant(name, _scale_channels(layer, weights, factor).astype(np.float32))
+        elif (scaled := scaled_codes(layer, factor)) is not None:
+            codes, elem = scaled
+            kernel = graph.add_constant(name, codes, kernel.type.with_elem(elem))
+        else:
+            return False
         folded_bias = folded_bias * factor
     hint = f"{layer.inputs[2].name}.folded" if len(layer.inputs) == 3 else f"{node.output.name}.bias"
     new_bias = graph.add_constant(hint, (folded_bias + shift).astype(np.float32))

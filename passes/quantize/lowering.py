@@ -17,7 +17,7 @@ from bevel.errors import UnsupportedModel
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import NoAttrs, Trait, lookup
 from bevel.ir.ops.integer import OutAttrs
-from bevel.ir.types import F32, I8, Quant, TensorType
+from bevel.ir.types import F32, I8, Codebook, Quant, TensorType
 
 Array = npt.NDArray[Any]
 
@@ -183,7 +183,7 @@ class Lowering:
 
     def real(self, value: Value) -> Value:
         """`value` as float32, through one Dequantize for all its readers where it is quantized."""
-        if not isinstance(value.type.elem, Quant):
+        if not isinstance(value.type.elem, Quant | Codebook):
             return self.operand(value)
         if value not in self._reals:
             if value.is_constant:
