@@ -329,3 +329,53 @@ def test_int4_stays_four_bits_in_a_model_of_floats(tmp_path: Path) -> None:
     graph = agrees(tmp_path, model, {"x": normal(3, 4)})
     assert graph.level is Level.FLOAT
     assert TensorProto.INT4 == model.graph.initializer[0].data_type
+
+
+@pytest.mark.parametrize("op", ["Quant", "BipolarQuant"])
+def test_products_of_qonnx_weights(op: str, tmp_path: Path) -> None:
+    """Weights [K, N] with a scale for each column, transposed on the way to codes [N, K], and a bias added behind."""
+    x, w = normal(8, 6), normal(6, 4, seed=6)
+    scale = np.linspace(0.2, 0.5, 4, dtype=F)
+    # A step of the sums is large with few bits; biases off that grid would be rounded to it.
+    bias = np.asarray([3, -2, 0, 7], F) * F(0.25) * scale
+    nodes = [
+        q("Quant", ["x", "xs", "zero", "four"], "xr", signed=1, narrow=0, rounding_mode="ROUND"),
+        q(op, ["w", "ws", "zero", "three"], "wr", signed=1, narrow=1, rounding_mode="ROUND")
+        if op == "Quant"
+        else q(op, ["w", "ws"], "wr"),
+        node("MatMul", ["xr", "wr"], ["c"]),
+        node("Add", ["c", "b"], ["d"]),
+        q("Quant", ["d", "os", "zero", "eight"], "y", signed=1, narrow=0, rounding_mode="ROUND"),
+    ]
+    constants = {
+        "w": w, "ws": scale, "b": bias, "zero": F(0), "xs": F(0.25), "os": F(0.0793), "three": F(3), "four": F(4), "eight": F(8),
+    }  # fmt: skip
+    graph = canonicalize(import_onnx(save(tmp_path / "m.onnx", qonnx_model(nodes, {"x": ["n", 6]}, constants))))
+    reals = quant(w, scale, 0, 3, narrow=1) if op == "Quant" else np.where(w >= 0, scale, -scale).astype(F)
+    wanted = quant(quant(x, F(0.25), 0, 4) @ reals + bias, F(0.0793), 0, 8)
+    np.testing.assert_allclose(run(graph, {"x": x})["y"], wanted, atol=1e-5)
+    integer = integer_of(graph, {"x": x})
+    (gemm,) = (n for n in integer.nodes if n.op == "IntGemm")
+    weight = quantized(integer, gemm.inputs[1].name)
+    assert (weight.storage, weight.axis) == (Int(3) if op == "Quant" else Int(1), 0)
+
+
+@pytest.mark.parametrize("mode", ["FLOOR", "ROUND"])
+def test_average_pooling_that_truncates(mode: str, tmp_path: Path) -> None:
+    """As Brevitas writes it: the mean of a 4x4 window, times its 16 elements, loses the 4 bits that the sum has more."""
+    x, s = 4 * normal(2, 3, 4, 4), F(0.25)
+    nodes = [
+        q("Quant", ["x", "s", "zero", "four"], "a", signed=0, narrow=0, rounding_mode="ROUND"),
+        node("AveragePool", ["a"], ["p"], kernel_shape=[4, 4]),
+        node("Mul", ["p", "count"], ["sum"]),
+        q("Trunc", ["sum", "s", "zero", "eight", "four"], "y", rounding_mode=mode),
+    ]
+    constants = {"s": s, "zero": F(0), "four": F(4), "eight": F(8), "count": F(16)}
+    graph = canonicalize(import_onnx(save(tmp_path / "m.onnx", qonnx_model(nodes, {"x": ["n", 3, 4, 4]}, constants))))
+    sums = np.rint(quant(x, s, 0, 4, signed=0) / s).sum(axis=(2, 3), keepdims=True)
+    wanted = ROUND[mode](sums / 16) * s
+    np.testing.assert_allclose(run(graph, {"x": x})["y"], wanted, atol=1e-6)
+    integer = ToInteger().run(graph)
+    verify(integer)
+    found = to_real(integer.outputs[0], run(integer, {"x": x})["y"])
+    assert np.abs(found - wanted).max() <= (s if mode == "ROUND" else 0)
