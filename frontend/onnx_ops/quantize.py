@@ -142,6 +142,8 @@ def convert_dequantize(builder: Builder, node: OnnxNode) -> Operand:
     if isinstance(operand, np.ndarray):
         if operand.dtype.name not in CODE_TYPES:
             node.refuse(f"codes of type {operand.dtype}", f"one of {', '.join(CODE_TYPES)}")
+        if node.has("block_size") and (reals := _blocked(node, operand)) is not None:
+            return reals
         quant = read_quant(node, operand.dtype.name, rank)
         if quant.axis is not None and operand.shape[quant.axis] != len(quant.scale):
             node.refuse(f"{len(quant.scale)} scales for extent {operand.shape[quant.axis]}", "one scale for every index")
@@ -183,6 +185,29 @@ def clip_codes(builder: Builder, node: OnnxNode, operand: Codes, low: int | None
     result = node.emit("Clip", [value], ClipAttrs(*bounds), type_=value.type.with_elem(quant))
     assert isinstance(result, Value)
     return Codes(result, spelled)
+
+
+def _blocked(node: OnnxNode, codes: Array) -> Array | None:
+    """Reals of constant codes with a scale for each block along an axis; None where scales are not blocked.
+
+    No type has such scales, because no sum of integers does: weights of a model of floats are all they are good for.
+    """
+    scale, zero = node.known(1, "scale"), node.known(2, "zero point")
+    block = node.integer("block_size", 0)
+    if not block or scale is None or scale.ndim != codes.ndim:
+        return None
+    axis = node.axis(node.integer("axis", 1), codes.ndim)
+    expected = tuple(-(-n // block) if i == axis else n for i, n in enumerate(codes.shape))
+    if block < 0 or scale.shape != expected or (zero is not None and zero.shape != expected):
+        node.refuse(
+            f"scales of shape {list(scale.shape)} in blocks of {block}", f"scales and zero points of shape {list(expected)}"
+        )
+
+    def spread(values: Array) -> Array:
+        return np.repeat(values.astype(np.float32), block, axis=axis).take(range(codes.shape[axis]), axis=axis)
+
+    steps = codes.astype(np.float32) - (spread(zero) if zero is not None else np.float32(0))
+    return normalize_array(steps * spread(scale), node.outputs[0])
 
 
 def input_quant(builder: Builder, value: onnx_ir.Value) -> Quant | None:

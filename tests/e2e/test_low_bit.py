@@ -14,11 +14,16 @@ from onnx import TensorProto, helper, numpy_helper
 from bevel.compiler import Options, bind, build, load_graph, prepare
 from bevel.devices.profile import load_profile
 from bevel.ir import interp
-from bevel.ir.graph import Graph
+from bevel.ir.graph import Graph, Level, Value
+from bevel.ir.ops.elementwise import ClipAttrs
+from bevel.ir.ops.movement import ConcatAttrs, PadAttrs, ReshapeAttrs, SliceAttrs, TransposeAttrs
+from bevel.ir.ops.normalize import ReduceAttrs
+from bevel.ir.ops.pool import AveragePoolAttrs, PoolAttrs
 from bevel.ir.plan import CompressionPlan, LayerPlan, parse_bits
 from bevel.ir.text import print_graph
-from bevel.ir.types import Quant
-from bevel.ir.verify import is_integer_only
+from bevel.ir.types import F32, Int, Quant, TensorType
+from bevel.ir.verify import is_integer_only, verify
+from bevel.passes.quantize import ToInteger
 from tests.e2e.test_road import require_way_to, run_on
 
 SAMPLES = 6
@@ -169,6 +174,65 @@ def test_bytes_of_an_imported_model(profile: str, tmp_path: Path) -> None:
     graph = prepare(load_graph(tmp_path / "net.onnx"), Options(profile))
     assert "q<i1" in print_graph(graph), "bipolar weights have a type of their own"
     check_bytes(graph, profile, "x", "y", np.random.default_rng(1).normal(size=(3, 3, 9, 9)).astype(np.float32), tmp_path)
+
+
+def every_operator() -> Graph:
+    """An ANNOTATED graph whose operators read and make codes of 2 to 8 bits, signed and unsigned; one output of each."""
+    g = Graph("operators", Level.ANNOTATED)
+    types = [Quant(Int(4), (0.31,), (-3,)), Quant(Int(3, signed=False), (0.47,), (2,)), Quant(Int(8), (0.05,), (7,))]
+    x, u, v = (g.add_input(n, TensorType((1, 8, 6, 6), F32)) for n in "xuv")
+    a, b, c = (
+        g.add_node("Clip", [i], ClipAttrs(), names=[f"{i.name}.codes"], types=[i.type.with_elem(t)]).output
+        for i, t in zip((x, u, v), types, strict=True)
+    )
+    few = iter(
+        [Quant(Int(bits, signed=False), (0.01 * bits + 0.3 * scale,), (1,)) for bits in (2, 3, 4, 5, 7) for scale in (1, 2, 3, 4)]
+    )
+    outputs = [a, b]
+
+    def make(op: str, inputs: list[Value], attrs: Any = None, *, own: bool = True) -> Value:
+        node = g.add_node(op, inputs, attrs, names=[f"{op}{len(outputs)}"])
+        node.output.type = node.output.type.with_elem(next(few) if own else inputs[0].type.elem)
+        outputs.append(node.output)
+        return node.output
+
+    make("Add", [a, b])
+    make("Sub", [c, a])
+    make("Mul", [b, c])
+    make("Max", [a, b])
+    make("Concat", [a, b, c], ConcatAttrs(1))
+    make("AveragePool", [a], AveragePoolAttrs((3, 3), pads=(1, 1, 1, 1)))
+    make("GlobalAveragePool", [b])
+    make("MaxPool", [a], PoolAttrs((3, 3), (2, 2), (1, 1, 1, 1)), own=False)
+    make("MaxPool", [b], PoolAttrs((2, 2), (2, 2)))
+    make("HardSwish", [a])
+    make("Sigmoid", [b])
+    make("Relu", [a])
+    make("ReduceMean", [b], ReduceAttrs((2, 3), False))
+    make("Pad", [a], PadAttrs((0, 0, 1, 2), (0, 0, 2, 1), 0.62), own=False)
+    turned = make("Transpose", [b], TransposeAttrs((0, 1, 3, 2)), own=False)
+    make("MatMul", [a, turned])
+    make("Reshape", [a], ReshapeAttrs((1, 8, 36)), own=False)
+    make("Slice", [b], SliceAttrs((0, 2, 0, 1), (-1, 7, -1, 5), (1, 1, 1, 2)), own=False)
+    g.set_outputs(outputs)
+    verify(g)
+    return g
+
+
+@pytest.mark.parametrize("profile", ["host", *(pytest.param(p, marks=pytest.mark.slow) for p in ("raspberry-pi-4", "armv7-a7"))])
+def test_every_operator_on_codes_of_few_bits(profile: str, tmp_path: Path) -> None:
+    require_way_to(profile)
+    graph = ToInteger().run(every_operator())
+    verify(graph)
+    assert {n.op for n in graph.nodes if n.op in ("Quantize", "Dequantize")} == {"Quantize"}, "at the inputs, which are reals"
+    artifact = build(graph, load_profile(profile), tmp_path / "net.bevel", Options(profile))
+    reals = {
+        v.name: np.random.default_rng(i).normal(scale=2, size=(1, 8, 6, 6)).astype(np.float32) for i, v in enumerate(graph.inputs)
+    }
+    found, expected = run_on(artifact, profile, {name: array[None] for name, array in reals.items()}), interp.run(graph, reals)
+    assert len(expected) == 20
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name].reshape(array.shape), array, err_msg=name)
 
 
 def test_manifest_says_what_each_layer_has(prepared: Any, tmp_path: Path) -> None:

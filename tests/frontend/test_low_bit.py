@@ -319,6 +319,24 @@ def test_what_has_no_type_is_refused(kind: str, tmp_path: Path) -> None:
         import_onnx(save(tmp_path / "m.onnx", qonnx_model([made], {"x": ["n", 6]}, constants)))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_blocks_of_weights_in_a_model_of_floats(axis: int, tmp_path: Path) -> None:
+    """Scales for groups of inputs, as weight-only quantizers write them: reals are all that is left of them."""
+    rng = np.random.default_rng(3)
+    codes, shape = rng.integers(0, 16, (6, 10)).astype(np.uint8), (2, 10) if axis == 0 else (6, 4)
+    constants = {
+        "w": codes.astype(ml_dtypes.uint4), "ws": rng.uniform(0.1, 0.3, shape).astype(F),
+        "wz": rng.integers(0, 16, shape).astype(np.uint8).astype(ml_dtypes.uint4),
+    }  # fmt: skip
+    nodes = [
+        node("DequantizeLinear", ["w", "ws", "wz"], ["wr"], axis=axis, block_size=3),
+        node("Gemm", ["x", "wr"], ["y"], transB=1),
+    ]
+    model = model_of(nodes, {"x": ["n", 10]}, ["y"], constants, opset=21)
+    model.ir_version = 10
+    assert agrees(tmp_path, model, {"x": normal(3, 10)}).level is Level.FLOAT
+
+
 def test_int4_stays_four_bits_in_a_model_of_floats(tmp_path: Path) -> None:
     """Weight-only quantization folds: no activation has a type."""
     codes = np.arange(-8, 8).astype(np.int8).reshape(4, 4)
