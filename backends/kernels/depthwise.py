@@ -61,6 +61,7 @@ class DepthwiseKernel(abc.ABC):
             Otherwise LLVM moves those loads out of all loops and spills what does not fit the registers, to a stack that it does
             not align to vectors: reloading from there was measured 25 % slower than reading the constants again.
         nan_wins: see `Builder`.
+        tails: whether channels that do not fill blocks take narrower ones; else the last block overlaps the one before.
     """
 
     widths: tuple[int, ...]
@@ -74,6 +75,7 @@ class DepthwiseKernel(abc.ABC):
     copy_lanes: int = 16
     reload_constants: bool = False
     nan_wins: bool = False
+    tails: bool = False
 
     @abc.abstractmethod
     def combine(self, k: Builder, rows: Sequence[Expr | None], width: int) -> list[Expr]:
@@ -110,20 +112,38 @@ class DepthwiseKernel(abc.ABC):
 
 @dataclass(frozen=True)
 class Geometry:
-    """A problem cut up for one ISA."""
+    """A part of a problem cut up for one ISA: neighbouring blocks of channels of one width.
+
+    Attributes:
+        problem: the whole problem.
+        micro: of the ISA.
+        first: first channel.
+        count: channels from there on.
+        before: packed channels of the parts before.
+        total: packed channels of all parts.
+    """
 
     problem: ConvProblem
     micro: DepthwiseKernel
+    first: int
+    count: int
+    before: int
+    total: int
 
     @cached_property
     def width(self) -> int:
-        """Channels per block: the widest that the problem has."""
-        return next((w for w in self.micro.widths if w <= self.problem.oc), self.micro.widths[-1])
+        """Channels per block: the widest that there are."""
+        return block_width(self.micro, self.count)
 
     @property
     def blocks(self) -> int:
         """Channel blocks. The last one ends with the last channel: it computes again what it shares with the one before."""
-        return -(-self.problem.oc // self.width)
+        return -(-self.count // self.width)
+
+    @property
+    def last(self) -> int:
+        """First channel that a block may begin at the latest."""
+        return max(self.problem.oc - self.width, 0)
 
     @property
     def valid(self) -> int:
@@ -134,11 +154,6 @@ class Geometry:
     def lanes(self) -> int:
         """Accumulators per vector."""
         return self.width // self.micro.vectors
-
-    @property
-    def channels(self) -> int:
-        """Packed channels."""
-        return self.blocks * self.width
 
     @property
     def row_groups(self) -> int:
@@ -171,12 +186,22 @@ class Geometry:
     @property
     def rows_at(self) -> int:
         """Byte in scratch, behind spread weights, where staged rows begin."""
-        return self.spread_at + (align(vector_bytes(self.problem.kw, self.channels)) if self.spread_rows else 0)
+        return self._spread_at + (align(vector_bytes(self.problem.kw, self.total)) if self.spread_rows else 0)
 
     @property
     def spread_at(self) -> int:
+        """Byte in scratch where spread weights of this part begin."""
+        return self._spread_at + vector_bytes(self.problem.kw, self.before)
+
+    @property
+    def records_at(self) -> int:
+        """Byte in scratch where records of requantization parameters of this part begin."""
+        return vector_bytes(self.micro.fields, self.before)
+
+    @property
+    def _spread_at(self) -> int:
         """Byte in scratch, behind the records of all requantization parameters, where spread weights begin."""
-        return align(vector_bytes(self.micro.fields, self.channels)) if self.expanded else 0
+        return align(vector_bytes(self.micro.fields, self.total)) if self.expanded else 0
 
     @property
     def expanded(self) -> bool:
@@ -191,9 +216,8 @@ class Geometry:
     @cached_property
     def order(self) -> Array:
         """Channel of every packed accumulator element; elements >= oc are padding."""
-        last = max(self.problem.oc - self.width, 0)
         order = np.array(self.micro.order(self.width), np.int64)
-        return np.concatenate([min(index * self.width, last) + order for index in range(self.blocks)])
+        return np.concatenate([min(self.first + index * self.width, self.last) + order for index in range(self.blocks)])
 
     def taps_in_order(self, block: Array) -> list[Array]:
         """Views of a block's weights [width, kh, kw], channels in packed order, such that their elements are in packed order."""
@@ -205,27 +229,52 @@ class Geometry:
         return groups
 
 
+def block_width(micro: DepthwiseKernel, channels: int) -> int:
+    """Channels of the widest block that `channels` fill, or of the narrowest."""
+    return next((width for width in micro.widths if width <= channels), micro.widths[-1])
+
+
+def parts(problem: Problem, micro: DepthwiseKernel) -> list[Geometry]:
+    """A problem, which must be a convolution, cut up for an ISA."""
+    if not isinstance(problem, ConvProblem):
+        raise TypeError(f"expected a ConvProblem, got {type(problem).__name__}")
+    counts, rest = [], problem.oc
+    while rest:
+        width = block_width(micro, rest)
+        counts.append(rest // width * width if micro.tails and width != micro.widths[-1] else rest)
+        rest -= counts[-1]
+    widths = [block_width(micro, count) for count in counts]
+    packed = [-(-count // width) * width for count, width in zip(counts, widths, strict=True)]
+    return [
+        Geometry(problem, micro, sum(counts[:index]), count, sum(packed[:index]), sum(packed))
+        for index, count in enumerate(counts)
+    ]
+
+
 def _in_order(values: Array, order: Array, fill: int) -> Array:
     """Rows of `values` in packed order, padding channels filled."""
-    full = np.full((int(order.max()) + 1, *values.shape[1:]), fill, values.dtype)
+    full = np.full((max(int(order.max()) + 1, len(values)), *values.shape[1:]), fill, values.dtype)
     full[: len(values)] = values
     return full[order]
 
 
-def pack(g: Geometry, constants: ConvConstants) -> list[Array]:
+def pack(cut: Sequence[Geometry], constants: ConvConstants) -> list[Array]:
     """Weights, bias and requantization parameters in the layout of `emit`."""
-    p, micro = g.problem, g.micro
-    full = _in_order(constants.weights[:, 0].astype(np.dtype(micro.weight_dtype)), g.order, 0)
-    blocks = full.reshape(g.blocks, g.width, p.kh, p.kw)
+    p, micro = cut[0].problem, cut[0].micro
+    order = np.concatenate([g.order for g in cut])
+    weights = []
+    for g in cut:
+        full = _in_order(constants.weights[:, 0].astype(np.dtype(micro.weight_dtype)), g.order, 0)
+        blocks = full.reshape(g.blocks, g.width, p.kh, p.kw)
+        weights += [group.ravel() for block in blocks for group in g.taps_in_order(block)]
     bias = pack_bias(p, p.oc, constants)
     header, real = bias[:HEADER], bias[HEADER:]
-    packed = [np.concatenate([group.ravel() for block in blocks for group in g.taps_in_order(block)])]
-    packed.append(np.concatenate([header, _in_order(real, g.order, 0)]))
+    packed = [np.concatenate(weights), np.concatenate([header, _in_order(real, order, 0)])]
     if p.out_dtype in CODES:
-        if g.expanded:
-            packed.append(parameters.pack(_channels(constants, g.order), g.lanes))
+        if cut[0].expanded:
+            packed.append(np.concatenate([parameters.pack(_channels(constants, g.order), g.lanes) for g in cut]))
         else:
-            packed.append(micro.pack_short(_in_order(short_factors(constants), g.order, 0)))
+            packed.append(micro.pack_short(_in_order(short_factors(constants), order, 0)))
     return packed
 
 
@@ -242,19 +291,21 @@ def _channels(constants: ConvConstants, at: Array) -> ConvConstants:
     )
 
 
-def unpack(g: Geometry, packed: Sequence[Array]) -> tuple[Array, Array]:
+def unpack(cut: Sequence[Geometry], packed: Sequence[Array]) -> tuple[Array, Array]:
     """Logical weights [oc, 1, kh, kw] and bias [oc] back from `pack`."""
-    p = g.problem
-    blocks = np.zeros((g.blocks, g.width, p.kh, p.kw), packed[0].dtype)
-    # Numbers of elements in packed order say where each belongs.
-    number = np.arange(blocks.size).reshape(blocks.shape)
-    order = np.concatenate([group.ravel() for block in number for group in g.taps_in_order(block)])
-    blocks.reshape(-1)[order] = packed[0]
-    full = np.zeros((int(g.order.max()) + 1, p.kh, p.kw), packed[0].dtype)
-    full[g.order] = blocks.reshape(-1, p.kh, p.kw)
+    p = cut[0].problem
+    order = np.concatenate([g.order for g in cut])
+    full = np.zeros((int(order.max()) + 1, p.kh, p.kw), packed[0].dtype)
+    for g in cut:
+        blocks = np.zeros((g.blocks, g.width, p.kh, p.kw), packed[0].dtype)
+        # Numbers of elements in packed order say where each belongs.
+        number = np.arange(blocks.size).reshape(blocks.shape)
+        places = np.concatenate([group.ravel() for block in number for group in g.taps_in_order(block)])
+        blocks.reshape(-1)[places] = packed[0][g.before * g.taps :][: blocks.size]
+        full[g.order] = blocks.reshape(-1, p.kh, p.kw)
     weights = full[: p.oc, None]
     bias = np.zeros(len(full), packed[1].dtype)
-    bias[g.order] = packed[1][HEADER:]
+    bias[order] = packed[1][HEADER:]
     bias = bias[: p.oc]
     if p.dtype not in FLOATS:
         weights = weights.astype(np.int8)
@@ -263,57 +314,78 @@ def unpack(g: Geometry, packed: Sequence[Array]) -> tuple[Array, Array]:
     return weights, bias
 
 
-def emit(g: Geometry, tile_width: int, symbol: str) -> PrimFunc:
+def emit(cut: Sequence[Geometry], tile_width: int, symbol: str) -> PrimFunc:
     """The kernel, computing up to `tile_width` neighbouring pixels together."""
-    with Builder(symbol, nan_wins=g.micro.nan_wins) as k:
-        _Nest(k, g, tile_width).emit()
+    with Builder(symbol, nan_wins=cut[0].micro.nan_wins) as k:
+        _emit(k, cut, tile_width)
     return k.function
 
 
+def _emit(k: Builder, cut: Sequence[Geometry], tile_width: int) -> None:
+    """Parameters in ABI order, then the loops around the parts."""
+    g, p, micro = cut[0], cut[0].problem, cut[0].micro
+    x = k.param("x", p.dtype)
+    weights = k.param("w", micro.weight_dtype)
+    bias = k.param("b", "int32")
+    params = k.param("q", "int32") if p.out_dtype in CODES else None
+    y = k.param("y", p.out_dtype)
+    lo, hi, scratch = k.range_params(p.dtype)
+    nests = [_Nest(k, part, tile_width, x, weights, bias, params, y, scratch) for part in cut]
+    zero = k.cast(k.load(bias, k.i32(0)), p.dtype)
+    for nest in nests:
+        nest.prepare()
+    image0, image1 = k.floordiv(lo, k.i32(p.oh)), k.floordiv(hi - 1, k.i32(p.oh)) + 1
+    with k.serial(image0, image1) as image:
+        first = k.max(lo - image * p.oh, k.i32(0))
+        last = k.min(hi - image * p.oh, k.i32(p.oh))
+        if not g.staging.needed:
+            for nest in nests:
+                nest.rows(image, first, last, first * p.stride_h + image * p.h)
+            return
+        with k.serial(k.floordiv(last - first + (g.block_rows - 1), k.i32(g.block_rows))) as index:
+            start = first + index * g.block_rows
+            stop = k.min(start + g.block_rows, last)
+            g.staging.copy(k, x, scratch, zero, image, start, stop)
+            for nest in nests:
+                nest.rows(image, start, stop, k.i32(0))
+
+
 class _Nest:
-    """Emits the loops of one kernel."""
+    """Emits the loops over the blocks of one part."""
 
-    def __init__(self, k: Builder, g: Geometry, tile_width: int) -> None:
+    def __init__(
+        self,
+        k: Builder,
+        g: Geometry,
+        tile_width: int,
+        x: Buffer,
+        weights: Buffer,
+        bias: Buffer,
+        params: Buffer | None,
+        y: Buffer,
+        scratch: Buffer,
+    ) -> None:
         self.k, self.g, self.tile_width = k, g, tile_width
+        self.weights, self.bias, self.params, self.y = weights, bias, params, y
+        self.source = scratch if g.staging.needed else x
+        self.records = Vectors(k, scratch, g.problem.dtype, g.records_at, g.lanes)
+        self.spread = Vectors(k, scratch, g.problem.dtype, g.spread_at, g.lanes)
 
-    def emit(self) -> None:
-        """Parameters in ABI order, then the loops."""
-        k, g, p, micro = self.k, self.g, self.g.problem, self.g.micro
-        self.x = k.param("x", p.dtype)
-        self.weights = k.param("w", micro.weight_dtype)
-        self.bias = k.param("b", "int32")
-        if p.out_dtype in CODES:
-            self.params = k.param("q", "int32")
-        self.y = k.param("y", p.out_dtype)
-        lo, hi, self.scratch = k.range_params(p.dtype)
-        self.source = self.scratch if g.staging.needed else self.x
-        zero = k.cast(k.load(self.bias, k.i32(0)), p.dtype)
-        self.records = Vectors(k, self.scratch, p.dtype, 0, g.lanes)
-        self.spread = Vectors(k, self.scratch, p.dtype, g.spread_at, g.lanes)
+    def prepare(self) -> None:
+        """Expand into scratch what is compact in the constants."""
+        k, g = self.k, self.g
         # Trip counts that LLVM does not know: it would unroll the loops.
         if g.expanded:
-            with k.serial(k.opaque(k.i32(g.blocks * micro.vectors), "int32")) as vector:
+            with k.serial(k.opaque(k.i32(g.blocks * g.micro.vectors), "int32")) as vector:
                 self.expand(vector)
         if g.spread_rows:
             with k.serial(k.opaque(k.i32(g.blocks), "int32")) as block:
                 self.spread_weights(block)
-        image0, image1 = k.floordiv(lo, k.i32(p.oh)), k.floordiv(hi - 1, k.i32(p.oh)) + 1
-        with k.serial(image0, image1) as image:
-            first = k.max(lo - image * p.oh, k.i32(0))
-            last = k.min(hi - image * p.oh, k.i32(p.oh))
-            if not g.staging.needed:
-                self.rows(image, first, last, first * p.stride_h + image * p.h)
-                return
-            with k.serial(k.floordiv(last - first + (g.block_rows - 1), k.i32(g.block_rows))) as index:
-                start = first + index * g.block_rows
-                stop = k.min(start + g.block_rows, last)
-                g.staging.copy(k, self.x, self.scratch, zero, image, start, stop)
-                self.rows(image, start, stop, k.i32(0))
 
     def expand(self, vector: Expr) -> None:
         """Write the record of a vector of accumulators."""
         k, g, micro = self.k, self.g, self.g.micro
-        factors = parameters.load(k, self.params, vector * g.lanes, g.lanes)
+        factors = parameters.load(k, self.params, g.before + vector * g.lanes, g.lanes)
         record = micro.expand(k, *factors, k.load(self.bias, k.i32(3)), g.lanes)
         parameters.write(self.records, vector * micro.fields, record)
 
@@ -321,7 +393,7 @@ class _Nest:
         """Write the weights of a block's partial group of kernel rows side by side, as the multiply-accumulate takes them."""
         k, g, p, micro = self.k, self.g, self.g.problem, self.g.micro
         unsigned, bits = f"u{micro.weight_dtype}", 8 * np.dtype(micro.weight_dtype).itemsize
-        start = block * (g.width * g.taps) + g.width * (p.kh - g.spread_rows) * p.kw
+        start = self.weights_of(block) + g.width * (p.kh - g.spread_rows) * p.kw
         with k.serial(k.opaque(k.i32(p.kw * micro.vectors), "int32")) as at:
             value = None
             for row in range(g.spread_rows):
@@ -331,11 +403,15 @@ class _Nest:
                 value = placed if value is None else k.bitwise_or(value, placed)
             self.spread.put(block * (p.kw * micro.vectors) + at, value)
 
+    def weights_of(self, block: Expr) -> Expr:
+        """Element where a block's weights begin."""
+        return self.g.before * self.g.taps + block * (self.g.width * self.g.taps)
+
     def rows(self, image: Expr, start: Expr, stop: Expr, source_row: Expr) -> None:
-        """All channels of output rows [start, stop), whose first input row is `source_row` of the source."""
+        """The part's channels of output rows [start, stop), whose first input row is `source_row` of the source."""
         k, g, p = self.k, self.g, self.g.problem
         with k.serial(g.blocks) as block:
-            channel = k.min(block * g.width, k.i32(max(p.oc - g.width, 0)))
+            channel = k.min(g.first + block * g.width, k.i32(g.last))
             with k.serial(stop - start) as r:
                 source = (source_row + r * p.stride_h) * g.staging.row_elements + channel + g.staging.first
                 target = (image * p.oh + start + r) * (p.ow * p.oc) + channel
@@ -349,7 +425,7 @@ class _Nest:
         k, g, p, micro, lanes = self.k, self.g, self.g.problem, self.g.micro, self.g.lanes
         acc = k.alloc(tw * g.width, micro.acc_dtype)
         for v in range(micro.vectors):
-            start = k.load(self.bias, HEADER + block * g.width + v * lanes, lanes)
+            start = k.load(self.bias, HEADER + g.before + block * g.width + v * lanes, lanes)
             if micro.acc_dtype == "uint32":
                 start = k.bitcast(start, "uint32", lanes)
             for i in range(tw):
@@ -383,7 +459,7 @@ class _Nest:
             spread = self.spread.get((block * p.kw + kw) * micro.vectors + vector)
             return k.bitcast(spread, micro.weight_dtype, g.lanes * micro.kgroup)
         at = g.width * first * p.kw + (kw * micro.vectors + vector) * g.lanes * rows
-        return k.load(self.weights, block * (g.width * g.taps) + at, g.lanes * rows)
+        return k.load(self.weights, self.weights_of(block) + at, g.lanes * rows)
 
     def anchored(self, offset: Expr, target: Expr) -> Expr:
         """`offset`, made to look dependent on the output offset `target` where constants shall be read anew for it."""
@@ -406,7 +482,7 @@ class _Nest:
                 values = [micro.requantize(k, *pair, lanes) for pair in zip(sums, records, strict=True)]
             else:
                 values = [
-                    micro.requantize_short(k, value, self.params, (here + v) * lanes, self.bias, lanes)
+                    micro.requantize_short(k, value, self.params, g.before + (here + v) * lanes, self.bias, lanes)
                     for v, value in enumerate(sums)
                 ]
             store_valid(k, self.y, target, micro.codes(k, values, width, limits), width, g.valid)
@@ -465,13 +541,13 @@ class DepthwiseGenerator:
 
     def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
         """Tile widths that differ on this output width."""
-        width = geometry(problem, self.micro).problem.ow
+        width = parts(problem, self.micro)[0].problem.ow
         return [{"tw": tw} for tw in dict.fromkeys(min(tw, width) for tw in self.tile_widths)]
 
     def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
         """Estimated cycles; see `bevel.backends.kernel.Estimated`."""
-        g, pipeline = geometry(problem, self.micro), self.pipeline
-        p, micro = g.problem, g.micro
+        cut, pipeline = parts(problem, self.micro), self.pipeline
+        g, p, micro = cut[0], cut[0].problem, self.micro
         row = 0.0
         for run in split(p.ow, tile["tw"]):
             columns = len({i * p.stride_w + kw * p.dilation_w for i in range(run.size) for kw in range(p.kw)})
@@ -480,44 +556,37 @@ class DepthwiseGenerator:
             macs = run.size * p.kw * g.row_groups * micro.vectors / pipeline.macs
             results = run.size * micro.vectors * pipeline.result
             row += run.count * (max(loads, combining + macs) + results)
-        return p.batch * p.oh * g.blocks * row
+        return p.batch * p.oh * sum(part.blocks for part in cut) * row
 
     def pack(self, problem: Problem, tile: Tile, target: Target, constants: ConvConstants | None) -> list[Array]:
         """Weights, bias and requantization parameters."""
         if constants is None:
             raise TypeError(f"{self.name} needs the convolution's constants")
-        return pack(geometry(problem, self.micro), constants)
+        return pack(parts(problem, self.micro), constants)
 
     def unpack(self, problem: Problem, tile: Tile, packed: Sequence[Array]) -> tuple[Array, Array]:
         """Logical weights and bias back from `pack`."""
-        return unpack(geometry(problem, self.micro), packed)
+        return unpack(parts(problem, self.micro), packed)
 
     def parallel_extent(self, problem: Problem, tile: Tile) -> int:
         """Output rows of all images."""
-        p = geometry(problem, self.micro).problem
+        p = parts(problem, self.micro)[0].problem
         return p.batch * p.oh
 
     def runtime_extent(self, problem: Problem, tile: Tile) -> int | Extent:
         """Output rows of the actual images."""
         extent = self.parallel_extent(problem, tile)
-        return outer_extent(geometry(problem, self.micro).problem, extent, 1, extent)
+        return outer_extent(parts(problem, self.micro)[0].problem, extent, 1, extent)
 
     def unit_ends(self, problem: Problem, tile: Tile) -> Sequence[int] | None:
         """Where rows end; see `bevel.backends.kernel.Rowwise`."""
-        p = geometry(problem, self.micro).problem
+        p = parts(problem, self.micro)[0].problem
         return None if p.batch > 1 else range(p.ow, (p.oh + 1) * p.ow, p.ow)
 
     def scratch_bytes(self, problem: Problem, tile: Tile) -> int:
         """The requantization parameters and the padded input rows of one block."""
-        return geometry(problem, self.micro).scratch_bytes
+        return parts(problem, self.micro)[0].scratch_bytes
 
     def emit(self, problem: Problem, tile: Tile, target: Target, symbol: str) -> PrimFunc:
         """The kernel."""
-        return emit(geometry(problem, self.micro), tile["tw"], symbol)
-
-
-def geometry(problem: Problem, micro: DepthwiseKernel) -> Geometry:
-    """A problem, which must be a convolution, cut up for an ISA."""
-    if not isinstance(problem, ConvProblem):
-        raise TypeError(f"expected a ConvProblem, got {type(problem).__name__}")
-    return Geometry(problem, micro)
+        return emit(parts(problem, self.micro), tile["tw"], symbol)

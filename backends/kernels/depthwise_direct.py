@@ -29,15 +29,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from bevel.backends.kernel import ConvProblem, Problem, Tile
-from bevel.backends.kernels.depthwise import DepthwiseGenerator, Geometry, geometry
-from bevel.backends.kernels.generator import FIRST_CACHE_BYTES, FIRST_CACHE_SHARE
+from bevel.backends.kernels.depthwise import DepthwiseGenerator, Geometry, parts
+from bevel.backends.kernels.generator import FIRST_CACHE_BYTES
 from bevel.backends.kernels.micro import HEADER
 from bevel.backends.kernels.tiling import split, store_valid
 from bevel.backends.tvm import Buffer, Builder, Expr, PrimFunc
 from bevel.ir.protocols import Target
 
-# Channel blocks of a strip.
-STRIP = 4
+# Channel blocks of a strip, and the share of the first cache that its input rows and weights may take.
+STRIP, STRIP_SHARE = 4, 0.8
 # Products of a tile that are unrolled over kernel rows; larger tiles loop over them, which is up to a tenth slower, and shorter.
 UNROLLED_PRODUCTS = 400
 # Cycles per byte of strips from beyond the second cache, and what single lines cost there and in the second cache, in lines.
@@ -90,7 +90,7 @@ class DirectDepthwiseGenerator(DepthwiseGenerator):
 
     def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
         """Tile widths and strips that differ on this problem, by estimated cycles; equal ones in the generator's order."""
-        g = geometry(problem, self.micro)
+        g = parts(problem, self.micro)[0]
         widths = dict.fromkeys(min(width, g.problem.ow) for width in self.tile_widths)
         strips = dict.fromkeys(min(strip, g.blocks) for strip in (STRIP, g.blocks))
         tiles: list[Tile] = [{"tw": width, "strip": strip} for width in widths for strip in strips]
@@ -98,7 +98,7 @@ class DirectDepthwiseGenerator(DepthwiseGenerator):
 
     def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
         """Estimated cycles; see `bevel.backends.kernel.Estimated`."""
-        g = geometry(problem, self.micro)
+        g = parts(problem, self.micro)[0]
         p, pipeline = g.problem, self.pipeline
         vector = g.width * np.dtype(p.dtype).itemsize
         row = 0.0
@@ -109,7 +109,7 @@ class DirectDepthwiseGenerator(DepthwiseGenerator):
         near = target.caches[0].bytes if target.caches else FIRST_CACHE_BYTES
         far = target.caches[1].bytes if len(target.caches) > 1 else SECOND_CACHE_BYTES
         window = p.dilation_h * (p.kh - 1) + 1
-        stays = tile["strip"] * vector * (window * p.w + g.taps) <= near * FIRST_CACHE_SHARE
+        stays = tile["strip"] * vector * (window * p.w + g.taps) <= near * STRIP_SHARE
         x_bytes, y_bytes = (count * p.c * np.dtype(p.dtype).itemsize for count in (p.batch * p.h * p.w, rows * p.ow))
         read = x_bytes if stays else rows * p.kh * p.w * p.c * np.dtype(p.dtype).itemsize
         jumps = 0.0 if tile["strip"] == g.blocks else 64 / (tile["strip"] * vector)
@@ -125,7 +125,7 @@ class DirectDepthwiseGenerator(DepthwiseGenerator):
     def emit(self, problem: Problem, tile: Tile, target: Target, symbol: str) -> PrimFunc:
         """The kernel."""
         with Builder(symbol, nan_wins=self.micro.nan_wins) as k:
-            _Nest(k, geometry(problem, self.micro), tile["tw"], tile["strip"]).emit()
+            _Nest(k, parts(problem, self.micro)[0], tile["tw"], tile["strip"]).emit()
         return k.function
 
 
@@ -173,7 +173,7 @@ class _Nest:
     def row(self, image: Expr, row: Expr, block: Expr) -> None:
         """One block of channels of one row of output."""
         k, g, p, d = self.k, self.g, self.g.problem, self.g.problem.dilation_h
-        channel = k.min(block * g.width, k.i32(max(p.oc - g.width, 0)))
+        channel = k.min(block * g.width, k.i32(g.last))
         top = row * p.stride_h - p.pad_top
         first = k.floordiv(k.max(-top, k.i32(0)) + (d - 1), k.i32(d))
         count = k.max(k.min(k.floordiv(p.h - 1 - top, k.i32(d)) + 1, k.i32(p.kh)) - first, k.i32(0))

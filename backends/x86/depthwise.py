@@ -58,6 +58,7 @@ class VnniDepthwise(DepthwiseKernel):
     fields = requantize.FIELDS
     short_requantize = True
     reload_constants = True
+    tails = True
 
     def combine(self, k: Builder, rows: Sequence[Expr | None], width: int) -> list[Expr]:
         """Bytes of four rows side by side."""

@@ -89,6 +89,10 @@ DEPTHWISE = {
     "column": conv(9, 5, 33, 33, kh=4, kw=1, groups=33, stride_h=2),
     "point": conv(3, 4, 16, 16, 1, groups=16),
     "many_blocks": conv(50, 40, 48, 48, 3, groups=48, **SAME),
+    # Blocks of three widths, the last of which overlaps; borders wider than the image; taps far apart.
+    "tails": conv(5, 7, 119, 119, 3, groups=119, **SAME),
+    "wide_padding": conv(2, 2, 20, 20, 5, groups=20, pad_top=4, pad_left=4, pad_bottom=4, pad_right=4),
+    "far": conv(4, 40, 9, 9, 3, groups=9, dilation_h=3, dilation_w=12, pad_top=3, pad_left=12, pad_bottom=3, pad_right=12),
 }
 PROBLEMS = {f"dense_{name}": p for name, p in DENSE.items()} | {f"depthwise_{name}": p for name, p in DEPTHWISE.items()}
 
