@@ -105,25 +105,60 @@ def run(
         raise UsageError(f"inputs {sorted(inputs)} given, {graph.name!r} expects {sorted(expected)}")
     if unknown := [name for name in extra_outputs if name not in graph]:
         raise UsageError(f"extra outputs {unknown} do not exist in {graph.name!r}")
-    integer = graph.level is Level.INTEGER
-    env: dict[Value, Array] = {}
-    symbols: dict[str, int] = {}
-    for value in graph.inputs:
-        array = check_input(value, np.asarray(inputs[value.name]), finite=finite)
-        _bind_symbols(value, array, symbols)
-        codes = boundary_codes(value, array)
-        env[value] = codes if integer else _as_real(value, codes)
-    for value in graph.constants:
-        env[value] = value.array if integer else _as_real(value, value.array)
+    execution = Execution(graph, inputs, finite=finite)
     wanted = dict.fromkeys((*graph.outputs, *(graph.value(name) for name in extra_outputs)))
     pending = {v: len(v.users) for v in graph.values()}
     for node in graph.nodes:
-        _execute(node, env, symbols, integer=integer, observe=observe)
+        execution.execute(node, observe)
         for value in dict.fromkeys(node.inputs):
             pending[value] -= 1
             if not pending[value] and value not in wanted and not value.is_constant:
-                del env[value]
-    return {v.name: env[v] for v in wanted}
+                del execution.arrays[value]
+    return {v.name: execution.arrays[v] for v in wanted}
+
+
+class Execution:
+    """A graph on its way: nodes are executed one by one, in the graph's order.
+
+    Attributes:
+        arrays: what is known of the graph's values: after the beginning, its inputs and constants.
+
+    Args:
+        graph: verified graph of any level.
+        inputs: see `run`.
+        finite: see `run`.
+
+    Raises:
+        UsageError: an ill-shaped input.
+    """
+
+    def __init__(self, graph: Graph, inputs: Mapping[str, Array], *, finite: bool = True) -> None:
+        self._integer = graph.level is Level.INTEGER
+        self._symbols: dict[str, int] = {}
+        self.arrays: dict[Value, Array] = {}
+        for value in graph.inputs:
+            array = check_input(value, np.asarray(inputs[value.name]), finite=finite)
+            _bind_symbols(value, array, self._symbols)
+            self.arrays[value] = self._held(value, boundary_codes(value, array))
+        for value in graph.constants:
+            self.arrays[value] = self._held(value, value.array)
+
+    def execute(self, node: Node, observe: Observer | None = None) -> None:
+        """Compute the results of a node whose operands are known; `observe` sees them before fake quantization."""
+        results = _call(node, tuple(self.arrays[v] for v in node.inputs), self._symbols)
+        for value, array in zip(node.outputs, results, strict=True):
+            if observe is not None:
+                observe(value, array)
+            self.arrays[value] = self._held(value, array)
+
+    def refresh(self, node: Node) -> None:
+        """Take up constant operands of `node` that it did not have in the beginning."""
+        for value in node.inputs:
+            if value.is_constant and value not in self.arrays:
+                self.arrays[value] = self._held(value, value.array)
+
+    def _held(self, value: Value, array: Array) -> Array:
+        return array if self._integer else _as_real(value, array)
 
 
 def _bind_symbols(value: Value, array: Array, symbols: dict[str, int]) -> None:
@@ -137,13 +172,6 @@ def _call(node: Node, arrays: tuple[Array, ...], symbols: Mapping[str, int]) -> 
     call = Call(bound_attrs(node.attrs, symbols) if symbols else node.attrs, ins, outs)
     results = lookup(node.op).reference(call, *arrays)
     return results if isinstance(results, tuple) else (results,)
-
-
-def _execute(node: Node, env: dict[Value, Array], symbols: Mapping[str, int], *, integer: bool, observe: Observer | None) -> None:
-    for value, array in zip(node.outputs, _call(node, tuple(env[v] for v in node.inputs), symbols), strict=True):
-        if observe is not None:
-            observe(value, array)
-        env[value] = array if integer else _as_real(value, array)
 
 
 def evaluate(node: Node, level: Level) -> tuple[Array, ...]:

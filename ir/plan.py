@@ -73,6 +73,7 @@ DEFAULT_CALIBRATION = "percentile"
 # How weights become codes (docs/quantization.md).
 SCALES = ("auto", "minmax", "mse")
 LEVELS = ("uniform", "kmeans", "nf4", "powers")
+ROUNDINGS = ("nearest", "gptq")
 
 # What the passes of this version carry out. Everything else a plan can say is read, written and refused by `validate`.
 _IMPLEMENTED = {
@@ -80,7 +81,7 @@ _IMPLEMENTED = {
     "granularity": ("channel", "tensor"),
     "scales": SCALES,
     "levels": LEVELS,
-    "rounding": ("nearest",),
+    "rounding": ROUNDINGS,
 }
 
 
@@ -110,7 +111,7 @@ class LayerPlan:
         scales: how weight scales are chosen, of `SCALES`: "minmax" clips nothing, "mse" has least squared error, "auto" is
             "mse" below 4 bits.
         levels: the values that weights round to, of `LEVELS`: "uniform", or a table of integers.
-        rounding: how weights become codes: "nearest" or a learned method.
+        rounding: how weights become codes, of `ROUNDINGS`: "nearest", or "gptq" by what they multiply (layers below 8 bits).
         dropped: the layer is bypassed.
         kept_channels: output channels that stay, by original index, ascending; None keeps all.
         sparsity: zero pattern of the weights: "2:4", or a fraction such as "0.5".

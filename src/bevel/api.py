@@ -32,6 +32,7 @@ def compile(
     samples: int = 256,
     method: str | None = None,
     weight_scales: str | None = None,
+    rounding: str | None = None,
     bias_correction: bool = True,
     dims: Mapping[str, int | tuple[int, int]] | None = None,
     custom_ops: Sequence[str] = (),
@@ -51,13 +52,15 @@ def compile(
         device: profile name (`bevel devices` lists them) or path of a TOML file.
         bits: "fp32", "fp16", "8" (= "w8a8", integer-only) or "wNaM" for weights of N and activations of M bits
             (docs/quantization.md); default "8", or the plan's.
-        plan: precision layer by layer, or the path of its JSON document; excludes `bits`, `method` and `weight_scales`.
+        plan: precision layer by layer, or the path of its JSON document; excludes `bits`, `method`,
+            `weight_scales` and `rounding`.
         calibration: arrays by input name, sample axis first, preprocessed as the model takes them; or the path of an .npz or of
             a directory of .npy files. A float model needs it for 8 bits.
         output: artifact directory; default MODEL.bevel in the current directory.
         samples: calibration samples to use at most.
         method: calibration method, for example "mse" or "percentile:99.9" (docs/calibration.md); default "percentile".
         weight_scales: "minmax", "mse" or "auto"; default "auto", least squared error below 4 bits.
+        rounding: of weights of fewer than 8 bits: "nearest" or "gptq" (docs/quantization.md); default "nearest".
         bias_correction: correct the biases of quantized layers on the calibration data.
         dims: of symbolic dimensions: an extent, or bounds (lo, hi) within which it is chosen at run time; a leading batch
             dimension is 1 unless given.
@@ -82,8 +85,11 @@ def compile(
         >>> artifact.manifest["integer_only"]  # doctest: +SKIP
         True
     """
-    if plan is not None and (bits is not None or method is not None or weight_scales is not None):
-        raise UsageError("a plan decides bits, calibration method and weight scales: leave out bits, method and weight_scales")
+    if plan is not None and any(given is not None for given in (bits, method, weight_scales, rounding)):
+        raise UsageError(
+            "a plan decides bits, calibration method, weight scales and rounding: leave out bits, method, weight_scales and "
+            "rounding"
+        )
     chosen = plan if isinstance(plan, CompressionPlan) or plan is None else load_plan(plan)
     target = Path(output) if output is not None else default_output(Path(model), device)
     with tempfile.TemporaryDirectory(prefix="bevel-calibration-") as folder:
@@ -104,6 +110,7 @@ def compile(
             float_outputs=float_outputs,
             keep_float=tuple(keep_float),
             weight_scales=weight_scales or "auto",
+            rounding=rounding or "nearest",
             bias_correction=bias_correction,
             states=dict(states or {}),
             tuning=Tuning(tune, tune_budget),

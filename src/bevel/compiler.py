@@ -24,8 +24,9 @@ from bevel.devices.cost import Roofline, predict_layers
 from bevel.devices.profile import Profile, list_profiles, load_profile
 from bevel.errors import ArtifactError, CalibrationError, InvalidPlan, UsageError
 from bevel.ir.graph import Graph, Level
+from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.custom import load_custom_op
-from bevel.ir.plan import DEFAULT_CALIBRATION, FP16, FP32, SCALES, W8A8, Bits, CompressionPlan, parse_bits
+from bevel.ir.plan import DEFAULT_CALIBRATION, FP16, FP32, ROUNDINGS, SCALES, W8A8, Bits, CompressionPlan, parse_bits
 from bevel.ir.types import F16, Dim
 from bevel.passes.bind_dims import bind_dims
 from bevel.passes.boundary import ChannelsLast, FloatOutputs
@@ -64,6 +65,7 @@ class Options:
         samples: how many calibration samples to use at most.
         method: calibration method; the plan's, where there is one.
         weight_scales: how weight scales are chosen ("auto", "minmax" or "mse"); the plan's, where there is one.
+        rounding: how weights of fewer than 8 bits are rounded ("nearest" or "gptq"); the plan's, where there is one.
         dims: of symbolic dimensions: an extent, or bounds (lo, hi) within which it is chosen at run time; a leading batch
             dimension is 1 unless given.
         plan: what to do layer by layer.
@@ -94,6 +96,7 @@ class Options:
     keep_float: tuple[str, ...] = ()
     states: Mapping[str, str] = field(default_factory=dict)
     weight_scales: str = "auto"
+    rounding: str = "nearest"
     tuning: Tuning = field(default_factory=Tuning)
 
     def precision(self) -> Bits:
@@ -117,7 +120,9 @@ class Options:
             return self.plan
         if self.weight_scales not in SCALES:
             raise UsageError(f"weight scales {self.weight_scales!r}: expected one of {', '.join(SCALES)}")
-        return CompressionPlan(bits=self.precision(), calibration=self.method, scales=self.weight_scales)
+        if self.rounding not in ROUNDINGS:
+            raise UsageError(f"rounding {self.rounding!r}: expected one of {', '.join(ROUNDINGS)}")
+        return CompressionPlan(bits=self.precision(), calibration=self.method, scales=self.weight_scales, rounding=self.rounding)
 
     def calibration_method(self) -> str:
         """The calibration method, as `parse_method` spells it.
@@ -271,7 +276,13 @@ def _quantized(graph: Graph, options: Options, say: Say, trace: Trace) -> Graph:
             progress=lambda stage, done: say(stage, min(done * batches.size, batches.samples), batches.samples),
             report=trace.observed.extend,
         )
-        return trace.run(graph, calibrate, ToInteger())
+        passes: list[Pass] = [calibrate]
+        if "gptq" in {plan.rounding, *(layer.rounding for layer in plan.layers.values())}:
+            from bevel.passes.quantize.gptq import Gptq
+
+            layers = sum(Trait.WEIGHTED in lookup(node.op).traits for node in graph.nodes)
+            passes.append(Gptq(graph, plan, batches, progress=lambda stage, done: say(stage, done, layers)))
+        return trace.run(graph, *passes, ToInteger())
     return trace.run(graph, ToInteger())
 
 
@@ -383,6 +394,7 @@ def compile_model(
     choices = {
         "bits": str(options.precision()),
         "weight_scales": options.whole_plan().scales,
+        "rounding": options.whole_plan().rounding,
         "method": options.calibration_method(),
         "bias_correction": options.bias_correction,
         "samples": options.samples,

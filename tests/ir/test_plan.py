@@ -158,7 +158,7 @@ def test_valid_plans_and_what_they_say() -> None:
         (CompressionPlan(rounding="adaround"), "rounding 'adaround'"),
         (CompressionPlan(layers={"dense1": LayerPlan(Bits(2, 32))}), "layer 'dense1' asks for bits w2a32"),
         (CompressionPlan(layers={"dense1": LayerPlan(granularity="group32")}), "layer 'dense1' asks for granularity"),
-        (CompressionPlan(layers={"dense1": LayerPlan(rounding="gptq")}), "layer 'dense1' asks for rounding"),
+        (CompressionPlan(layers={"dense1": LayerPlan(rounding="adaround")}), "layer 'dense1' asks for rounding"),
         (CompressionPlan(layers={"dense1": LayerPlan(dropped=True)}), "layer 'dense1' asks for dropping"),
         (CompressionPlan(layers={"dense1": LayerPlan(kept_channels=(0, 2))}), "layer 'dense1' asks for pruning"),
         (CompressionPlan(layers={"dense1": LayerPlan(sparsity="2:4")}), "layer 'dense1' asks for sparsity 2:4"),

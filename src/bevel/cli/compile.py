@@ -15,7 +15,7 @@ from bevel.cli.output import emit, kib, progress, table
 from bevel.compiler import Options, Trace, boundary_sides, compile_model, default_output
 from bevel.errors import UsageError
 from bevel.ir.graph import Graph
-from bevel.ir.plan import DEFAULT_CALIBRATION, SCALES, load_plan
+from bevel.ir.plan import DEFAULT_CALIBRATION, ROUNDINGS, SCALES, load_plan
 from bevel.ir.text import print_graph
 from bevel.passes.pipeline import lookup_pass
 from bevel.preprocessing import load_preprocess
@@ -48,6 +48,12 @@ from bevel.tuning.options import MODES, Tuning
     type=click.Choice(SCALES),
     help="Weight scales: nothing clipped (minmax), least squared error (mse), or mse below 4 bits (auto).  [default: auto, or "
     "the plan's]",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(ROUNDINGS),
+    help="Weights of fewer than 8 bits: to the nearest code, or by what they multiply (gptq: takes a minute, and is far better "
+    "at 3 bits and less).  [default: nearest, or the plan's]",
 )
 @click.option("--no-bias-correction", is_flag=True, help="Leave biases as they are (docs/calibration.md).")
 @click.option("--ranges", type=click.Path(path_type=Path), help="Write what calibration saw and chose of every value, as JSON.")
@@ -97,6 +103,7 @@ def command(
     samples: int,
     method: str | None,
     weight_scales: str | None,
+    rounding: str | None,
     no_bias_correction: bool,
     ranges: Path | None,
     dims: tuple[str, ...],
@@ -120,15 +127,16 @@ def command(
     \b
     bevel compile model.onnx --device host --bits fp32
     bevel compile model.onnx --device raspberry-pi-4 --bits 8 --calib images.npz -o model.bevel
-    bevel compile model.onnx --device raspberry-pi-4 --bits w4a8 --calib images.npz   # weights of 4 bits
+    bevel compile model.onnx --device raspberry-pi-4 --bits w4a8 --calib images.npz --rounding gptq   # weights of 4 bits
     bevel compile model.bevel --device raspberry-pi-5 -o model-pi5.bevel   # the same integer graph, same bits
     bevel compile model.onnx --device raspberry-pi-4 --calib frames.npz --preprocess imagenet   # takes uint8 camera frames
     bevel compile model.onnx --device host --bits fp32 --custom-op mydomain.Swirl=swirl.c   # docs/custom.md
     bevel compile vad.onnx --device host --bits fp32 --state h=hn --state c=cn   # keeps its state between runs
     """
-    if plan is not None and (bits is not None or method is not None or weight_scales is not None):
+    if plan is not None and any(given is not None for given in (bits, method, weight_scales, rounding)):
         raise UsageError(
-            "--plan decides bits, calibration method and weight scales: leave out --bits, --method and --weight-scales"
+            "--plan decides bits, calibration method, weight scales and rounding: leave out --bits, --method, --weight-scales "
+            "and --rounding"
         )
     loaded = load_plan(plan) if plan is not None else None
     chosen = Options(device, bits or "8", calib, samples, method or DEFAULT_CALIBRATION, options.parse_dims(dims), loaded, custom)
@@ -140,6 +148,7 @@ def command(
         float_outputs=float_outputs,
         keep_float=keep_float,
         weight_scales=weight_scales or "auto",
+        rounding=rounding or "nearest",
         bias_correction=not no_bias_correction,
         states=options.parse_states(states),
         tuning=Tuning(tune, tune_budget),

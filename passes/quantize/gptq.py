@@ -1,0 +1,287 @@
+"""Pass `gptq`: weights of few bits rounded so that what a layer computes changes least, not the weights themselves.
+
+In: an ANNOTATED graph whose weights are rounded to nearest, the FLOAT graph it was made from, data. Out: the ANNOTATED graph with
+other codes, scales and biases in its layers of fewer than 8 bits.
+
+Layers are taken in execution order. X_q is what a layer reads in the quantized graph, whose layers before it are done; X is what
+it reads in the float graph. With C = cov(X_q) and ridge L = 1 % of its mean diagonal, the weights are first moved to
+
+    W* = (W cov(X, X_q) + L W) (C + L)^-1,
+
+the best real weights for the inputs that the layer really has, and W* is then rounded column by column, the error of each column
+made up for by those that follow: Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers", after Hassibi & Stork 1993, "Optimal Brain Surgeon". Moments are centred, so the bias takes up the difference of
+the means exactly. Columns go by falling variance of their inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bevel.errors import CalibrationError, UsageError
+from bevel.ir import interp
+from bevel.ir.graph import Graph, Level, Node, Value
+from bevel.ir.ops import Trait, lookup
+from bevel.ir.ops.window import windows
+from bevel.ir.plan import CompressionPlan
+from bevel.ir.types import Codebook, Quant
+from bevel.passes.quantize.observe import Batch, Progress
+from bevel.passes.quantize.pixels import Reals, take_pixels
+from bevel.passes.quantize.scales import MAX_BIAS, bias_codes, bias_type
+from bevel.passes.quantize.weights import WeightForm, quantize_weights, rounded
+
+Array = npt.NDArray[Any]
+
+# Ridge over the mean variance of the inputs.
+RIDGE = 0.01
+# Activations of all samples that may be in memory at a time; more samples than fit are left out.
+MEMORY = 1 << 30
+# Activations alive at a time, in the largest ones: those of two graphs, and of what waits for a residual addition.
+ALIVE = 6
+# Rows of a layer's input as a matrix that are multiplied at once.
+ROWS = 1 << 14
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """Round the weights of an ANNOTATED graph by what they multiply.
+
+    Attributes:
+        source: the FLOAT graph that was calibrated.
+        plan: says of which layers weights are rounded so, and how they become codes.
+        data: batches that can be iterated again, each a dict of arrays named like the inputs.
+        progress: called with "gptq" and the number of layers done.
+    """
+
+    name: ClassVar[str] = "gptq"
+    source: Graph = field(compare=False, repr=False)
+    plan: CompressionPlan = field(default_factory=CompressionPlan, compare=False, repr=False)
+    data: Iterable[Batch] = field(default=(), compare=False, repr=False)
+    progress: Progress | None = field(default=None, compare=False, repr=False)
+
+    def run(self, graph: Graph) -> Graph:
+        """`graph` with other weights.
+
+        Raises:
+            UsageError: `graph` is not at ANNOTATED level.
+            CalibrationError: there is no data.
+        """
+        if graph.level is not Level.ANNOTATED:
+            raise UsageError(f"gptq: graph {graph.name!r} is at {graph.level.value} level, expected annotated")
+        result, source = graph.clone(), self.source.clone()
+        pixels = take_pixels(source)
+        data: Iterable[Batch] = Reals(self.data, frozenset(v.name for v in source.inputs if v in pixels)) if pixels else self.data
+        batches = _fitting(data, result)
+        reals, codes = _Run(source, batches), _Run(result, batches)
+        done = 0
+        for node in list(result.nodes):
+            if _is_low(node) and self.plan.layer(node.output.name).rounding == "gptq":
+                x = node.inputs[0]
+                moments = _Moments(node)
+                for real, quantized in zip(reals.take(_origin(x, source)), codes.take(x), strict=True):
+                    moments.update(real, quantized)
+                self._round(result, node, source, moments)
+                codes.forget(node)
+                done += 1
+                if self.progress is not None:
+                    self.progress(self.name, done)
+        return result
+
+    def _round(self, graph: Graph, node: Node, source: Graph, moments: _Moments) -> None:
+        """Give one layer its codes and its bias."""
+        name = node.output.name
+        origin = source.value(name).producer
+        assert origin is not None
+        weights = origin.inputs[1].array.astype(np.float64)
+        bias = origin.inputs[2].array.astype(np.float64) if len(origin.inputs) == 3 else np.zeros(len(weights))
+        asked = self.plan.layer(name)
+        assert asked.bits is not None
+        form = WeightForm(asked.bits.weights, asked.granularity or "", asked.scales or "", asked.levels or "")
+        x = node.inputs[0].type.elem
+        assert isinstance(x, Quant)
+        best = moments.best(weights)
+        moved = bias + moments.shift(weights, best)
+        codes, elem = quantize_weights(best.astype(np.float32), moved.astype(np.float32), x.scale[0], form, name)
+        levels = _levels(codes, elem, form)
+        scale = np.asarray(elem.scale, np.float64)
+        scales = np.full(len(best), scale[0]) if scale.size == 1 else scale
+        chosen = moments.rounded(best, scales, levels)
+        real = chosen * scales.reshape(-1, *[1] * (weights.ndim - 1))
+        codes = np.searchsorted(levels, chosen) if isinstance(elem, Codebook) else chosen
+        _replace(graph, node, 1, codes.astype(elem.dtype), elem)
+        own = bias_type(x.scale[0], elem)
+        limit = MAX_BIAS * np.asarray(own.scale)
+        final = np.clip(bias + moments.shift(weights, real), -limit, limit)
+        if len(node.inputs) == 3:
+            _replace(graph, node, 2, bias_codes(final, own), own)
+
+
+def _levels(codes: Array, elem: Quant | Codebook, form: WeightForm) -> Array:
+    """The integers that codes stand for, ascending."""
+    if isinstance(elem, Codebook):
+        return np.asarray(elem.table, np.float64)
+    if form.bits == 1:
+        return np.asarray([-1.0, 1.0])
+    low = -1 if form.bits < 2 else elem.storage.min
+    return np.arange(low, (1 if form.bits < 2 else elem.storage.max) + 1, dtype=np.float64)
+
+
+def _is_low(node: Node) -> bool:
+    """Whether a layer's weights have fewer than 8 bits."""
+    if Trait.WEIGHTED not in lookup(node.op).traits:
+        return False
+    elem = node.inputs[1].type.elem
+    bits = elem.storage.bits if isinstance(elem, Quant) else elem.codes.bits if isinstance(elem, Codebook) else 8
+    return bits < 8
+
+
+def _origin(value: Value, source: Graph) -> Value:
+    """The float value that a quantized one stands for: conversions to fewer bits have none of their own."""
+    while value.name not in source:
+        assert value.producer is not None
+        value = value.producer.inputs[0]
+    return source.value(value.name)
+
+
+def _replace(graph: Graph, node: Node, index: int, codes: Array, elem: Quant | Codebook) -> None:
+    """Make operand `index` a constant of `codes` that no other node reads."""
+    old = node.inputs[index]
+    new = graph.add_constant(graph.unique_name(old.name), codes, old.type.with_elem(elem))
+    name = old.name
+    graph.set_input(node, index, new)
+    if name not in graph:
+        graph.rename(new, name)
+
+
+def _fitting(data: Iterable[Batch], graph: Graph) -> list[Batch]:
+    """The first batches whose activations fit MEMORY, at least one."""
+    found: list[Batch] = []
+    used = 0
+    for batch in data:
+        sizes: list[int] = []
+        if not found:
+            interp.run(graph, dict(batch), observe=lambda value, array, sizes=sizes: sizes.append(array.nbytes))  # type: ignore[misc]
+            each = ALIVE * max(sizes, default=0)
+        used += each
+        if found and used > MEMORY:
+            break
+        found.append(dict(batch))
+    if not found:
+        raise CalibrationError(f"no calibration data for {graph.name!r}: give at least one batch, better 100 to 500 samples")
+    return found
+
+
+class _Run:
+    """A graph executed on all batches at once, as far as was asked for; what nobody reads any more is forgotten."""
+
+    def __init__(self, graph: Graph, batches: Iterable[Batch]) -> None:
+        self._graph = graph
+        self._nodes = iter(graph.nodes)
+        self._left = {v: len(v.users) for v in graph.values()}
+        self._runs = [interp.Execution(graph, batch) for batch in batches]
+
+    def take(self, value: Value) -> Iterator[Array]:
+        """The arrays of `value`, batch by batch."""
+        while value not in self._runs[0].arrays:
+            node = next(self._nodes)
+            for run in self._runs:
+                run.execute(node)
+            for operand in dict.fromkeys(node.inputs):
+                if operand.is_constant:
+                    continue
+                self._left[operand] -= 1
+                if not self._left[operand]:
+                    for run in self._runs:
+                        del run.arrays[operand]
+        return (run.arrays[value] for run in self._runs)
+
+    def forget(self, node: Node) -> None:
+        """Constants of `node` were replaced."""
+        for run in self._runs:
+            run.refresh(node)
+
+
+class _Moments:
+    """Means and covariances of what the weights of a layer meet, in the float graph and in the quantized one.
+
+    Args:
+        node: Conv or Gemm.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._groups: int = node.attrs.groups if node.op == "Conv" else 1
+        self._rows = 0
+        self._sums: list[Array] = []
+
+    def update(self, real: Array, quantized: Array) -> None:
+        """Take in the layer's input of one batch, as both graphs compute it."""
+        for x, q in zip(self._matrices(real), self._matrices(quantized), strict=True):
+            self._rows += x.shape[1]
+            added = [x.sum(axis=1, dtype=np.float64), q.sum(axis=1, dtype=np.float64), x.mT @ q, q.mT @ q]
+            self._sums = [a + b for a, b in zip(self._sums, added, strict=True)] if self._sums else added
+
+    def _matrices(self, x: Array) -> Iterator[Array]:
+        """Groups x rows x weights of one output, some rows at a time."""
+        if self._node.op == "Conv":
+            view = windows(x, self._node.attrs, 0.0)
+            view = view.reshape(view.shape[0], self._groups, -1, *view.shape[2:]).transpose(1, 0, 3, 4, 2, 5, 6)
+            step = max(1, ROWS // (view.shape[2] * view.shape[3]))
+            for start in range(0, view.shape[1], step):
+                some = view[:, start : start + step]
+                yield some.reshape(self._groups, some.shape[1] * some.shape[2] * some.shape[3], -1)
+        else:
+            yield x.reshape(1, -1, x.shape[-1])
+
+    @property
+    def _means(self) -> tuple[Array, Array]:
+        return self._sums[0] / self._rows, self._sums[1] / self._rows
+
+    def _covariances(self) -> tuple[Array, Array, Array]:
+        """Of float with quantized inputs, of quantized inputs, and the ridge [groups, 1, 1]."""
+        mean, mean_q = self._means
+        cross = self._sums[2] / self._rows - mean[:, :, None] * mean_q[:, None, :]
+        own = self._sums[3] / self._rows - mean_q[:, :, None] * mean_q[:, None, :]
+        ridge = RIDGE * np.einsum("gkk->g", own)[:, None, None] / own.shape[1]
+        return cross, own, np.maximum(ridge, np.finfo(np.float32).tiny)
+
+    def _grouped(self, weights: Array) -> Array:
+        return weights.reshape(self._groups, weights.shape[0] // self._groups, -1)
+
+    def best(self, weights: Array) -> Array:
+        """W* of the module's docstring, shaped like `weights`."""
+        cross, own, ridge = self._covariances()
+        w = self._grouped(weights)
+        unit = np.eye(own.shape[1])
+        found = np.linalg.solve(own + ridge * unit, (w @ cross + ridge * w).mT).mT
+        return np.asarray(found.reshape(weights.shape))
+
+    def shift(self, weights: Array, others: Array) -> Array:
+        """What a bias takes up when `weights` on float inputs become `others` on quantized ones: float64 [O]."""
+        mean, mean_q = self._means
+        moved = self._grouped(weights) @ mean[:, :, None] - self._grouped(others) @ mean_q[:, :, None]
+        return np.asarray(moved.reshape(-1))
+
+    def rounded(self, weights: Array, scales: Array, levels: Array) -> Array:
+        """Levels for `weights`, float64 of their shape; every error is passed on to the columns not rounded yet."""
+        _, own, ridge = self._covariances()
+        w = self._grouped(weights).copy()
+        s = self._grouped(scales)[:, :, 0]
+        order = np.argsort(-np.einsum("gkk->gk", own), axis=1, kind="stable")
+        w = np.take_along_axis(w, order[:, None, :], axis=2)
+        own = np.take_along_axis(np.take_along_axis(own, order[:, :, None], axis=1), order[:, None, :], axis=2)
+        inverse = np.linalg.inv(own + ridge * np.eye(own.shape[1]))
+        # Row j of the upper factor: how an error in column j moves those that follow, with what was rounded before held fixed.
+        factor = np.linalg.cholesky(inverse).mT
+        chosen = np.empty_like(w)
+        for column in range(w.shape[2]):
+            chosen[:, :, column] = rounded(w[:, :, column] / s, levels)
+            error = (w[:, :, column] - chosen[:, :, column] * s) / factor[:, None, column, column]
+            w[:, :, column:] -= error[:, :, None] * factor[:, None, column, column:]
+        back = np.argsort(order, axis=1)
+        return np.asarray(np.take_along_axis(chosen, back[:, None, :], axis=2).reshape(weights.shape))
