@@ -124,6 +124,30 @@ def test_no_register_tile_spills(target: Target, tmp_path: Path) -> None:
     assert seen == set(owners), "a kernel without an inner loop that multiplies"
 
 
+@pytest.mark.parametrize(("target", "clamps"), [(A72, {"fmax", "fmin"}), (A7, {"vmax.f32", "vmin.f32"})], ids=["a72", "a7"])
+def test_floats_are_clamped_by_two_instructions(target: Target, clamps: set[str], tmp_path: Path) -> None:
+    """A maximum and a minimum for each vector; comparing and selecting would take twice as many."""
+    triple = GNU_TRIPLES[target.arch]
+    if shutil.which(f"{triple}-objdump") is None:
+        pytest.skip(f"{triple}-objdump is not installed (Debian: binutils-{triple})")
+    found = 0
+    for shape in (POINTWISE, DEPTHWISE):
+        problem = replace(shape, dtype="float32", out_dtype="float32", clamp=True)
+        for generator in arm.GENERATORS[target.arch]:
+            if isinstance(generator, MatMulGenerator | WinogradGenerator) or generator.legal(problem, target) is not None:
+                continue
+            path = tmp_path / f"{generator.name}.o"
+            function = generator.emit(problem, generator.tiles(problem, target)[0], target, "k")
+            path.write_bytes(compile_object({"k": function}, target))
+            command = [f"{triple}-objdump", "-d", "--no-show-raw-insn", str(path)]
+            listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            used = set(re.findall(r"^\s*[0-9a-f]+:\s+(\S+)", listing, re.MULTILINE))
+            assert clamps <= used, generator.name
+            assert used.isdisjoint({"fcmgt", "bsl", "bif", "bit", "vcgt.f32", "vbsl", "vbif", "vbit"}), generator.name
+            found += 1
+    assert found >= 2
+
+
 def problems(generator: Generator, target: Target) -> list[ConvProblem]:
     """Problems whose reductions `generator` was made for, in each element type it computes."""
     shapes = (STEM,) if generator.name.endswith("_short") else (POINTWISE, SQUARE, DEPTHWISE)
