@@ -24,6 +24,7 @@ _X86_FLAGS = {
     "fma": {"fma"},
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
     "avx512_vnni": {"avx512_vnni"},
+    "avx512_vpopcntdq": {"avx512_vpopcntdq"},
     "avx_vnni": {"avx_vnni"},
     "amx_int8": {"amx_tile", "amx_int8"},
 }
@@ -151,6 +152,7 @@ def llvm_attrs(arch: str, features: frozenset[str]) -> tuple[str, ...]:
         return tuple(_ARM_ATTRS.get(feature, f"+{feature}") for feature in sorted(features))
     # LLVM learns from the CPU name; features a masked CPU keeps, and AMX, are named one by one.
     llvm = {"avx512_vnni": ("+avx512vnni",), "avx_vnni": ("+avxvnni",), "amx_int8": ("+amx-tile", "+amx-int8")}
+    llvm |= {"avx512_vpopcntdq": ("+avx512vpopcntdq",)}
     llvm |= {"avx512": ("+avx512f", "+avx512bw", "+avx512cd", "+avx512dq", "+avx512vl", "-prefer-256-bit")}
     return tuple(attr for feature in sorted(features) for attr in llvm.get(feature, (f"+{feature}",)))
 

@@ -24,7 +24,8 @@ from bevel.ir.protocols import Cache, Target
 ARCHES = ("x86_64", "aarch64", "armv7")
 PROVENANCES = ("measured", "static", "datasheet")
 FEATURES = frozenset(
-    {"sse2", "avx2", "fma", "avx_vnni", "avx512", "avx512_vnni", "amx_int8", "neon", "vfpv4", "fp16", "dotprod", "i8mm"},
+    {"sse2", "avx2", "fma", "avx_vnni", "avx512", "avx512_vnni", "avx512_vpopcntdq", "amx_int8"}
+    | {"neon", "vfpv4", "fp16", "dotprod", "i8mm"},
 )
 OPTIONAL_PEAKS = ("popcount_gbytes", "table_gbytes")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -29,6 +29,7 @@ _ISA = {
     "avx_vnni": "BEVEL_ISA_AVX_VNNI",
     "avx512": "BEVEL_ISA_AVX512",
     "avx512_vnni": "BEVEL_ISA_AVX512_VNNI",
+    "avx512_vpopcntdq": "BEVEL_ISA_AVX512_VPOPCNTDQ",
     "amx_int8": "BEVEL_ISA_AMX_INT8",
     "neon": "BEVEL_ISA_NEON",
     "dotprod": "BEVEL_ISA_DOTPROD",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bevel.backends.kernel import Generator
+from bevel.backends.x86.conv_bits import CONV_BITS_AVX512
 from bevel.backends.x86.conv_f32 import CONV_F32_AVX2, CONV_F32_AVX512, CONV_F32_SSE2
 from bevel.backends.x86.conv_int8_amx import CONV_INT8_AMX
 from bevel.backends.x86.conv_int8_madd import CONV_INT8_AVX2, CONV_INT8_AVX2_BYTES, CONV_INT8_SSE2
@@ -37,6 +38,7 @@ GENERATORS: tuple[Generator, ...] = (
     CONV_F32_AVX2,
     CONV_F32_SSE2,
     CONV_UNPACK_VNNI,
+    CONV_BITS_AVX512,
     CONV_TABLE_AVX512,
     CONV_INT8_AMX,
     CONV_INT8_VNNI,

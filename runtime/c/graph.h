@@ -23,7 +23,8 @@ enum {
     BEVEL_ISA_I8MM = 1 << 7,
     BEVEL_ISA_FP16 = 1 << 8, /* arithmetic on half precision, scalars and vectors */
     BEVEL_ISA_VFPV4 = 1 << 9,
-    BEVEL_ISA_AVX_VNNI = 1 << 10
+    BEVEL_ISA_AVX_VNNI = 1 << 10,
+    BEVEL_ISA_AVX512_VPOPCNTDQ = 1 << 11
 };
 
 /* One kernel call on [lo, hi) of its parallel axis; `dims` are the extents of the graph's symbolic dimensions. */

@@ -31,6 +31,8 @@ static uint32_t detect(void)
         found |= BEVEL_ISA_AVX512;
         if (c & 1u << 11)
             found |= BEVEL_ISA_AVX512_VNNI;
+        if (c & 1u << 14)
+            found |= BEVEL_ISA_AVX512_VPOPCNTDQ;
     }
     if ((xcr0 & XCR0_AMX) == XCR0_AMX && (d & 1u << 24) && (d & 1u << 25))
         found |= BEVEL_ISA_AMX_INT8;

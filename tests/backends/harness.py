@@ -14,7 +14,7 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,12 @@ X86_VNNI = Target(
     "cascadelake",
     "x86_64-linux-gnu",
     ("-prefer-256-bit",),
+)
+X86_VPOPCNTDQ = replace(
+    X86_VNNI,
+    name="test-vpopcntdq",
+    features=X86_VNNI.features | {"avx512_vpopcntdq"},
+    attrs=(*X86_VNNI.attrs, "+avx512vpopcntdq"),
 )
 X86_AVX_VNNI = Target(
     "test-avxvnni", "x86_64", frozenset({"avx2", "fma", "avx_vnni"}), "haswell", "x86_64-linux-gnu", ("+avxvnni",)
@@ -96,6 +102,7 @@ _CPU_FLAGS = {
     "fma": ("fma",),
     "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
     "avx512_vnni": ("avx512_vnni",),
+    "avx512_vpopcntdq": ("avx512_vpopcntdq",),
     "avx_vnni": ("avx_vnni",),
     "amx_int8": ("amx_tile", "amx_int8"),
 }
