@@ -201,7 +201,7 @@ def test_scratch_stays_in_the_second_cache(isa: str) -> None:
 def test_products_stay_in_registers(target: Target, tmp_path: Path) -> None:
     """No loop that multiplies transformed inputs by weights touches the stack; every register tile has such a loop.
 
-    As in the direct kernels, LLVM's schedule for the A53 may store a sum now and then.
+    On ARM a sum may be stored and loaded again once in a loop (of more than a hundred instructions), on A53 twice.
     """
     generator = WINOGRAD if target.arch == "aarch64" else WINOGRAD_AVX512 if target.has("avx512") else WINOGRAD_AVX2
     objdump = f"{GNU_TRIPLES[target.arch]}-objdump" if target.arch == "aarch64" else "objdump"
@@ -220,10 +220,11 @@ def test_products_stay_in_registers(target: Target, tmp_path: Path) -> None:
         if any(BROADCAST[target.arch](line) for line in body):
             functions.pop(symbol, None)
             stack = [line for line in body if STACK[target.arch].search(line)]
-            assert len(stack) <= (len(body) * 0.04 if target is A53 else 0), f"{symbol}: {stack} of {len(body)}"
+            assert len(stack) <= STACK_ACCESSES.get(target.cpu, 0), f"{symbol}: {stack} of {len(body)}"
     assert not functions, f"no loop of products in {list(functions)}"
 
 
+STACK_ACCESSES = {A72.cpu: 2, A53.cpu: 4}
 BROADCAST: dict[str, Callable[[str], bool]] = {
     "x86_64": lambda line: ("1to16" in line or "vbroadcastss" in line) and not re.search(r"%rip|%rsp", line),
     "aarch64": lambda line: line.startswith("fmla") and ".s[" in line,
