@@ -87,8 +87,8 @@ def main() -> None:
         "",
         f"{date.today().isoformat()}, {platform.machine()}, {os.cpu_count()} cores (shared), Python {platform.python_version()}, "
         f"numpy {np.__version__}.",
-        f"ResNet-20, fp32 88.10 %; {CALIBRATION_IMAGES} training images calibrate; weights rounded to nearest; first and last layer",
-        "8 bits.",
+        f"ResNet-20, fp32 88.10 %; {CALIBRATION_IMAGES} training images calibrate; weights rounded to nearest; 8 bits in the",
+        "first and the last layer.",
         "`python -m benchmarks.accuracy.low_bit --data DIR --write`",
         "",
         "| plan | stream | images | top-1 |",
