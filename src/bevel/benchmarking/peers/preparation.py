@@ -137,13 +137,13 @@ def reference_outputs(model: Path, inputs: Mapping[str, Array], artifact: Artifa
 
 
 def _actual_extents(model: Path, inputs: Mapping[str, Array]) -> dict[str, tuple[int, int]]:
-    """What `inputs` make of the symbolic dimensions of an ONNX file."""
+    """What `inputs` make of the symbolic dimensions of an ONNX file, but for leading ones: those are batches, which are bound."""
     extents: dict[str, tuple[int, int]] = {}
     if model.is_dir() or model.suffix == ".ir":
         return extents
     for value in read_onnx(model).model.graph.inputs:
         for axis, extent in enumerate(value.shape or ()):
-            if not isinstance(extent, int) and extent.value is not None and str(value.name) in inputs:
+            if axis and not isinstance(extent, int) and extent.value is not None and str(value.name) in inputs:
                 extents[str(extent.value)] = (inputs[str(value.name)].shape[axis],) * 2
     return extents
 
