@@ -48,6 +48,8 @@ INT16 = 32767
 # Counts up to 8 whose sum fits a byte.
 ADDITIONS = 31
 UNFOLDED_VISITS = 4
+# Of a tile: a sixth vector of inputs has no register beside 24 of counts.
+MOST_PIXELS = 5
 
 
 def plane_count(bits: int) -> int:
@@ -357,7 +359,7 @@ class BitsConv(ConvGenerator):
     def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
         """As many pixels as leave registers to counts of all planes."""
         assert isinstance(problem, ConvProblem)
-        shapes = list(dict.fromkeys((max(1, mr // problem.weight_bits), nv) for mr, nv in self.shapes))
+        shapes = list(dict.fromkeys((max(1, min(mr // problem.weight_bits, MOST_PIXELS)), nv) for mr, nv in self.shapes))
         return self._ranked(problem, target, shapes)
 
     def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:

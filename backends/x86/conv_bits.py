@@ -246,7 +246,7 @@ class WordsConv(ConvGenerator):
 
 # Two of and, vpopcntq and addition a cycle: three cycles for 64 products of bits of 16 channels.
 CONV_BITS_AVX512 = WordsConv(
-    name="x86_conv_bits_vpopcntdq",
+    name="x86_conv_bits_avx512",
     arch="x86_64",
     features=("avx512", "avx512_vpopcntdq"),
     dtype="uint8",

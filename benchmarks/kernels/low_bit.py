@@ -34,7 +34,7 @@ from bevel.devices.profile import load_profile
 
 RESULTS = HERE / "low_bit.md"
 # Tiles of a kernel that are timed, the statically best first.
-MOST_TILES = 4
+MOST_TILES = 2
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from bevel.backends import arm
 from bevel.backends.arm.conv_bits import BitsConv
 from bevel.backends.kernel import ConvProblem
 from bevel.backends.select import choose
+from bevel.backends.tvm import compile_object
 from bevel.ir.protocols import Target
+from tests.backends.arm.test_inner_loops import inner_loops
 from tests.backends.harness import A72, A76, ConvCase, reference_conv, run_convs, skip_unless_runs
 from tests.backends.low_bit_cases import SAME, SHAPES, constants_of, conv, extremes, inputs_of, variants
 
@@ -109,3 +112,24 @@ def test_choice(target: Target, weight_bits: int, x_bits: int, kernel: str) -> N
     """Bits are counted where there are few pairs of planes, fewer where a dot product is the rival."""
     p: ConvProblem = conv(28, 28, 128, 128, 3, dtype="int8", out_dtype="int8", weight_bits=weight_bits, x_bits=x_bits, **SAME)
     assert choose(p, target, "layer").generator.name == kernel
+
+
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-objdump") is None, reason="needs aarch64-linux-gnu-objdump")
+@pytest.mark.parametrize("channels", [128, 256])
+def test_counts_stay_in_registers(channels: int, tmp_path: Path) -> None:
+    """Inner loops of all tiles count bits without touching the stack, with one widening of the counts and with several."""
+    functions, owners = {}, {}
+    for generator in GENERATORS:
+        for weight_bits, x_bits in ((1, 2), (2, 2)):
+            p = conv(28, 28, channels, 64, 3, dtype="int8", out_dtype="int8", weight_bits=weight_bits, x_bits=x_bits, **SAME)
+            for tile in generator.tiles(p, A72):
+                symbol = f"k{len(functions)}"
+                functions[symbol] = generator.emit(p, tile, A72, symbol)
+                owners[symbol] = f"{generator.name} w{weight_bits}a{x_bits} {dict(tile)}"
+    path = tmp_path / "k.o"
+    path.write_bytes(compile_object(functions, A72))
+    # Loops that widen sums hold the others.
+    loops = [loop for loop in inner_loops(path, A72) if "cnt" in loop.mnemonics and loop.mnemonics.isdisjoint({"umlal", "umull"})]
+    assert {loop.symbol for loop in loops} == set(functions)
+    wrong = [f"{owners[loop.symbol]}: {loop.vector_stack_references}" for loop in loops if loop.vector_stack_references]
+    assert not wrong, "\n".join(wrong)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from bevel.backends import x86
 from bevel.backends.kernel import ConvProblem
 from bevel.backends.kernels.generator import ConvGenerator
 from bevel.backends.select import choose
+from bevel.backends.tvm import compile_object
 from bevel.ir.protocols import Target
 from tests.backends.harness import (
     X86_AMX,
@@ -27,17 +31,19 @@ from tests.backends.harness import (
     skip_unless_runs,
 )
 from tests.backends.low_bit_cases import SHAPES, constants_of, conv, extremes, inputs_of, variants
+from tests.backends.x86.test_machine_code import inner_loops
 
 # The least target that each generator runs on.
 TARGETS = {"avx2": X86_AVX2, "avx512": X86_AVX512, "vnni": X86_VNNI, "vpopcntdq": X86_VPOPCNTDQ}
-KINDS = ("_table_", "_low_bit_", "_unpack_", "_bits_")
+KINDS = {
+    "avx2": ("_table_avx2", "_low_bit_", "_unpack_avx2"),
+    "avx512": ("_table_avx512",),
+    "vnni": ("_unpack_vnni",),
+    "vpopcntdq": ("_bits_",),
+}
 GENERATORS = {
-    isa: [
-        g
-        for g in x86.GENERATORS
-        if isinstance(g, ConvGenerator) and g.name.endswith(isa) and any(kind in g.name for kind in KINDS)
-    ]
-    for isa in TARGETS
+    isa: [g for g in x86.GENERATORS if isinstance(g, ConvGenerator) and any(kind in g.name for kind in kinds)]
+    for isa, kinds in KINDS.items()
 }
 # Whole vectors and not, every kind of border, stride, dilation and batch.
 FEW = ("resnet64", "resnet_down", "gemv_wide", "gemm", "batch", "dilated", "narrow", "ragged", "long")
@@ -171,3 +177,49 @@ def test_vectors_are_unpacked(bits: int) -> None:
     p = conv(1, 1, 1024, 1024, dtype="uint8", out_dtype="uint8", weight_bits=bits)
     assert choose(p, X86_AMX, "layer").generator.name == "x86_conv_unpack_vnni"
     assert choose(p, X86_AVX2, "layer").generator.name in ("x86_conv_unpack_avx2", "x86_conv_table_avx2")
+
+
+# What each kernel repeats, and what widens its sums, in the loop around: LLVM's guards make that one look innermost too.
+REPEATED = {
+    "_table_": ("vpshufb", "vpmaddubsw"),
+    "_low_bit_": ("vpmaddubsw", "vpmaddwd"),
+    "_unpack_avx2": ("vpmaddubsw", "vpmaddwd"),
+    "_unpack_vnni": ("vpdpbusd", "vpsrad"),
+    "_bits_": ("vpopcnt", "vpmovqd"),
+}
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump (binutils)")
+@pytest.mark.parametrize("isa", TARGETS)
+def test_narrow_sums_stay_in_registers(isa: str, tmp_path: Path) -> None:
+    """Inner loops hold the instruction meant and neither read nor write the stack, whatever the tile."""
+    functions, owners = {}, {}
+    for generator in GENERATORS[isa]:
+        for weight_bits, x_bits in ((1, 2), (2, 2), (1, 1), (4, 8)):
+            p = wide(weight_bits, x_bits)
+            if "_unpack_" in generator.name:
+                p = replace(p, h=1, w=2, kh=1, kw=1, c=512, pad_top=0, pad_left=0, pad_bottom=0, pad_right=0)
+            if generator.legal(p, TARGETS[isa]) is None:
+                for tile in generator.tiles(p, TARGETS[isa]):
+                    symbol = f"k{len(functions)}"
+                    functions[symbol] = generator.emit(p, tile, TARGETS[isa], symbol)
+                    owners[symbol] = f"{generator.name} w{weight_bits}a{x_bits} {dict(tile)}", generator.name
+    path = tmp_path / "k.o"
+    path.write_bytes(compile_object(functions, TARGETS[isa]))
+    wrong = []
+    for symbol, (title, name) in owners.items():
+        command = ["objdump", "-d", "--no-show-raw-insn", f"--disassemble={symbol}", str(path)]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        mnemonic, widening = next(value for kind, value in REPEATED.items() if kind in name)
+        loops = [
+            loop
+            for loop in inner_loops(listing)
+            if sum(line.startswith(mnemonic) for line in loop) > 1 and not any(line.startswith(widening) for line in loop)
+        ]
+        if not loops:
+            wrong.append(f"{title}: no loop with {mnemonic}")
+        for loop in loops:
+            stack = [line for line in loop if "(%rsp)" in line and re.search(r"%[xyz]mm", line)]
+            if stack:
+                wrong.append(f"{title}: {len(stack)} of {len(loop)} use the stack, {stack[0]}")
+    assert not wrong, "\n".join(wrong)
