@@ -22,7 +22,7 @@ from bevel.backends.arm.depthwise import (
     DEPTHWISE_INT8_SDOT,
 )
 from bevel.backends.arm.matmul import ARMV7_MATMUL_F32, ARMV7_MATMUL_INT8, MATMUL_F32, MATMUL_INT8
-from bevel.backends.arm.winograd import WINOGRAD
+from bevel.backends.arm.winograd import ARMV7_WINOGRAD, WINOGRAD
 from bevel.backends.kernel import Generator
 
 GENERATORS: Mapping[str, tuple[Generator, ...]] = {
@@ -48,6 +48,7 @@ GENERATORS: Mapping[str, tuple[Generator, ...]] = {
         ARMV7_CONV_INT8_SHORT,
         ARMV7_CONV_INT8,
         ARMV7_CONV_INT8_WIDE,
+        ARMV7_WINOGRAD,
         ARMV7_CONV_F32,
         ARMV7_DEPTHWISE_INT8,
         ARMV7_DEPTHWISE_INT8_WIDE,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bevel.backends.arm.winograd import WINOGRAD
+from bevel.backends.arm.winograd import ARMV7_WINOGRAD, WINOGRAD
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Tile
 from bevel.backends.kernels.winograd_generator import WinogradGenerator
 from bevel.backends.select import candidates, choose
@@ -22,6 +22,7 @@ from bevel.backends.x86.winograd import WINOGRAD_AVX2, WINOGRAD_AVX512
 from bevel.ir.protocols import Cache, Target
 from tests.backends.arm import test_inner_loops as arm_code
 from tests.backends.harness import (
+    A7,
     A53,
     A72,
     GNU_TRIPLES,
@@ -37,7 +38,12 @@ from tests.backends.harness import (
 from tests.backends.x86 import test_machine_code as x86_code
 
 SAME = {"pad_top": 1, "pad_left": 1, "pad_bottom": 1, "pad_right": 1}
-ISAS = {"avx512": (WINOGRAD_AVX512, X86_AVX512), "avx2": (WINOGRAD_AVX2, X86_AVX2), "a72": (WINOGRAD, A72)}
+ISAS = {
+    "avx512": (WINOGRAD_AVX512, X86_AVX512),
+    "avx2": (WINOGRAD_AVX2, X86_AVX2),
+    "a72": (WINOGRAD, A72),
+    "a7": (ARMV7_WINOGRAD, A7),
+}
 # Of the largest sum: bounds of docs/numerics.md.
 ERROR = {2: 2e-6, 4: 1.5e-5}
 
@@ -170,7 +176,7 @@ LAYERS = {
     # Nothing to amortize the transforms over.
     "three_channels": Layer(conv(32, 32, 3, 4, **SAME), False),
     # Sixteen megabytes of weights instead of nine for a patch.
-    "few_pixels": Layer(conv(2, 2, 512, 512, **SAME), False),
+    "few_pixels": Layer(conv(1, 1, 512, 512, **SAME), False),
 }
 
 
@@ -179,7 +185,7 @@ def test_it_is_chosen_where_it_pays(name: str) -> None:
     """By the estimate alone; the tuner may always measure both."""
     layer = LAYERS[name]
     caches = (Cache(1, 48 << 10, 64), Cache(2, 1 << 20, 64))
-    for generator, target in ((WINOGRAD_AVX512, X86_AVX512), (WINOGRAD_AVX2, X86_AVX2), (WINOGRAD, A72)):
+    for generator, target in ISAS.values():
         target = replace(target, caches=caches)
         chosen = choose(layer.problem, target, name).generator
         assert chosen is (generator if layer.worth else generator.direct)
