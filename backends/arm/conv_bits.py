@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bevel.backends.arm.conv_int8_mmla import CONV_INT8_MMLA
 from bevel.backends.arm.conv_int8_neon import CONV_INT8_NEON, CONV_INT8_NEON_WIDE
 from bevel.backends.arm.conv_int8_sdot import CONV_INT8_SDOT
 from bevel.backends.arm.neon import half
@@ -384,5 +385,5 @@ CONV_BITS = BitsConv(
     micro=BitsKernel(),
     shapes=((6, 1), (5, 1), (4, 1)),
     pipeline=Pipeline(macs=1 / 6, loads=1, in_flight=1, unroll=1),
-    rivals=(CONV_INT8_SDOT, CONV_INT8_NEON, CONV_INT8_NEON_WIDE),
+    rivals=(CONV_INT8_MMLA, CONV_INT8_SDOT, CONV_INT8_NEON, CONV_INT8_NEON_WIDE),
 )
