@@ -52,6 +52,9 @@ class Form:
 
 INT8 = Form(8, 8)
 FORMS = (INT8, Form(4, 8), Form(4, 4), Form(2, 8), Form(2, 2), Form(1, 8), Form(1, 2), Form(1, 1))
+Names = dict[tuple[str, str], list[str]]
+"""Jobs of a shape and a form, by their names."""
+NBITS = "MatMulNBits"
 PROFILES = {"avx2": "x86-64-avx2", "avx512": "x86-64-avx512-vnni"}
 
 
@@ -71,11 +74,11 @@ def weights_of(problem: ConvProblem) -> Array:
     return rng.integers(-half, half, shape).astype(np.int8)
 
 
-def prepare(isa: str, shapes: Sequence[str], folder: Path) -> dict[tuple[str, str], list[str]]:
+def prepare(isa: str, shapes: Sequence[str], folder: Path) -> Names:
     """Compile every form of every shape into `folder`; the kernels of each, by the name of their job."""
     target = load_profile(PROFILES[isa]).target()
     jobs: dict[str, Job] = {}
-    names: dict[tuple[str, str], list[str]] = {}
+    names: Names = {}
     for shape in shapes:
         for form in FORMS:
             problem = problem_of(shape, form)
@@ -93,7 +96,7 @@ def table(
     shapes: Sequence[str],
     turns: Sequence[dict[str, float]],
     peers: Sequence[dict[str, float]],
-    names: dict[tuple[str, str], list[str]],
+    names: Names,
 ) -> list[str]:
     """Markdown: medians over the turns of speeds, and of ratios within turns to oneDNN (where it ran) and to bevel's int8."""
     rivals = ([PEER] if peers else []) + ["int8"]
@@ -130,6 +133,23 @@ def table(
     return lines
 
 
+def vectors(
+    shapes: Sequence[str], turns: Sequence[dict[str, float]], peers: Sequence[dict[str, float]], names: Names
+) -> list[str]:
+    """Markdown: matrix-vector products beside onnxruntime's with weights of as many bits, medians of ratios within turns."""
+    lines = ["", f"| GEMV, GMAC/s | {NBITS} 4 bits | w4a8 | ratio | {NBITS} 2 bits | w2a8 | ratio |", "|---" * 7 + "|"]
+    for shape in shapes:
+        macs, cells = SHAPES[shape].problem.macs, [shape]
+        for bits in (4, 2):
+            mine = [min(t[name] for name in names[shape, f"w{bits}a8"]) for t in turns]
+            theirs = [t[f"{shape} {bits}"] for t in peers]
+            ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
+            cells += [f"{macs / median(times) / GIGA:.0f}" for times in (theirs, mine)]
+            cells.append(f"**{median(ratios):.2f}** ({min(ratios):.2f}-{max(ratios):.2f})")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def replaced(isa: str, lines: Sequence[str]) -> str:
     """The text of low_bit.md with the part about `isa` replaced."""
     text = RESULTS.read_text() if RESULTS.exists() else ""
@@ -156,7 +176,7 @@ def main() -> int:
     args = parser.parse_args()
     shapes = [name for name in SHAPES if not args.only or name.split()[0] in args.only]
     asked = json.dumps({name: vars(SHAPES[name]) for name in shapes})
-    said = f"TVM {version('apache-tvm')}"
+    said = f"TVM {version('apache-tvm')}, onnxruntime {version('onnxruntime')}"
     capped = args.isa == "avx2"
     if capped:
         engine = ENGINES["torch"]
@@ -165,18 +185,24 @@ def main() -> int:
         said += f"; {engine.packages[0]} with oneDNN, which ran {', '.join(f'`{name}`' for name in ran)}"
     turns: list[dict[str, float]] = []
     peers: list[dict[str, float]] = []
+    # onnxruntime has no cap: only the full instruction set is a fair match.
+    gemv = [] if capped else [shape for shape in shapes if shape.startswith("1x")]
+    rivals: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         names = prepare(args.isa, shapes, Path(scratch))
         for number in range(args.processes):
             if capped:
                 peers.append(json.loads(turn(python, "onednn", asked, **caps)))
             turns.append(json.loads(turn(Path(sys.executable), "kernels", scratch)))
+            if gemv:
+                rivals.append(json.loads(turn(Path(sys.executable), "nbits", json.dumps({s: vars(SHAPES[s]) for s in gemv}))))
             print(f"turn {number + 1} of {args.processes}", file=sys.stderr, flush=True)
     lines = [
         f"{date.today().isoformat()}, {load_profile('host').description}; kernels for `{PROFILES[args.isa]}`; {args.processes} "
         f"processes, load {os.getloadavg()[0]:.1f} at the end. {said}.",
         "",
         *table(shapes, turns, peers, names),
+        *(vectors(gemv, turns, rivals, names) if gemv else []),
     ]
     print("\n".join(lines))
     if args.write:

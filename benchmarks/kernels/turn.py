@@ -2,8 +2,9 @@
 
     python turn.py kernels FOLDER     kernels that `avx2.py` compiled, called through ctypes
     python turn.py onednn SHAPES      int8 convolutions and GEMMs of torch with oneDNN, held to AVX2 by its environment
+    python turn.py nbits SHAPES       onnxruntime's MatMulNBits of 4 and 2 bits
 
-It runs in the environment of torch, which has no bevel, and therefore imports nothing of it.
+It also runs in the environment of torch, which has no bevel, and therefore imports nothing of it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ BLOCKS = 100
 BLOCK_S = 0.0004
 # Scale of every tensor; the time does not depend on it.
 SCALE = 0.02
+# Weights that share a scale in MatMulNBits.
+NBITS_BLOCK = 32
 # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) of Linux on x86-64.
 ASK_FOR_AMX = (158, 0x1023, 18)
 
@@ -123,10 +126,48 @@ def onednn(shapes: dict[str, dict[str, int]]) -> dict[str, float]:
     return seconds({name: [convolution(s)] + ([gemm(s)] if s["k"] == 1 else []) for name, s in shapes.items()})
 
 
+def matmul_nbits(shapes: dict[str, dict[str, int]]) -> dict[str, float]:
+    """Seconds of every GEMV with weights of 4 and 2 bits in blocks of 32 and activations quantized to 8 bits, by "SHAPE BITS"."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    def call(rows: int, inputs: int, outputs: int, bits: int) -> Call:
+        rng = np.random.default_rng(44)
+        weights = rng.integers(0, 256, (outputs, inputs // NBITS_BLOCK, NBITS_BLOCK * bits // 8)).astype(np.uint8)
+        scales = np.full(outputs * inputs // NBITS_BLOCK, SCALE, np.float32)
+        node = helper.make_node(
+            "MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft",
+            K=inputs, N=outputs, bits=bits, block_size=NBITS_BLOCK, accuracy_level=4,
+        )  # fmt: skip
+        values = [
+            helper.make_tensor_value_info(*v) for v in (("x", TensorProto.FLOAT, [rows, inputs]), ("y", TensorProto.FLOAT, None))
+        ]
+        constants = [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(scales, "s")]
+        graph = helper.make_graph([node], "gemv", values[:1], values[1:], constants)
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        feed = {"x": rng.standard_normal((rows, inputs)).astype(np.float32)}
+
+        def run(count: int) -> None:
+            for _ in range(count):
+                session.run(None, feed)
+
+        return run
+
+    return seconds(
+        {f"{name} {bits}": [call(s["h"] * s["w"], s["c"], s["oc"], bits)] for name, s in shapes.items() for bits in (4, 2)}
+    )
+
+
 def main() -> int:
     """Print what a turn found."""
     kind, argument = sys.argv[1:]
-    found = kernels(Path(argument)) if kind == "kernels" else onednn(json.loads(argument))
+    found = (
+        kernels(Path(argument)) if kind == "kernels" else {"onednn": onednn, "nbits": matmul_nbits}[kind](json.loads(argument))
+    )
     print(json.dumps(found))
     return 0
 
