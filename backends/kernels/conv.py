@@ -44,6 +44,7 @@ import numpy as np
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Tile
 from bevel.backends.kernels import parameters
 from bevel.backends.kernels.micro import CODES, FLOATS, HEADER, SUM, MicroKernel, Taps
+from bevel.backends.kernels.pending import Epilogue, Pending
 from bevel.backends.kernels.scratch import Vectors, vector_bytes
 from bevel.backends.kernels.staging import Staging
 from bevel.backends.kernels.tiling import Chunks, chunk_count, split, store_valid
@@ -55,9 +56,6 @@ from bevel.errors import CheckFailed
 LEAST_GROUP_CHANNELS = 8
 # All weights are read once per block of rows: the larger they are, the larger the block, up to what an L2 cache holds.
 LARGE_BLOCK_BYTES = 192 * 1024
-# A model's weights rarely stay in the second cache from one run to the next. Fetching ahead was measured 1.03 to 1.34
-# times as fast for weights from beyond it, and 0.9 to 1.03 times for weights in it.
-FETCHED_BYTES = 64 * 1024
 # Tiles of pixels beyond which waiting in the first of them is little of the whole.
 FETCHING_VISITS = 4
 
@@ -138,7 +136,7 @@ class Geometry:
     def fetches_ahead(self) -> bool:
         """Whether weights of the next block are fetched while one computes: they come from beyond the second cache."""
         visits = sum(count for count, _, _ in self.bodies)
-        return self.micro.fetches_ahead and self.weight_bytes >= FETCHED_BYTES and 1 < visits <= FETCHING_VISITS
+        return self.micro.fetches_ahead and self.weight_bytes >= self.micro.fetched_bytes and 1 < visits <= FETCHING_VISITS
 
     @property
     def by_columns(self) -> bool:
@@ -182,7 +180,12 @@ class Geometry:
 
     @property
     def rows_at(self) -> int:
-        """Byte in scratch, behind what belongs to a channel block, where staged rows begin."""
+        """Byte in scratch, behind what belongs to a channel block and to tiles, where staged rows begin."""
+        return self.sums_at + self.micro.sums_bytes
+
+    @property
+    def sums_at(self) -> int:
+        """Byte in scratch of a tile's sums."""
         return self.unfolded_at + align(self.unfolded_bytes)
 
     @property
@@ -214,9 +217,28 @@ class Geometry:
         return self.micro.padded_run(self.run)
 
     def offsets(self, rows: int, width: int) -> list[int]:
-        """Element offset of every pixel of a tile in the input, from its first."""
+        """Element offset of every pixel of a tile in the input, from its first; before them those of its lead."""
         p, pitch = self.shape, self.shape.stride_h * self.staging.row_elements
-        return [r * pitch + c * p.stride_w * self.staging.pixel_elements for r in range(rows) for c in range(width)]
+        found = [r * pitch + c * p.stride_w * self.staging.pixel_elements for r in range(rows) for c in range(width)]
+        lead = self.lead(rows, width)
+        return [at - found[lead] for at in found[:lead]] + found
+
+    def lead(self, rows: int, width: int) -> int:
+        """Pixels before a tile that it computes too and does not store, so that it is as large as the tiles before it.
+
+        There is such a tile before it. Kernels whose sums go through memory need not prepare the core for another size.
+        """
+        if not self.micro.sums_bytes:
+            return 0
+        if self.shape.ow == 1:
+            return 0 if self.staging.needed else self.rows[0].size - rows
+        return split(self.shape.ow, self.mr)[0].size - width if rows == 1 and self.rows[0].size == 1 else 0
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether all tiles of a block of channels have the same offsets."""
+        found = (self.offsets(rows, width) for _, rows, width in self.bodies)
+        return len({tuple(at - offsets[0] for at in offsets) for offsets in found}) == 1
 
     @property
     def bodies(self) -> list[tuple[int, int, int]]:
@@ -336,6 +358,9 @@ class _Nest:
         lo, hi, self.scratch = k.range_params(micro.x_dtype)
         self.source = self.scratch if g.staging.needed else self.x
         self.records = Vectors(k, self.scratch, micro.x_dtype, 0, micro.lanes)
+        if micro.sums_bytes:
+            shapes = [self.acc_rows(rows, width) for _, rows, width in g.bodies]
+            self.pending = Pending(k, shapes, g.sums_at // micro.sums_row_bytes, problem.oc)
         self.units(lo, hi)
         micro.leave(k)
 
@@ -412,6 +437,8 @@ class _Nest:
                 if lo is not None and hi is not None:
                     first = k.min(k.max(lo - run.first, bounds[0]), bounds[1])
                     bounds = (first, k.max(k.min(hi - run.first, bounds[1]), first))
+                if g.uniform:
+                    g.micro.enter(k, g.offsets(*g.bodies[0][1:]), run.size, g.run)
                 with k.serial(*bounds) as index:
                     channel = first_channel + (run.start + index * run.size) * lanes
                     if g.expanded:
@@ -421,6 +448,10 @@ class _Nest:
                         elements = g.taps * g.micro.tap_elements(g.run, run.size)
                         g.micro.unfold(k, self.weights, start_of_block, self.scratch, g.unfolded_at, elements)
                     self.row_groups(image, start, stop, staged_row, channel, first_input, run.size, valid)
+                    if g.micro.sums_bytes and g.expanded:
+                        self.pending.drain(self.pixel(run.size, valid))
+                if g.micro.sums_bytes and not g.expanded:
+                    self.pending.drain(self.pixel(run.size, valid))
 
     def expand(self, channel: Expr, nv: int) -> None:
         """Write the records of `nv` vectors of channels from `channel` on."""
@@ -442,7 +473,7 @@ class _Nest:
                 first = k.min(k.max(start, k.i32(run.first)), k.i32(run.first + run.count))
                 bounds = (first, k.max(k.min(stop, k.i32(run.first + run.count)), first))
             tiles = split(p.ow, p.ow if run.size > 1 else g.mr)
-            if len(tiles) == 1:
+            if len(tiles) == 1 and not g.uniform:
                 g.micro.enter(k, g.offsets(run.size, tiles[0].size), nv, g.run)
             with k.serial(*bounds) as group:
                 row = run.start + (group - run.first) * run.size
@@ -452,7 +483,7 @@ class _Nest:
                 source = source_row * g.staging.row_elements + first_input + g.staging.first
                 target = (image * p.oh + row) * (p.ow * p.oc) + channel
                 for pixels in tiles:
-                    if len(tiles) > 1:
+                    if len(tiles) > 1 and not g.uniform:
                         g.micro.enter(k, g.offsets(1, pixels.size), nv, g.run)
                     with k.serial(pixels.count) as index:
                         column = pixels.start + index * pixels.size
@@ -462,10 +493,7 @@ class _Nest:
     def tile(self, source: Expr, target: Expr, channel: Expr, rows: int, width: int, nv: int, valid: int) -> None:
         """One register tile: `rows` x `width` pixels by `nv` vectors."""
         k, g, p, micro = self.k, self.g, self.g.shape, self.g.micro
-        offsets = g.offsets(rows, width)
-        acc_rows = micro.acc_rows(offsets)
-        acc = k.alloc((max(acc_rows) + 1) * nv * micro.slot, micro.acc_dtype)
-        micro.init(k, acc, offsets, nv, self.bias, channel)
+        offsets, acc_rows = g.offsets(rows, width), self.acc_rows(rows, width)
         taps = Taps(
             rows=p.kh,
             columns=p.kw if g.scattered else 1,
@@ -479,18 +507,32 @@ class _Nest:
         else:
             weights, base = self.weights, micro.block_start(channel, g.taps, g.run)
         ahead = g.taps * taps.size if g.fetches_ahead else 0
+        # A tile's pixels follow each other in the output: it is one row wide or has all columns.
+        if micro.sums_bytes:
+            pending = self.pending
+            times = -(-max(rows * width for _, rows, width in g.bodies) // micro.pauses(taps))
+            pending.begin(target)
+            taps = replace(taps, meanwhile=lambda: pending.work(times, self.pixel(nv, valid)))
+            micro.init(k, self.scratch, offsets, nv, self.bias, channel)
+            micro.reduce(k, self.scratch, self.source, source, offsets, weights, base, nv, taps, self.unroll, ahead)
+            micro.store_sums(k, self.scratch, g.sums_at // micro.sums_row_bytes, offsets, nv)
+            pending.push(target, channel, acc_rows)
+            return
+        acc = k.alloc((max(acc_rows) + 1) * nv * micro.slot, micro.acc_dtype)
+        micro.init(k, acc, offsets, nv, self.bias, channel)
         micro.reduce(k, acc, self.source, source, offsets, weights, base, nv, taps, self.unroll, ahead)
         micro.finish(k, acc, offsets, nv)
-        # A tile's pixels follow each other in the output: it is one row wide or has all columns.
-        if not micro.sums_in_memory:
-            for i, row in enumerate(acc_rows):
-                inputs = g.staging.input_sum(k, self.source, source + offsets[i]) if micro.code_offset else None
-                self.epilogue(acc, k.i32(row), target + i * p.oc, channel, nv, valid, inputs)
-            return
-        for run in _runs(acc_rows):
-            with k.serial(run.times) as t, k.serial(run.count) as i:
-                pixel = run.pixel + t * run.count + i
-                self.epilogue(acc, run.row + t * run.pitch + i, target + pixel * p.oc, channel, nv, valid)
+        for i, row in enumerate(acc_rows):
+            inputs = g.staging.input_sum(k, self.source, source + offsets[i]) if micro.code_offset else None
+            self.epilogue(acc, k.i32(row), target + i * p.oc, channel, nv, valid, inputs)
+
+    def acc_rows(self, rows: int, width: int) -> Sequence[int]:
+        """Where the sums of each pixel of a tile are, in rows from its first; without the lead's."""
+        return self.g.micro.acc_rows(self.g.offsets(rows, width))[self.g.lead(rows, width) :]
+
+    def pixel(self, nv: int, valid: int) -> Epilogue:
+        """The epilogue of one pixel of a pending tile."""
+        return lambda row, target, channel: self.epilogue(self.scratch, row, target, channel, nv, valid)
 
     def epilogue(
         self, acc: Buffer, row: Expr, target: Expr, channel: Expr, nv: int, valid: int, inputs: Expr | None = None
@@ -541,34 +583,3 @@ class _Nest:
             total = clamped * header(SUM) + header(SUM + 2) + other * header(SUM + 1) + header(SUM + 3)
             totals.append(k.shift_right(total, header(SUM + 4)) + header(SUM + 5))
         return totals, [k.load(self.bias, k.i32(SUM + 6)), k.load(self.bias, k.i32(SUM + 7))]
-
-
-@dataclass
-class _Run:
-    """Pixels whose accumulators lie in rows at two distances: `times` groups of `count` neighbours, `pitch` rows apart."""
-
-    pixel: int
-    row: int
-    count: int = 1
-    times: int = 1
-    pitch: int = 0
-
-
-def _runs(rows: Sequence[int]) -> list[_Run]:
-    """`rows`, one of each pixel, as few loops."""
-    neighbours: list[_Run] = []
-    for pixel, row in enumerate(rows):
-        if neighbours and row == neighbours[-1].row + neighbours[-1].count:
-            neighbours[-1].count += 1
-        else:
-            neighbours.append(_Run(pixel, row))
-    found: list[_Run] = []
-    for run in neighbours:
-        last = found[-1] if found else None
-        if last is not None and last.count == run.count:
-            pitch = run.row - last.row - (last.times - 1) * last.pitch
-            if last.times == 1 or pitch == last.pitch:
-                last.times, last.pitch = last.times + 1, pitch
-                continue
-        found.append(run)
-    return found

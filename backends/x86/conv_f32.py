@@ -8,9 +8,9 @@ pixels and many vectors keep rare.
 
 from __future__ import annotations
 
-from bevel.backends.kernels.conv import FETCHED_BYTES, Geometry
+from bevel.backends.kernels.conv import Geometry
 from bevel.backends.kernels.generator import FIRST_CACHE_BYTES, ConvGenerator, Pipeline
-from bevel.backends.kernels.micro import LINE_BYTES, MicroKernel
+from bevel.backends.kernels.micro import FETCHED_BYTES, LINE_BYTES, MicroKernel
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
 

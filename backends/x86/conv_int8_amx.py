@@ -5,7 +5,8 @@ are eight tiles of up to 16 rows of 64 bytes: pixels lie in *bands*, runs of pix
 that is loaded straight from the input. Pixels of several short image rows share a band where the border between the rows is whole
 pixels; the sums of what lies between are computed and not stored.
 
-Weights are packed as for vpdpbusd, tile by tile. Sums pass through memory to the requantization. A thread needs the operating
+Weights are packed as for vpdpbusd, tile by tile. Sums pass through memory to the requantization, which is done while the next
+tile multiplies (`bevel.backends.kernels.pending`). A thread needs the operating
 system's permission for tiles (runtime/c/isa.c asks for it); a kernel leaves no tile configuration behind.
 
 Reference: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
@@ -21,7 +22,7 @@ import numpy as np
 from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
 from bevel.backends.kernels.conv import Geometry
 from bevel.backends.kernels.generator import TILE_OVERHEAD, ConvGenerator, Pipeline
-from bevel.backends.kernels.micro import HEADER
+from bevel.backends.kernels.micro import HEADER, Taps
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.conv_int8_vnni import CONV_INT8_VNNI, VnniKernel
 from bevel.ir.protocols import Target
@@ -71,7 +72,10 @@ def bands(offsets: Sequence[int]) -> tuple[list[Band], list[int]]:
 class AmxKernel(VnniKernel):
     """Tiles b * nv + j hold the sums of band b and vector j, the next ones the bands' codes, the rest take turns for weights."""
 
-    sums_in_memory = True
+    sums_bytes = TILES * ROWS * ROW_BYTES
+    sums_row_bytes = ROW_BYTES
+    # Loading tiles takes all that the load ports do: fetching costs 9 to 17 % where the second cache holds the weights.
+    fetched_bytes = 1024 * 1024
 
     def padded_run(self, run: int) -> int:
         """Whole steps: of at most 64 elements, balanced, so that a run of 96 is twice 48."""
@@ -140,7 +144,7 @@ class AmxKernel(VnniKernel):
                 address = k.address(bias, HEADER + channel + j * self.lanes)
                 k.effect("llvm.x86.tileloadd64", _tile(k, b * nv + j), address, k.const(0, "int64"))
 
-    def accumulate(
+    def reduce(
         self,
         k: Builder,
         acc: Buffer,
@@ -150,53 +154,68 @@ class AmxKernel(VnniKernel):
         weights: Buffer,
         base: Expr,
         nv: int,
-        run: int,
+        taps: Taps,
         unroll: int,
         ahead: int,
     ) -> None:
-        """See `MicroKernel.accumulate`; `unroll` counts tile multiplications of each band and vector."""
+        """See `MicroKernel.reduce`; `unroll` counts steps, in which each band and vector is multiplied once."""
         found, _ = bands(offsets)
-        step = self.step(run)
-        steps = self.padded_run(run) // step
+        step = self.step(taps.run)
+        steps = self.padded_run(taps.run) // step
         codes, first_weights = len(found) * nv, len(found) * (nv + 1)
         turns = TILES - first_weights
         tile_bytes = step // self.kgroup * ROW_BYTES
         pitches = [k.const(band.pitch or step, "int64") for band in found]
+        looped = steps // unroll * unroll if steps >= 2 * unroll else 0
 
-        def one(index: Expr, turn: int) -> None:
+        def one(position: Expr, start: Expr, index: Expr, turn: int) -> None:
             for b, band in enumerate(found):
-                address = k.address(x, origin + band.first + index * step)
+                address = k.address(x, origin + position + band.first + index * step)
                 k.effect("llvm.x86.tileloadd64", _tile(k, codes + b), address, pitches[b])
             for j in range(nv):
                 tile = _tile(k, first_weights + (turn * nv + j) % turns)
-                place = base + index * (nv * tile_bytes) + j * tile_bytes
+                place = start + index * (nv * tile_bytes) + j * tile_bytes
                 k.effect("llvm.x86.tileloadd64", tile, k.address(weights, place), k.const(ROW_BYTES, "int64"))
                 # A row of a tile of weights is a cache line.
                 for row in range(step // self.kgroup if ahead else 0):
                     self.fetch(k, weights, place + (row * ROW_BYTES + ahead))
                 for b in range(len(found)):
                     k.effect("llvm.x86.tdpbusd", _tile(k, b * nv + j), _tile(k, codes + b), tile)
+            if taps.meanwhile is not None:
+                taps.meanwhile()
 
-        done = 0
-        if steps >= 2 * unroll:
-            done = steps // unroll * unroll
-            with k.serial(steps // unroll) as g:
-                for u in range(unroll):
-                    one(g * unroll + u, u)
-        for u in range(done, steps):
-            one(k.i32(u), u)
+        def tap(number: Expr, position: Expr) -> None:
+            start = base + number * taps.size
+            if looped:
+                with k.serial(looped // unroll) as g:
+                    for u in range(unroll):
+                        one(position, start, g * unroll + u, u)
+            for u in range(looped, steps):
+                one(position, start, k.i32(u), u)
 
-    def finish(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int) -> None:
-        """Store the tiles of sums into `acc`, each pixel's vectors side by side."""
+        taps.loop(k, tap)
+
+    def pauses(self, taps: Taps) -> int:
+        """One after every step."""
+        return taps.rows * taps.columns * self.padded_run(taps.run) // self.step(taps.run)
+
+    def store_sums(self, k: Builder, scratch: Buffer, row: int, offsets: Sequence[int], nv: int) -> None:
+        """Tile after tile: the bands of the first vector of channels, then those of the next."""
         found, _ = bands(offsets)
         for b in range(len(found)):
             for j in range(nv):
-                address = k.address(acc, k.i32((b * ROWS * nv + j) * self.lanes))
-                k.effect("llvm.x86.tilestored64", _tile(k, b * nv + j), address, k.const(nv * ROW_BYTES, "int64"))
+                address = k.address(scratch, k.i32((row + j * _rows(nv) + b * ROWS) * ROW_BYTES))
+                k.effect("llvm.x86.tilestored64", _tile(k, b * nv + j), address, k.const(ROW_BYTES, "int64"))
 
     def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
         """Sums as they are in memory; a loop that stores them unchanged must not become a call of memcpy."""
-        return k.opaque(super().result(k, acc, i, j, nv, bias, channel), "int32", self.lanes)
+        sums = k.load(acc, (i + j * _rows(nv)) * ROW_BYTES, ROW_BYTES)
+        return k.opaque(k.bitcast(sums, "int32", self.lanes), "int32", self.lanes)
+
+
+def _rows(nv: int) -> int:
+    """Rows of sums of one of `nv` vectors of channels: of as many bands as there are tiles for."""
+    return (TILES - 1) // (nv + 1) * ROWS
 
 
 def _tile(k: Builder, index: int) -> Expr:
