@@ -90,9 +90,18 @@ def onnxruntime_logits(path: Path, model: Model, rgb: Array) -> Array:
 
 
 def bevel_logits(path: Path, model: Model, rgb: Array, calibration: Path, settings: str, folder: Path) -> Array:
-    """Logits of the artifact for this machine. `settings` is METHOD, or METHOD without bias correction as "METHOD, no BC"."""
-    method, _, no_correction = settings.partition(", ")
-    options = Options("host", "8", calibration, CALIBRATION, method, bias_correction=not no_correction)
+    """Logits of the artifact for this machine. `settings` is METHOD, and after commas "no BC", "gptq" and bits, as "w4a8"."""
+    method, *others = settings.split(", ")
+    bits = next((word for word in others if word.startswith("w")), "8")
+    options = Options(
+        "host",
+        bits,
+        calibration,
+        CALIBRATION,
+        method,
+        bias_correction="no BC" not in others,
+        rounding="gptq" if "gptq" in others else "nearest",
+    )
     artifact, _ = compile_model(path, folder / "model.bevel", options)
     if not artifact.manifest["integer_only"]:
         raise SystemExit(f"{path}: not integer only: {artifact.manifest['float_islands']}")
@@ -194,7 +203,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--method", action="append", help="bevel's method, repeatable; default: all")
+    parser.add_argument(
+        "--method", action="append", help='bevel\'s method, repeatable, for example "percentile, w4a8, gptq"; default: all'
+    )
     parser.add_argument("--only", help="name of one model")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="leave onnxruntime out")
     parser.add_argument("--write", action="store_true", help=f"replace {RESULTS.name}")
