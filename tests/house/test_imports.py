@@ -28,7 +28,7 @@ HOMES = {
     "onnx": ["frontend", PEERS],
     "onnx_ir": ["frontend"],
     "asyncssh": ["devices"],
-    "torch": ["src/bevel/exporting", PEERS],
+    "torch": ["src/bevel/exporting", "src/bevel/training", PEERS],
     "transformers": ["src/bevel/exporting"],
     "click": ["src/bevel/cli", "src/bevel/__main__.py", "devices/board.py"],
     "rich": ["src/bevel/cli", "src/bevel/__main__.py"],

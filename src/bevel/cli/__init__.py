@@ -25,6 +25,7 @@ _USAGE, _MACHINE, _DEFECT, _INTERRUPTED, _TERMINATED = 2, 4, 70, 130, 143
 _VERBS = {
     "export": ("bevel.cli.export", "Export a torch or transformers model to ONNX and prove parity."),
     "compile": ("bevel.cli.compile", "Compile a model into an artifact for one device."),
+    "quantize": ("bevel.cli.quantize", "Train a model to compute with few bits."),
     "run": ("bevel.cli.run", "Run an artifact on given inputs."),
     "bench": ("bevel.cli.bench", "Measure an artifact's latency, alone or against peers."),
     "profile": ("bevel.cli.profile", "Show where an artifact spends its time, layer by layer."),

@@ -58,7 +58,7 @@ def command(
     bevel export ./my-bert --task text-classification --dim seq=1:128 -o bert.onnx
     """
     chosen = ExportOptions(
-        inputs=_parse_inputs(inputs),
+        inputs=parse_inputs(inputs),
         dims=_parse_bounds(dims),
         data=data,
         samples=samples,
@@ -76,7 +76,12 @@ def command(
     emit(as_json, _document(exported), _text(exported))
 
 
-def _parse_inputs(pairs: tuple[str, ...]) -> dict[str, str]:
+def parse_inputs(pairs: tuple[str, ...]) -> dict[str, str]:
+    """`NAME=SHAPE` pairs of --input.
+
+    Raises:
+        UsageError: not of that form, or a name twice.
+    """
     inputs: dict[str, str] = {}
     for pair in pairs:
         name, separator, text = pair.partition("=")

@@ -8,8 +8,8 @@ from typing import Any
 from bevel.errors import ToolchainError
 
 
-def require(package: str) -> Any:
-    """The imported package.
+def require(package: str, what: str = "exporting") -> Any:
+    """The imported package, which `what` needs.
 
     Raises:
         ToolchainError: it is not installed, or does not load.
@@ -17,4 +17,4 @@ def require(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ToolchainError(f"exporting needs {package} ({error}); install the extra: pip install 'bevel[export]'") from error
+        raise ToolchainError(f"{what} needs {package} ({error}); install the extra: pip install 'bevel[export]'") from error
