@@ -1,16 +1,4 @@
-"""Convolution and GEMM of weights of few bits by table lookup, without a multiplication (T-MAC; Wei et al., 2024).
-
-Of every four codes of x a table of 16 bytes holds all sums of some of them; four bits of a weight plane select one. A vector of
-indices looks up four products of every byte's channel and plane at once (vpshufb), and sums are added in bytes until they could
-overflow; one vpmaddubsw then joins the planes of a channel, with their signs, to int16. Tables are made once for each input
-pixel and read by all kernel positions and output channels (`bevel.backends.kernels.low_bit`).
-
-Codes of more than four bits have sums beyond a byte: these are split into two tables, of low and high bits.
-
-Indices are packed two to a byte, `[block][tap][group of 4][pair of vectors][byte]`, the first vector in the low halves. In a
-vector, the planes of a channel are neighbours (three are laid out as four); of one plane, channels half a vector apart are.
-Where many pixels meet them, indices are unfolded into scratch for each block of channels.
-"""
+"""Table lookup of weights of few bits (`bevel.backends.kernels.tables`) by vpshufb of AVX2 and AVX-512; vpmaddubsw joins them."""
 
 from __future__ import annotations
 
@@ -20,59 +8,22 @@ from typing import ClassVar
 
 import numpy as np
 
-from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
-from bevel.backends.kernels.conv import Geometry
-from bevel.backends.kernels.generator import ConvGenerator, Pipeline
-from bevel.backends.kernels.low_bit import (
-    FormStaging,
-    heaviest,
-    plane_factors,
-    planes_of,
-    reductions,
-    signed_codes,
-    sum_of_codes,
-    unsigned_codes,
-)
-from bevel.backends.kernels.micro import HEADER, MicroKernel, Taps
-from bevel.backends.kernels.narrow_sums import store_zeros, sum_narrow
+from bevel.backends.kernel import Array, ConvProblem
+from bevel.backends.kernels.generator import Pipeline
+from bevel.backends.kernels.low_bit import plane_factors
 from bevel.backends.kernels.staging import Staging
+from bevel.backends.kernels.tables import GROUP, TABLE, TableConv, TableKernel, TableStaging
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.conv_int8_amx import CONV_INT8_AMX
 from bevel.backends.x86.conv_int8_madd import Avx2Kernel
 from bevel.backends.x86.conv_int8_maddubs import CONV_INT8_MADDUBS
 from bevel.backends.x86.conv_int8_vnni import CONV_INT8_AVX_VNNI, CONV_INT8_VNNI, VnniKernel
 from bevel.backends.x86.conv_low_bit_maddubs import CONV_LOW_BIT_MADDUBS
-from bevel.ir.protocols import Target
-
-GROUP = 4
-TABLE = 16
-MOST_BITS = 4
-INT16 = 32767
-# One table holds the sums of four codes of up to this many bits; of others the first of two tables holds half the bits.
-ONE_TABLE_BITS = 4
-# Tiles of pixels from which unfolding indices costs less than it saves.
-UNFOLDED_VISITS = 4
 
 
 @dataclass(frozen=True)
-class TableStaging(FormStaging):
-    """Rows of tables.
-
-    Attributes:
-        low_bits: of sums that the first of two tables holds; 0 for one table.
-    """
-
-    low_bits: int = 0
-
-    @property
-    def pixel_elements(self) -> int:
-        """Bytes of the tables of a pixel."""
-        return self.problem.c // GROUP * self.table_bytes
-
-    @property
-    def table_bytes(self) -> int:
-        """Of four codes."""
-        return 2 * TABLE if self.low_bits else TABLE
+class X86TableStaging(TableStaging):
+    """Tables made by vpshufb."""
 
     def form(self, k: Builder, x: Buffer, source: Expr, scratch: Buffer, target: Expr, codes: int) -> None:
         """See `FormStaging.form`."""
@@ -86,10 +37,6 @@ class TableStaging(FormStaging):
         """See `FormStaging.form_border`."""
         with k.serial(-(-pixels * self.pixel_elements // 32)) as v:
             self._write(k, scratch, target + v * 32, k.splat(zero, 32))
-
-    def row_sums(self, k: Builder, x: Buffer, offset: Expr) -> Expr:
-        """See `FormStaging.row_sums`."""
-        return sum_of_codes(k, x, offset, self.problem.c)
 
     def _write(self, k: Builder, scratch: Buffer, target: Expr, codes: Expr) -> None:
         """32 bytes of tables from a vector that repeats their codes: two tables of four codes, or low and high bits of one."""
@@ -122,191 +69,32 @@ class TableStaging(FormStaging):
 
 
 @dataclass(frozen=True)
-class TableKernel(MicroKernel):
-    """Look up, add in bytes, join planes in 16 bits. Subclasses add the epilogue of their instruction set.
+class X86TableKernel(TableKernel):
+    """Planes joined by vpmaddubsw."""
 
-    Attributes:
-        weight_bits, x_bits: of the problem.
-        deep: sums are joined in 32 bits, as they may not fit 16.
-    """
-
-    weight_bits: int = 2
-    x_bits: int = 2
-    deep: bool = False
-
-    kgroup = GROUP
-    x_dtype = "uint8"
-    weight_dtype = "uint8"
-    fetches_ahead = False
-    # Bytes of a vector of indices, and how instructions of that width are called.
-    bytes: ClassVar[int]
-    lookup: ClassVar[str]
     join: ClassVar[str]
     add_pairs: ClassVar[str]
 
-    @property
-    def acc_dtype(self) -> str:  # type: ignore[override]
-        """Of joined sums."""
-        return "int32" if self.wide else "int16"
-
-    @property
-    def wide(self) -> bool:
-        """Whether joined sums have 32 bits: those of four planes do in any case."""
-        return self.deep or self.planes == 4
-
-    @property
-    def planes(self) -> int:
-        """Bytes of indices of a channel."""
-        return {1: 1, 2: 2, 3: 4, 4: 4}[self.weight_bits]
-
-    @property
-    def unit(self) -> int:  # type: ignore[override]
-        """Result vectors of two vectors of indices."""
-        return 2 * self.bytes // self.planes // self.lanes
-
-    @property
-    def code_offset(self) -> int:  # type: ignore[override]
-        """Bipolar weights are 2 u - 1."""
-        return 1 if self.weight_bits == 1 else 0
-
-    @property
-    def low_bits(self) -> int:
-        """See `TableStaging`."""
-        return 0 if self.x_bits <= ONE_TABLE_BITS else -(-(self.x_bits + 2) // 2)
-
-    @property
-    def tables(self) -> int:
-        """Of four codes."""
-        return 2 if self.low_bits else 1
-
-    @property
-    def additions(self) -> int:
-        """Lookups whose sum fits a byte."""
-        largest = GROUP * ((1 << self.x_bits) - 1)
-        return 255 // (max((1 << self.low_bits) - 1, largest >> self.low_bits) if self.low_bits else largest)
-
     def staging(self, problem: ConvProblem, at: int) -> Staging:
         """See `MicroKernel.staging`."""
-        return TableStaging(problem, self.x_dtype, 32, at, sums=bool(self.code_offset), low_bits=self.low_bits)
+        return X86TableStaging(problem, self.x_dtype, 32, at, sums=bool(self.code_offset), low_bits=self.low_bits)
 
-    def tap_elements(self, run: int, nv: int) -> int:
-        """See `MicroKernel.tap_elements`."""
-        return run // GROUP * (nv * self.lanes) * self.planes // 2
+    def arranged(self, indices: Array) -> Array:
+        """Of one plane, channels half a vector apart are neighbours, so that even and odd bytes are whole halves."""
+        if self.planes > 1:
+            return indices
+        halves = indices.reshape(*indices.shape[:-1], 2, self.bytes // 2)
+        return np.ascontiguousarray(halves.swapaxes(-1, -2)).reshape(indices.shape)
 
-    def block_start(self, channel: Expr, taps: int, run: int) -> Expr:
-        """See `MicroKernel.block_start`."""
-        return channel // (self.unit * self.lanes) * (taps * self.tap_elements(run, self.unit))
+    def restored(self, indices: Array) -> Array:
+        """The inverse of `arranged`."""
+        if self.planes > 1:
+            return indices
+        pairs = indices.reshape(*indices.shape[:-1], self.bytes // 2, 2)
+        return np.ascontiguousarray(pairs.swapaxes(-1, -2)).reshape(indices.shape)
 
-    def unfolded_bytes(self, run: int, taps: int, nv: int, visits: int) -> int:
-        """See `MicroKernel.unfolded_bytes`."""
-        return 2 * taps * self.tap_elements(run, nv) if visits >= UNFOLDED_VISITS else 0
-
-    def unfold(self, k: Builder, weights: Buffer, base: Expr, scratch: Buffer, at: int, elements: int) -> None:
-        """See `MicroKernel.unfold`."""
-        with k.serial(elements // self.bytes) as v:
-            for half, indices in enumerate(self._indices(k, weights, base + v * self.bytes)):
-                k.store(scratch, at + (2 * v + half) * self.bytes, indices, self.bytes)
-
-    def _indices(self, k: Builder, weights: Buffer, offset: Expr) -> list[Expr]:
-        """Two vectors of indices from where they are packed."""
-        pair = k.load(weights, offset, self.bytes)
-        upper = k.bitcast(
-            k.shift_right(k.bitcast(pair, "uint16", self.bytes // 2), k.const(4, "uint16", self.bytes // 2)), "uint8", self.bytes
-        )
-        return [k.bitwise_and(v, k.const(TABLE - 1, "uint8", self.bytes)) for v in (pair, upper)]
-
-    def pack_weights(self, weights: Array, blocks: Sequence[tuple[int, int]]) -> Array:
-        """See the module's docstring."""
-        channels, taps, run = weights.shape
-        codes = unsigned_codes(weights, self.weight_bits).reshape(channels, taps, run // GROUP, GROUP)
-        bits = [
-            (plane << np.arange(GROUP, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8) for plane in planes_of(codes, self.planes)
-        ]
-        indices = np.stack(bits, axis=-1)
-        parts = []
-        for start, size in blocks:
-            block = indices[start : start + size].transpose(1, 2, 0, 3).reshape(taps, run // GROUP, -1, self.bytes)
-            if self.planes == 1:
-                halves = block.reshape(*block.shape[:3], 2, self.bytes // 2)
-                block = np.ascontiguousarray(halves.swapaxes(3, 4)).reshape(block.shape)
-            parts.append((block[:, :, ::2] | block[:, :, 1::2] << np.uint8(4)).ravel())
-        return np.concatenate(parts)
-
-    def unpack_weights(self, packed: Array, shape: tuple[int, int, int], blocks: Sequence[tuple[int, int]]) -> Array:
-        """The inverse of `pack_weights`."""
-        _, taps, run = shape
-        whole = np.zeros(shape, np.int8)
-        position = 0
-        for start, size in blocks:
-            count = taps * self.tap_elements(run, size // self.lanes)
-            pairs = packed[position : position + count].reshape(taps, run // GROUP, -1, 1, self.bytes)
-            position += count
-            block = np.concatenate([pairs & np.uint8(TABLE - 1), pairs >> np.uint8(4)], axis=3)
-            if self.planes == 1:
-                block = block.reshape(taps, run // GROUP, -1, self.bytes // 2, 2).swapaxes(3, 4)
-            indices = block.reshape(taps, run // GROUP, size, self.planes)
-            bits = indices[..., None] >> np.arange(GROUP, dtype=np.uint8) & np.uint8(1)
-            codes = (bits << np.arange(self.planes, dtype=np.uint8)[:, None]).sum(axis=3, dtype=np.uint8)
-            codes = codes.transpose(2, 0, 1, 3).reshape(size, taps, run) & np.uint8((1 << self.weight_bits) - 1)
-            whole[start : start + size] = signed_codes(codes, self.weight_bits)
-        return whole
-
-    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
-        """Joined sums start at zero; `result` adds the bias."""
-        store_zeros(k, acc, self.acc_dtype, len(offsets) * nv * self.lanes, 2 * self.lanes)
-
-    def reduce(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        taps: Taps,
-        unroll: int,
-        ahead: int,
-    ) -> None:
-        """See `MicroKernel.reduce`."""
-        width, tables = self.bytes, self.tables
-        vectors = nv * self.lanes * self.planes // width
-        # Unfolded indices are in scratch, as the tables are.
-        unfolded = weights is x
-        step_elements = vectors * width if unfolded else vectors * width // 2
-        tap_elements = taps.run // GROUP * step_elements
-        sums = k.alloc(len(offsets) * vectors * tables * width, "uint8")
-
-        def step(row: Expr, column: Expr, index: Expr, first: bool) -> None:
-            at = base + (row * taps.columns + column) * tap_elements + index * step_elements
-            if unfolded:
-                indices = [k.load(weights, at + v * width, width) for v in range(vectors)]
-            else:
-                indices = [vector for v in range(vectors // 2) for vector in self._indices(k, weights, at + v * width)]
-            place = origin + row * taps.row_pitch + column * taps.column_pitch + index * (TABLE * tables)
-            for i, offset in enumerate(offsets):
-                for t in range(tables):
-                    entries = k.load(x, place + offset + t * TABLE, TABLE)
-                    table = k.shuffle([entries] * (width // TABLE), list(range(TABLE)) * (width // TABLE))
-                    for v in range(vectors):
-                        slot = ((i * vectors + v) * tables + t) * width
-                        found = k.call(f"uint8x{width}", self.lookup, table, indices[v])
-                        k.store(sums, slot, found if first else k.load(sums, slot, width) + found, width)
-
-        def widen(zero: Expr | None) -> None:
-            for i in range(len(offsets)):
-                for v in range(vectors):
-                    at = (i * vectors + v) * tables
-                    parts = [k.load(sums, (at + t) * width, width) for t in range(tables)]
-                    self._join(
-                        k, acc, (k.i32(0) if zero is None else zero) + i * nv * self.lanes + v * (width // self.planes), parts
-                    )
-
-        sum_narrow(k, taps, taps.run // GROUP, self.additions, unroll, step, widen)
-
-    def _join(self, k: Builder, acc: Buffer, slot: Expr, parts: Sequence[Expr]) -> None:
-        """Add the sums in bytes of a vector of indices to those of its channels, which begin at `slot`."""
+    def join_planes(self, k: Builder, acc: Buffer, slot: Expr, parts: Sequence[Expr]) -> None:
+        """See `TableKernel.join_planes`."""
         half = self.bytes // 2
         for number, factors in enumerate(self._factors()):
             at = slot + number * half
@@ -334,19 +122,9 @@ class TableKernel(MicroKernel):
             return [[1, 0], [0, 1]]
         return [[*plane_factors(self.weight_bits), 0][: self.planes]]
 
-    def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
-        """Joined sums plus the bias, which wraps: it absorbs the zero point."""
-        value = k.load(acc, (i * nv + j) * self.lanes, self.lanes)
-        if not self.wide:
-            value = k.cast(value, "int32", self.lanes)
-        if self.weight_bits == 1:
-            value = k.shift_left(value, k.const(1, "int32", self.lanes))
-        first = k.bitcast(k.load(bias, HEADER + channel, self.lanes), "uint32", self.lanes)
-        return k.bitcast(k.wrapping_add(first, k.bitcast(value, "uint32", self.lanes), self.lanes), "int32", self.lanes)
-
 
 @dataclass(frozen=True)
-class TableAvx2Kernel(TableKernel, Avx2Kernel):  # type: ignore[override]
+class TableAvx2Kernel(X86TableKernel, Avx2Kernel):  # type: ignore[override]
     """32 lookups an instruction."""
 
     bytes = 32
@@ -356,7 +134,7 @@ class TableAvx2Kernel(TableKernel, Avx2Kernel):  # type: ignore[override]
 
 
 @dataclass(frozen=True)
-class TableAvx512Kernel(TableKernel, VnniKernel):  # type: ignore[override]
+class TableAvx512Kernel(X86TableKernel, VnniKernel):  # type: ignore[override]
     """64 lookups an instruction."""
 
     bytes = 64
@@ -371,67 +149,6 @@ def _pattern(k: Builder, factors: Sequence[int], lanes: int) -> Expr:
     return k.bitcast(k.const(word, f"int{8 * len(factors)}", lanes // len(factors)), "int8", lanes)
 
 
-@dataclass(eq=False)
-class TableConv(ConvGenerator):
-    """Convolutions of weights of few bits.
-
-    Attributes:
-        pixels: of tiles that never spill, with one table for four codes.
-        rivals: generators that multiply, faster where there are many planes or few channels.
-    """
-
-    pixels: tuple[int, ...] = ()
-    rivals: tuple[ConvGenerator, ...] = ()
-
-    def kernel(self, problem: Problem) -> MicroKernel:
-        """For the bits of the problem."""
-        assert isinstance(problem, ConvProblem)
-        largest = reductions(problem) * heaviest(problem) * ((1 << problem.x_bits) - 1)
-        return type(self.micro)(weight_bits=problem.weight_bits, x_bits=problem.x_bits, deep=largest > INT16)  # type: ignore[call-arg]
-
-    def legal(self, problem: Problem, target: Target) -> str | None:
-        """Besides the loop nest's limits: weights of few bits, one group of channels, whole tables of a pixel."""
-        reason = super().legal(problem, target)
-        if reason is not None:
-            return reason
-        assert isinstance(problem, ConvProblem)
-        if problem.weight_bits > MOST_BITS:
-            return f"weights of at most {MOST_BITS} bits, these have {problem.weight_bits}"
-        if problem.groups > 1 or problem.c % GROUP:
-            return f"one group of a multiple of {GROUP} channels, the problem has {problem.groups} of {problem.c}"
-        return None
-
-    def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
-        """Two vectors of indices by as many pixels as have registers, or fewer."""
-        kernel = self._table_kernel(problem)
-        return self._ranked(problem, target, [(mr // kernel.tables, kernel.unit) for mr in self.pixels])
-
-    def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
-        """Estimated cycles; see `bevel.backends.kernel.Estimated`."""
-        kernel = self._table_kernel(problem)
-        # A lookup and an addition for a vector of indices, which is more or less than one of results.
-        share = kernel.planes * kernel.tables * (1 + JOINING / kernel.additions)
-        assert isinstance(problem, ConvProblem)
-        g = Geometry(problem, kernel, tile["mr"], tile["nv"])
-        made = g.shape.batch * g.staging.input_rows(g.shape.oh) * g.staging.row_elements
-        return super().cycles(problem, target, tile) * share + made / 32 * MAKING
-
-    def pays(self, problem: Problem, target: Target) -> bool:
-        """Where it is estimated to take fewer cycles than what multiplies."""
-        mine = min(self.cycles(problem, target, tile) for tile in self.tiles(problem, target))
-        others = [g for g in self.rivals if g.legal(problem, target) is None]
-        return all(mine < min(g.cycles(problem, target, tile) for tile in g.tiles(problem, target)) for g in others)
-
-    def _table_kernel(self, problem: Problem) -> TableKernel:
-        kernel = self.kernel(problem)
-        assert isinstance(kernel, TableKernel)
-        return kernel
-
-
-# Instructions that join the sums of a vector of indices, beside the two of a lookup, in halves.
-JOINING = 1.5
-# Cycles that 32 bytes of tables take.
-MAKING = 3.0
 CONV_TABLE_AVX2 = TableConv(
     name="x86_conv_table_avx2",
     arch="x86_64",
