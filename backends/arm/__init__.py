@@ -11,6 +11,7 @@ from bevel.backends.arm.conv_int8_mmla import CONV_INT8_MMLA
 from bevel.backends.arm.conv_int8_neon import ARMV7_CONV_INT8, ARMV7_CONV_INT8_WIDE, CONV_INT8_NEON, CONV_INT8_NEON_WIDE
 from bevel.backends.arm.conv_int8_sdot import CONV_INT8_SDOT
 from bevel.backends.arm.conv_int8_short import ARMV7_CONV_INT8_SHORT, CONV_INT8_SHORT
+from bevel.backends.arm.conv_table import CONV_TABLE
 from bevel.backends.arm.depthwise import (
     ARMV7_DEPTHWISE_F32,
     ARMV7_DEPTHWISE_INT8,
@@ -27,6 +28,7 @@ from bevel.backends.kernel import Generator
 
 GENERATORS: Mapping[str, tuple[Generator, ...]] = {
     "aarch64": (
+        CONV_TABLE,
         CONV_BITS,
         CONV_INT8_MMLA,
         CONV_INT8_SDOT,

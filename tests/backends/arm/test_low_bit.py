@@ -12,6 +12,7 @@ import pytest
 from bevel.backends import arm
 from bevel.backends.arm.conv_bits import BitsConv
 from bevel.backends.kernel import ConvProblem
+from bevel.backends.kernels.tables import TableConv
 from bevel.backends.select import choose
 from bevel.backends.tvm import compile_object
 from bevel.ir.protocols import Target
@@ -21,7 +22,7 @@ from tests.backends.low_bit_cases import SAME, SHAPES, constants_of, conv, extre
 
 pytestmark = pytest.mark.qemu
 
-GENERATORS = [g for g in arm.GENERATORS["aarch64"] if isinstance(g, BitsConv)]
+GENERATORS = [g for g in arm.GENERATORS["aarch64"] if isinstance(g, BitsConv | TableConv)]
 BITS = [(1, 1), (1, 2), (2, 2), (2, 1), (2, 4), (3, 3), (4, 2), (1, 4), (4, 4), (3, 5), (2, 7), (1, 6), (2, 5), (1, 7), (4, 1)]
 
 
@@ -101,7 +102,9 @@ def test_unpack_inverts_pack() -> None:
     ("target", "weight_bits", "x_bits", "kernel"),
     [
         (A72, 2, 2, "arm_conv_bits"),
-        (A72, 1, 4, "arm_conv_bits"),
+        (A72, 1, 2, "arm_conv_bits"),
+        (A72, 1, 4, "arm_conv_table"),
+        (A72, 2, 3, "arm_conv_table"),
         (A72, 4, 4, "arm_conv_int8_neon"),
         (A72, 8, 8, "arm_conv_int8_neon"),
         (A76, 1, 1, "arm_conv_bits"),
@@ -109,7 +112,7 @@ def test_unpack_inverts_pack() -> None:
     ],
 )
 def test_choice(target: Target, weight_bits: int, x_bits: int, kernel: str) -> None:
-    """Bits are counted where there are few pairs of planes, fewer where a dot product is the rival."""
+    """Bits are counted where there are few pairs of planes, fewer where a dot product is the rival; tables take wider inputs."""
     p: ConvProblem = conv(28, 28, 128, 128, 3, dtype="int8", out_dtype="int8", weight_bits=weight_bits, x_bits=x_bits, **SAME)
     assert choose(p, target, "layer").generator.name == kernel
 
@@ -128,8 +131,15 @@ def test_counts_stay_in_registers(channels: int, tmp_path: Path) -> None:
                 owners[symbol] = f"{generator.name} w{weight_bits}a{x_bits} {dict(tile)}"
     path = tmp_path / "k.o"
     path.write_bytes(compile_object(functions, A72))
-    # Loops that widen sums hold the others.
-    loops = [loop for loop in inner_loops(path, A72) if "cnt" in loop.mnemonics and loop.mnemonics.isdisjoint({"umlal", "umull"})]
+    # Loops that widen sums hold the others; those that make tables store them.
+    others = {"umlal", "umull", "uaddw", "ushll", "usubl", "usubw", "uaddl"}
+    loops = [
+        loop
+        for loop in inner_loops(path, A72)
+        if loop.mnemonics & {"cnt", "tbl"}
+        and loop.mnemonics.isdisjoint(others)
+        and not any(line.startswith("st") and "[sp" not in line for line in loop.body)
+    ]
     assert {loop.symbol for loop in loops} == set(functions)
     wrong = [f"{owners[loop.symbol]}: {loop.vector_stack_references}" for loop in loops if loop.vector_stack_references]
     assert not wrong, "\n".join(wrong)
