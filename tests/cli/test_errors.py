@@ -51,7 +51,7 @@ def test_verbose_shows_the_traceback_of_a_refusal(bevel: Bevel) -> None:
 
 def test_help_and_version_succeed(bevel: Bevel) -> None:
     assert bevel("--version").out.startswith("bevel")
-    for verb in ("compile", "run", "bench", "profile", "eval", "cost", "devices", "doctor", "ops"):
+    for verb in ("compile", "quantize", "run", "bench", "profile", "eval", "cost", "devices", "doctor", "ops"):
         result = bevel(verb, "--help")
         assert result.code == 0
         assert f"bevel {verb}" in result.out, "every verb's help shows an example"

@@ -96,7 +96,7 @@ def command(
 
     \b
     bevel quantize resnet20.onnx --bits w2a2 --train train.npz --eval test.npz --minutes 20 -o resnet20-w2a2.ir
-    bevel quantize mynet:build --input x=n,3,32,32 --bits w2a8 --train train.npz --epochs 2 -o mynet.ir
+    bevel quantize mynet:build --input x=n[1:256],3,32,32 --bits w2a8 --train train.npz --epochs 2 -o mynet.ir
     bevel compile resnet20-w2a2.ir --device raspberry-pi-4 -o resnet20.bevel      # integers, like any other
     """
     if (bits is None) == (plan is None):
