@@ -21,7 +21,7 @@ import numpy as np
 
 from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
 from bevel.backends.kernels.conv import Geometry
-from bevel.backends.kernels.generator import TILE_OVERHEAD, ConvGenerator, Pipeline
+from bevel.backends.kernels.generator import ConvGenerator, Pipeline
 from bevel.backends.kernels.micro import HEADER, Taps
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.conv_int8_vnni import CONV_INT8_VNNI, VnniKernel
@@ -236,7 +236,7 @@ class AmxConv(ConvGenerator):
         return super()._ranked(problem, target, list(dict.fromkeys(found)))
 
     def pays(self, problem: Problem, target: Target) -> bool:
-        """Against vpdpbusd, which needs no detour through memory: short reductions and few pixels are better there."""
+        """Against vpdpbusd, which needs no detour through memory: few pixels are better there."""
         assert isinstance(problem, ConvProblem)
         if CONV_INT8_VNNI.legal(problem, target) is not None:
             return True
@@ -244,7 +244,7 @@ class AmxConv(ConvGenerator):
         return mine < other
 
     def _cycles(self, g: Geometry) -> float:
-        """Cycles of the inner loops (Sapphire Rapids): one per row of pixels multiplied, half of one per row loaded."""
+        """Cycles of all tiles (Sapphire Rapids): one per row of pixels multiplied, half of one per row loaded; and of results."""
         assert isinstance(self.micro, AmxKernel)
         step = self.micro.step(g.run)
         steps = g.taps * g.padded_run // step
@@ -254,7 +254,10 @@ class AmxConv(ConvGenerator):
             for columns in g.columns:
                 multiply = columns.size * sum(max(size, LEAST_CYCLES) for size in sizes)
                 load = (sum(sizes) + columns.size * step / 4) / self.pipeline.loads
-                total += count * columns.count * (WAIT * steps * max(multiply, load) + 3 * TILE_OVERHEAD)
+                parts = WAIT * steps * max(multiply, load) + AMX_TILE_OVERHEAD, RESULT * rows * width * columns.size
+                total += count * columns.count * (max(parts) + BESIDE * min(parts))
+        if not g.uniform:
+            total += CONFIGURE * len(g.bodies) * sum(columns.count for columns in g.columns)
         return g.problem.groups * g.shape.batch * total
 
 
@@ -265,9 +268,10 @@ def _fits(g: Geometry, most: int) -> bool:
 
 # A tile multiplication of few rows still passes all rows of weights.
 LEAST_CYCLES = 8
-# Cycles of a multiplication over those of its rows: it waits for its tiles. This, the overhead of a tile, the way of the results
-# through memory and the bytes from the second cache are fitted to 260 kernels of four networks, timed as by the tuner.
-WAIT = 1.6
+# Cycles of a multiplication over those of its rows: it waits for its tiles. Cycles of a tile besides, and of a vector of results;
+# what the shorter of multiplying and requantizing costs beside the longer; and cycles to prepare for tiles of another size. With
+# the bytes from the second cache they are fitted to 147 kernels, seven of each of 21 layers and products.
+WAIT, AMX_TILE_OVERHEAD, RESULT, BESIDE, CONFIGURE = 1.4, 45, 5.5, 0.5, 400
 CONV_INT8_AMX = AmxConv(
     name="x86_conv_int8_amx",
     arch="x86_64",
@@ -276,7 +280,7 @@ CONV_INT8_AMX = AmxConv(
     out_dtypes=("uint8", "int32"),
     micro=AmxKernel(),
     shapes=((2, 2), (1, 4), (1, 3), (3, 1), (1, 1)),
-    pipeline=Pipeline(macs=1, loads=2, in_flight=4, unroll=2, result=6, fetch=0.02),
+    pipeline=Pipeline(macs=1, loads=2, in_flight=4, unroll=2, fetch=0.016),
     spare_shapes=((2, 1), (1, 2)),
     spare_unrolls=(1, 4),
 )
