@@ -182,9 +182,9 @@ def compare(subject: Subject, bits: str, cpu: str, engines: Sequence[str], folde
             peers = find_peers([name], subject.model, artifact, subject.inputs, calibration)
             yield peer_row(peers[name], bits, cpu, reference)
         except (BevelError, subprocess.TimeoutExpired) as error:
-            yield Row(
-                f"{engine.name} {engine.version}", None, float("nan"), (" ".join(str(error).split()).replace("|", "/")[:160],)
-            )
+            why = " ".join(str(error).split()).replace(str(subject.model.resolve()), "the model").replace("|", "/")
+            said = why.removeprefix(f"--against {name}: ")[:160]
+            yield Row(f"{engine.name} {engine.version}", None, float("nan"), (said,))
 
 
 def line(label: str, row: Row, ours: Tally, macs: int) -> str:
