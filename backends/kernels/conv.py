@@ -234,6 +234,12 @@ class Geometry:
             return 0 if self.staging.needed else self.rows[0].size - rows
         return split(self.shape.ow, self.mr)[0].size - width if rows == 1 and self.rows[0].size == 1 else 0
 
+    @property
+    def keeps_sums(self) -> bool:
+        """Whether results are the sums themselves."""
+        p = self.problem
+        return p.out_dtype == self.micro.acc_dtype and not (p.relu or p.addend)
+
     @cached_property
     def uniform(self) -> bool:
         """Whether all tiles of a block of channels have the same offsets."""
@@ -509,12 +515,17 @@ class _Nest:
         ahead = g.taps * taps.size if g.fetches_ahead else 0
         # A tile's pixels follow each other in the output: it is one row wide or has all columns.
         if micro.sums_bytes:
+            kept = g.keeps_sums and valid == nv * micro.lanes and list(micro.acc_rows(offsets)) == list(range(len(offsets)))
             pending = self.pending
-            times = -(-max(rows * width for _, rows, width in g.bodies) // micro.pauses(taps))
-            pending.begin(target)
-            taps = replace(taps, meanwhile=lambda: pending.work(times, self.pixel(nv, valid)))
+            if not kept:
+                times = -(-max(rows * width for _, rows, width in g.bodies) // micro.pauses(taps))
+                pending.begin(target)
+                taps = replace(taps, meanwhile=lambda: pending.work(times, self.pixel(nv, valid)))
             micro.init(k, self.scratch, offsets, nv, self.bias, channel)
             micro.reduce(k, self.scratch, self.source, source, offsets, weights, base, nv, taps, self.unroll, ahead)
+            if kept:
+                micro.store_results(k, self.y, target - g.lead(rows, width) * p.oc, p.oc, offsets, nv)
+                return
             micro.store_sums(k, self.scratch, g.sums_at // micro.sums_row_bytes, offsets, nv)
             pending.push(target, channel, acc_rows)
             return

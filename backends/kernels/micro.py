@@ -191,6 +191,10 @@ class MicroKernel(abc.ABC):
         """Instead of `finish`, where sums go through memory: write those of a tile from `row` on, as `result` reads them."""
         raise NotImplementedError(f"{type(self).__name__} keeps sums in registers")
 
+    def store_results(self, k: Builder, y: Buffer, target: Expr, pitch: int, offsets: Sequence[int], nv: int) -> None:
+        """Instead of `store_sums`, where sums are results: write them to `y` from `target` on, pixels `pitch` elements apart."""
+        raise NotImplementedError(f"{type(self).__name__} keeps sums in registers")
+
     def operands(self, k: Builder, x: Buffer, offset: Expr, groups: int) -> list[Expr]:
         """Input of one pixel for `groups` consecutive K-groups from element `offset`, each as `mac` takes it."""
         raise NotImplementedError(f"{type(self).__name__} overrides accumulate")

@@ -207,6 +207,14 @@ class AmxKernel(VnniKernel):
                 address = k.address(scratch, k.i32((row + j * _rows(nv) + b * ROWS) * ROW_BYTES))
                 k.effect("llvm.x86.tilestored64", _tile(k, b * nv + j), address, k.const(ROW_BYTES, "int64"))
 
+    def store_results(self, k: Builder, y: Buffer, target: Expr, pitch: int, offsets: Sequence[int], nv: int) -> None:
+        """See `MicroKernel.store_results`."""
+        found, _ = bands(offsets)
+        for b in range(len(found)):
+            for j in range(nv):
+                address = k.address(y, target + (b * ROWS * pitch + j * self.lanes))
+                k.effect("llvm.x86.tilestored64", _tile(k, b * nv + j), address, k.const(pitch * 4, "int64"))
+
     def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
         """Sums as they are in memory; a loop that stores them unchanged must not become a call of memcpy."""
         sums = k.load(acc, (i + j * _rows(nv)) * ROW_BYTES, ROW_BYTES)
