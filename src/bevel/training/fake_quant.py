@@ -216,7 +216,9 @@ class FakeQuantNet(nn.Module):  # type: ignore[misc]
         if not isinstance(elem, Quant):
             return real
         zero, storage, step = elem.zero_point[0], elem.storage, self.step_of(elem)
-        codes = quantize(real.float(), step, storage.min - zero, storage.max - zero, count=self._counts[elem], dtype=self.dtype)
+        # What no layer multiplies would be converted forth and back for nothing.
+        dtype = self.dtype if any(n in self._layers or _moves_codes(n) for n in value.users) else torch.float32
+        codes = quantize(real.float(), step, storage.min - zero, storage.max - zero, count=self._counts[elem], dtype=dtype)
         return Coded(codes, step.detach())
 
     def annotated(self) -> Graph:

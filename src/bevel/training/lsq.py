@@ -36,7 +36,7 @@ class _Quantize(torch.autograd.Function):  # type: ignore[misc]  # torch is not 
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         u, codes, step = ctx.saved_tensors
         # The reader multiplied by the step: what reaches x^ is less by it.
-        wide = gradient.to(u.dtype)
+        wide = _like(gradient, u)
         inside = torch.ops.aten.hardtanh_backward(wide, u, *ctx.bounds)
         # hi - u of a clipped value does not count, c does.
         of_step = (_summed(wide, codes, step) - _summed(inside, u, step)) / step
@@ -57,10 +57,16 @@ class _Signs(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         u, codes, step = ctx.saved_tensors
-        wide = gradient.to(u.dtype)
+        wide = _like(gradient, u)
         inside = torch.ops.aten.hardtanh_backward(wide, u, -1.0, 1.0)
         of_step = (_summed(wide, codes, step) - _summed(inside, u, step)) / step
         return inside.div_(step), of_step * ctx.factor, None, None
+
+
+def _like(gradient: Tensor, u: Tensor) -> Tensor:
+    """`gradient` in the dtype of `u` and its order in memory: operands of different orders make everything behind them slow."""
+    last = u.dim() == 4 and u.is_contiguous(memory_format=torch.channels_last)
+    return gradient.to(u.dtype, memory_format=torch.channels_last if last else torch.preserve_format)
 
 
 def _summed(a: Tensor, b: Tensor, step: Tensor) -> Tensor:
