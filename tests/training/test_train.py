@@ -182,6 +182,9 @@ def test_refuses_what_it_cannot_train(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InvalidPlan, match=part):
             train(graph, wanted, samples, QUICK)
+    beyond = replace(samples, labels=np.asarray(samples.labels) + 1)
+    with pytest.raises(UsageError, match="the model has 4 classes"):
+        train(graph, plan("w2a2"), beyond, QUICK)
     with pytest.raises(UsageError, match="either --epochs or --minutes"):
         train(graph, plan("w2a2"), samples, replace(QUICK, minutes=1.0))
 

@@ -28,7 +28,6 @@ class Checkpoint:
         totals: steps of every stage; empty while the speed is being measured.
         loss: running mean.
         top1: running mean, or None.
-        seconds: spent so far.
         graph: file bytes of the ANNOTATED graph that the stage started from.
         net: parameters.
         optimizer: its state.
@@ -40,7 +39,6 @@ class Checkpoint:
     totals: list[int]
     loss: float
     top1: float | None
-    seconds: float
     graph: bytes
     net: dict[str, Any]
     optimizer: dict[str, Any]
@@ -76,4 +74,4 @@ def load_checkpoint(path: Path, identity: str) -> Checkpoint:
     return Checkpoint(**{**fields, "graph": fields["graph"].numpy().tobytes()})
 
 
-_EMPTY = Checkpoint("", 0, 0, [], 0.0, None, 0.0, b"", {}, {})
+_EMPTY = Checkpoint("", 0, 0, [], 0.0, None, b"", {}, {})

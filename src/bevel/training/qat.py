@@ -165,10 +165,11 @@ class _Training:
     totals: list[int] = field(default_factory=list)
     loss: float = math.nan
     top1: float | None = None
-    seconds: float = 0.0
+    updating: bool = False
 
     def __post_init__(self) -> None:
         self.stages = stages(self.plan, self.recipe.progressive)
+        _require_classes(self.graph, self.data)
         self.shuffled = Shuffled(self.data, self.recipe.batch, self.recipe.seed, self.recipe.augment)
         self.product = torch.float32 if self.recipe.exact else torch.bfloat16
         self.teacher = FloatNet(self.graph, self.product)
@@ -185,7 +186,7 @@ class _Training:
             assert self.watch.checkpoint is not None
             state = load_checkpoint(self.watch.checkpoint, self._identity())
             stage, self.done, self.totals = state.stage, state.done, list(state.totals)
-            self.loss, self.top1, self.seconds = state.loss, state.top1, state.seconds
+            self.loss, self.top1 = state.loss, state.top1
         while True:
             if state is not None:
                 annotated = serialize.loads(state.graph, f"checkpoint {self.watch.checkpoint}: graph")
@@ -217,12 +218,13 @@ class _Training:
                 measured.append(time.monotonic() - begun)
                 if not self.totals and len(measured) == RISING:
                     self.totals = self._affordable(float(np.mean(measured[SETTLING:])))
-                self.done += 1
                 self._tell(stage, measured)
                 if time.monotonic() - self.saved >= self.watch.every:
                     self._save(stage, net, annotated, optimizer)
         except (KeyboardInterrupt, SystemExit):
-            self._save(stage, net, annotated, optimizer)
+            # Half an update is no state to go on from: the last checkpoint is.
+            if not self.updating:
+                self._save(stage, net, annotated, optimizer)
             raise
         finally:
             net.dtype = torch.float32
@@ -241,15 +243,18 @@ class _Training:
         found = net(inputs)
         loss = self._loss(found, wanted, labels)
         loss.backward()
-        optimizer.step()
-        net.constrain()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise CheckFailed(f"training: the loss is {value} at step {self.done}; try a lower --learning-rate")
+        self.updating = True
+        optimizer.step()
+        net.constrain()
         self.loss = value if math.isnan(self.loss) else self.loss + _RECENT * (value - self.loss)
         if labels is not None:
             hit = float((found[0].detach().reshape(len(labels), -1).argmax(1).numpy() == labels).mean())
             self.top1 = hit if self.top1 is None else self.top1 + _RECENT * (hit - self.top1)
+        self.done += 1
+        self.updating = False
 
     def _loss(self, found: list[Tensor], wanted: list[Tensor], labels: Array | None) -> Tensor:
         """Of classifiers, cross entropy and divergence from the float graph; of other models, squared error against it."""
@@ -304,13 +309,26 @@ class _Training:
             totals=self.totals,
             loss=self.loss,
             top1=self.top1,
-            seconds=self.seconds + now - self.begun,
             graph=serialize.dumps(annotated),
             net=net.state_dict(),
             optimizer=optimizer.state_dict(),
         )
         save_checkpoint(state, self.watch.checkpoint)
         self.saved = now
+
+
+def _require_classes(graph: Graph, data: DataSet) -> None:
+    """Refuse labels that the graph has no class for.
+
+    Raises:
+        UsageError: there are some.
+    """
+    shape = graph.outputs[0].type.shape
+    if data.labels is None or len(graph.outputs) > 1 or len(shape) != 2 or not isinstance(shape[1], int):
+        return
+    least, most = int(np.min(data.labels)), int(np.max(data.labels))
+    if least < 0 or most >= shape[1]:
+        raise UsageError(f"{data.path}: labels {least}..{most}, but the model has {shape[1]} classes: expected 0..{shape[1] - 1}")
 
 
 def _shared(steps: int, of: list[Stage]) -> list[int]:
