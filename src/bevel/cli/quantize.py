@@ -40,6 +40,7 @@ _DEFAULTS = Recipe()
 @click.option("--minutes", type=float, help="Time to train in instead; the learning rate falls to zero within it.")
 @click.option("--batch", type=click.IntRange(1), default=_DEFAULTS.batch, show_default=True, help="Samples of a step.")
 @click.option("--learning-rate", type=float, default=_DEFAULTS.learning_rate, show_default=True, help="Of Adam, at its highest.")
+@click.option("--step-rate", type=float, default=_DEFAULTS.step_rate, show_default=True, help="Of steps, over that of weights.")
 @click.option(
     "--distillation",
     type=float,
@@ -76,6 +77,7 @@ def command(
     minutes: float | None,
     batch: int,
     learning_rate: float,
+    step_rate: float,
     distillation: float,
     augment: tuple[str, ...],
     progressive: bool,
@@ -106,6 +108,7 @@ def command(
         minutes=minutes,
         batch=batch,
         learning_rate=learning_rate,
+        step_rate=step_rate,
         distillation=distillation,
         augment=frozenset(augment),
         progressive=progressive,

@@ -75,7 +75,6 @@ class _Layer(nn.Module):  # type: ignore[misc]  # torch is not typed where it is
         scale = np.broadcast_to(np.asarray(elem.scale, np.float32), (len(codes),)).astype(np.float64).reshape(wide)
         self.bipolar = elem.storage.bipolar
         self.lo, self.hi = float(lowest), float(elem.storage.max)
-        self.bits = elem.storage.bits
         start = codes
         if weights is not None and not self.bipolar:
             start = np.clip(weights.astype(np.float64) / scale, codes - FIRST_ERROR, codes + FIRST_ERROR)
@@ -173,10 +172,15 @@ class FakeQuantNet(nn.Module):  # type: ignore[misc]
                     if ratio is not None:
                         self.step_ratios.append(ratio)
 
+    @property
+    def steps(self) -> list[nn.Parameter]:
+        """The parameters that are steps, each over its beginning."""
+        return [*self.step_ratios, *(layer.step_ratio for layer in self._layers.values())]
+
     def constrain(self) -> None:
         """Keep steps positive; to be called after every update."""
         with torch.no_grad():
-            for ratio in (*self.step_ratios, *(layer.step_ratio for layer in self._layers.values())):
+            for ratio in self.steps:
                 ratio.clamp_(min=LEAST_STEP)
 
     def step_of(self, elem: Quant) -> Tensor:

@@ -204,7 +204,11 @@ class _Training:
 
     def _stage(self, stage: int, net: FakeQuantNet, annotated: Graph, state: Checkpoint | None) -> None:
         """Train `net` through one stage."""
-        optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], self.recipe.learning_rate)
+        steps = {id(p) for p in net.steps}
+        others = [p for p in net.parameters() if p.requires_grad and id(p) not in steps]
+        optimizer = torch.optim.Adam(
+            [{"params": others, "share": 1.0}, {"params": net.steps, "share": self.recipe.step_rate}], self.recipe.learning_rate
+        )
         first = sum(self.totals[:stage])
         if state is not None:
             net.load_state_dict(state.net)
@@ -234,7 +238,7 @@ class _Training:
         if self.totals:
             rate *= 0.5 * (1 + math.cos(math.pi * step / self.totals[stage]))
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         arrays, labels = self.shuffled.take(stage, step)
         inputs = as_tensors(arrays)
         with torch.no_grad():

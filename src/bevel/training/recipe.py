@@ -24,6 +24,7 @@ class Recipe:
         minutes: wall-clock budget of training; the rate falls to zero within it.
         batch: samples of a step.
         learning_rate: of Adam at its highest; parameters are free of scale (`fake_quant`).
+        step_rate: learning rate of step sizes, relative to that of weights and biases.
         distillation: weight of the float model's outputs in the loss, 0 to 1; labels have the rest.
         temperature: at which outputs are compared.
         augment: of `AUGMENTATIONS`: images are mirrored, and moved by up to 4 pixels.
@@ -37,6 +38,7 @@ class Recipe:
     minutes: float | None = None
     batch: int = 128
     learning_rate: float = 0.01
+    step_rate: float = 1.0
     distillation: float = 0.5
     temperature: float = 2.0
     augment: frozenset[str] = frozenset()
@@ -58,6 +60,7 @@ class Recipe:
             "--minutes": self.minutes,
             "--batch": self.batch,
             "--learning-rate": self.learning_rate,
+            "--step-rate": self.step_rate,
             "--temperature": self.temperature,
             "--samples": self.calibration,
         }
