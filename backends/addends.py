@@ -1,8 +1,8 @@
 """Residual additions: the Add behind a convolution moves into its epilogue.
 
-In: kernel calls with their kernels chosen. Out: fewer calls. The addend joins the convolution's result while that is in registers,
-which is neither written nor read back. The numbers are the same: floats are added in the same order, codes rounded in the same two
-steps.
+In: kernel calls with their kernels chosen. Out: fewer calls. The addend joins the convolution's result while that is in
+registers, which is neither written nor read back. The numbers are the same: floats are added in the same order, codes rounded in
+the same two steps.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _fused(
     # The result of the convolution is neither written nor read.
     traffic = conv.bytes + add.bytes - 2 * result.buf.nbytes
     op = f"{conv.op}+{add.op}"
-    return Call(conv.layer, op, problem, inputs, [total], constants, conv.macs + add.macs, traffic, conv.bits, chosen)
+    return Call(conv.layer, op, problem, inputs, [total], constants, conv.macs, traffic, conv.bits, chosen)
 
 
 def _in_floats(problem: ConvProblem, constants: ConvConstants, add: Call) -> tuple[ConvProblem, ConvConstants] | None:

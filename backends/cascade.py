@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -27,6 +27,9 @@ from bevel.ir.protocols import Target
 LARGE_SHARE = 0.5
 # What the rolling buffers of a cascade may fill of the second cache.
 BUFFERS_SHARE = 0.25
+# A rolling buffer is so many times as long as a stripe needs, so what is kept moves to its front once in several stripes: moves
+# before each were a tenth of MobileNetV2's instructions on a Cortex-A76.
+SLACK = 2
 # Where a profile has no second cache.
 SECOND_CACHE_BYTES = 512 * 1024
 # Threads share out stripes: fewer would leave some of them waiting.
@@ -127,7 +130,9 @@ def plan_stripes(members: Sequence[Member], target: Target) -> tuple[tuple[tuple
             for index in range(len(members) - 1)
         )
         if count == units or sum(buffers) <= most:
-            return stripes, buffers
+            whole = (this.ends[-1] * this.pixel_bytes for this in members)
+            longer = tuple(max(size, align(min(SLACK * size, most // 2))) for size, most in zip(buffers, whole, strict=False))
+            return _seldom_moved(stripes, longer), longer
         count = min(units, count + max(1, count // 4))
 
 
@@ -149,6 +154,18 @@ def _stripes(members: Sequence[Member], cuts: Sequence[int]) -> tuple[tuple[Stri
             pixels = this.needs(start, this.ends[end - 1])
         stripes.append(tuple(reversed(row)))
     return tuple(stripes)
+
+
+def _seldom_moved(stripes: Sequence[tuple[Stripe, ...]], buffers: Sequence[int]) -> tuple[tuple[Stripe, ...], ...]:
+    """The same stripes, each beginning its buffers where the one before does while they have room behind it."""
+    found = [stripes[0]]
+    for stripe in stripes[1:]:
+        row = [
+            replace(this, origin=before.origin) if this.done - before.origin + TAIL <= size else this
+            for this, before, size in zip(stripe[:-1], found[-1][:-1], buffers, strict=True)
+        ]
+        found.append((*row, stripe[-1]))
+    return tuple(found)
 
 
 def _second_cache(target: Target) -> int:

@@ -37,10 +37,10 @@ from bevel.passes.quantize.weights import WeightForm, quantize_weights, rounded
 
 Array = npt.NDArray[Any]
 
-# Ridge over the mean variance of the inputs.
+# Ridge over the mean variance of the inputs, at least. Weights over positions where that is more: W* would fit those alone.
 RIDGE = 0.01
 # Activations of all samples that may be in memory at a time; more samples than fit are left out.
-MEMORY = 1 << 30
+MEMORY = 2 << 30
 # Activations alive at a time, in the largest ones: those of two graphs, and of what waits for a residual addition.
 ALIVE = 6
 # Rows of a layer's input as a matrix that are multiplied at once.
@@ -247,7 +247,8 @@ class _Moments:
         mean, mean_q = self._means
         cross = self._sums[2] / self._rows - mean[:, :, None] * mean_q[:, None, :]
         own = self._sums[3] / self._rows - mean_q[:, :, None] * mean_q[:, None, :]
-        ridge = RIDGE * np.einsum("gkk->g", own)[:, None, None] / own.shape[1]
+        columns = own.shape[1]
+        ridge = max(RIDGE, columns / self._rows) * np.einsum("gkk->g", own)[:, None, None] / columns
         return cross, own, np.maximum(ridge, np.finfo(np.float32).tiny)
 
     def _grouped(self, weights: Array) -> Array:

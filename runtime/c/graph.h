@@ -73,13 +73,33 @@ static inline void *bevel_rolling(char *buffer, uint64_t origin)
     return (void *)((uintptr_t)buffer - (uintptr_t)origin);
 }
 
+/* memmove for a front that lies before `from`. Small static C libraries for ARM go by words in theirs, where lines take an eighth of the
+ * instructions; on x86 the library's is the faster one. */
+static inline void bevel_move_down(char *front, const char *from, uint64_t bytes)
+{
+#if defined(__x86_64__)
+    memmove(front, from, bytes);
+#else
+    uint64_t at = 0;
+    /* A line is read before it is written, so nothing is overwritten that is still to be read. */
+    for (; at + 64 <= bytes; at += 64) {
+        uint64_t line[8];
+        memcpy(line, from + at, sizeof line);
+        memcpy(front + at, line, sizeof line);
+        __asm__ volatile("" : : : "memory"); /* or compilers make it a memmove again */
+    }
+    for (; at < bytes; at++)
+        front[at] = from[at];
+#endif
+}
+
 /* Before a stripe that is not the first: what the buffer holds of the stripe before and still needs moves to the front. `stripe` is a
  * member's entry in a table of `members` a row. */
 static inline void bevel_roll(char *buffer, const bevel_stripe *stripe, int32_t members)
 {
     const bevel_stripe *before = stripe - members;
     if (stripe->origin > before->origin && before->done > stripe->origin)
-        memmove(buffer, buffer + (stripe->origin - before->origin), before->done - stripe->origin);
+        bevel_move_down(buffer, buffer + (stripe->origin - before->origin), before->done - stripe->origin);
 }
 
 /* ceil(product / div), at most `most`. */
