@@ -39,6 +39,8 @@ Array = npt.NDArray[Any]
 LEAST_STEP = 2.0**-5
 # How far from its code a weight may begin, in steps: nearer than half, so that the first codes are those of the graph.
 FIRST_ERROR = 0.4
+# How far inside the outermost codes a weight begins, in steps: beyond them it gets no gradient, and would stay for good.
+EDGE = 0.1
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,11 @@ class _Layer(nn.Module):  # type: ignore[misc]  # torch is not typed where it is
         scale = np.broadcast_to(np.asarray(elem.scale, np.float32), (len(codes),)).astype(np.float64).reshape(wide)
         self.bipolar = elem.storage.bipolar
         self.lo, self.hi = float(lowest), float(elem.storage.max)
-        start = codes
-        if weights is not None and not self.bipolar:
-            start = np.clip(weights.astype(np.float64) / scale, codes - FIRST_ERROR, codes + FIRST_ERROR)
+        near = codes if weights is None else weights.astype(np.float64) / scale
+        if self.bipolar:
+            start = codes * np.clip(codes * near, EDGE, 1 - EDGE)
+        else:
+            start = np.clip(near, codes - FIRST_ERROR, codes + FIRST_ERROR).clip(self.lo + EDGE, self.hi - EDGE)
         size = np.sqrt((start**2).mean(axis=tuple(range(1, start.ndim)), keepdims=True))
         unit = scale * np.where(size > 0, size, 1.0)
         x = node.inputs[0].type.elem

@@ -9,10 +9,13 @@ from bevel.errors import InvalidPlan, UsageError
 from bevel.ir.graph import Graph
 from bevel.ir.ops import Trait, lookup
 from bevel.ir.plan import TERNARY, W8A8, Bits, CompressionPlan, LayerPlan
+from bevel.ir.types import Quant
 
 AUGMENTATIONS = ("flip", "crop")
 # Bits that weights and activations pass on their way down.
 _LADDER = (4, 3, 2)
+# Bits that a ternary code is stored in.
+_TERNARY_STORAGE = 2
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,15 @@ def stages(plan: CompressionPlan, progressive: bool) -> list[Stage]:
 
 
 def lowest_codes(plan: CompressionPlan, graph: Graph) -> Mapping[str, int]:
-    """Least weight codes of ternary layers, which use three of their type's four codes, by the name of their result."""
+    """Least weight codes of the ternary layers of an ANNOTATED graph, which use three codes, by the name of their result."""
     found = {}
     for node in graph.nodes:
-        if Trait.WEIGHTED in lookup(node.op).traits:
-            bits = plan.bits_of(node.output.name)
-            if bits.weights == TERNARY:
-                found[node.output.name] = -1
+        if Trait.WEIGHTED not in lookup(node.op).traits:
+            continue
+        elem, name = node.inputs[1].type.elem, node.output.name
+        # The first and the last layer have 8 bits, unless the plan names them.
+        if isinstance(elem, Quant) and elem.storage.bits == _TERNARY_STORAGE and plan.bits_of(name).weights == TERNARY:
+            found[name] = -1
     return found
 
 
