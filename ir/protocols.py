@@ -28,8 +28,8 @@ class Target:
     Attributes:
         name: profile name, for messages.
         arch: "x86_64", "aarch64" or "armv7".
-        features: ISA features kernels test for: "avx2", "fma", "avx512", "avx512_vnni", "avx512_vpopcntdq", "amx_int8", "neon", "vfpv4" (armv7),
-            "fp16", "dotprod", "i8mm".
+        features: ISA features kernels test for: "avx2", "fma", "avx512", "avx512_vnni", "avx512_vpopcntdq", "amx_int8", "neon",
+            "vfpv4" (armv7), "fp16", "dotprod", "i8mm".
         cpu: LLVM -mcpu name.
         triple: LLVM target triple.
         attrs: LLVM target attributes, such as "+dotprod".
