@@ -55,6 +55,26 @@ def test_trains_and_compiles(command: Bevel, tmp_path: Path) -> None:
     assert Path("again.ir").read_bytes() == Path("out.ir").read_bytes()
 
 
+def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(command: Bevel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="torch is not installed (extra `export`)")
+    model, data = files(tmp_path)
+    args = ["quantize", model, "--bits", "w2a2", "--train", data, "--epochs", 1, "--batch", 32, "--samples", 32]
+    assert command(*args, "-o", "whole.ir").code == 0
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bevel.training.qat._Training._tell", interrupted)
+        stopped = command(*args, "-o", "out.ir")
+    assert stopped.code == 130
+    assert "--resume goes on from out.ir.checkpoint" in stopped.err
+    assert not Path("out.ir").exists()
+    resumed = command(*args, "-o", "out.ir", "--resume", "--json")
+    assert resumed.json["steps"] == 3
+    assert Path("out.ir").read_bytes() == Path("whole.ir").read_bytes()
+
+
 def test_trains_a_torch_module(command: Bevel, tmp_path: Path) -> None:
     for package in ("torch", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed (extra `export`)")
