@@ -193,6 +193,14 @@ def test_stored_times_choose_without_measuring(tmp_path: Path) -> None:
     assert cached.digest([repr(PROBLEM)]) != cached.digest([]) == ""
 
 
+def test_measurements_without_the_statically_best_do_not_count() -> None:
+    """A generator that is new since then, and better, must not lose to those that were measured before it was there."""
+    first, second, third, *_ = candidates(PROBLEM, TARGET)
+    old = heat({kernel_of(second): (2.0, 0.0), kernel_of(third): (1.0, 0.0)})
+    assert old.winner(candidates(PROBLEM, TARGET)) is None
+    assert old.winner([second, third, first]) == third
+
+
 def test_heats_of_today_go_before_newer_ones_of_other_generators(tmp_path: Path) -> None:
     found = candidates(PROBLEM, TARGET)
     first, second = (

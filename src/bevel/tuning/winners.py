@@ -71,11 +71,11 @@ class Heat:
     def winner(self, candidates: Sequence[Choice]) -> Choice | None:
         """The fastest of `candidates` that took part; of those the measurement cannot tell from it, the statically best.
 
-        None when none took part: generators have changed.
+        None when the statically best did not take part: generators have changed since.
         """
-        ran = [(choice, *self.times[kernel_of(choice)]) for choice in candidates if kernel_of(choice) in self.times]
-        if not ran:
+        if not candidates or kernel_of(candidates[0]) not in self.times:
             return None
+        ran = [(choice, *self.times[kernel_of(choice)]) for choice in candidates if kernel_of(choice) in self.times]
         _, best, noise = min(ran, key=lambda entry: entry[1])
         return next(choice for choice, ns, spread in ran if ns <= best * (1 + TIE + ERRORS * (noise**2 + spread**2) ** 0.5))
 
