@@ -266,24 +266,24 @@ def _type_constants(graph: Graph, node: Node, mean: InputMean | None, form: Weig
         weights = node.inputs[1].array
         bias = node.inputs[2].array if len(node.inputs) == 3 else np.zeros(weights.shape[0], np.float32)
         chosen, w = quantize_weights(weights, bias, x.scale[0], form, node.output.name)
-        _retype(graph, node, 1, chosen, w)
+        retype(graph, node, 1, chosen, w)
         if len(node.inputs) == 3:
             b = bias_type(x.scale[0], w)
             codes = bias_codes(bias, b)
             if mean is not None:
                 correction = bias_correction(node, weights, w.dequantize(node.inputs[1].array), mean)
                 codes = corrected_bias_codes(codes, correction, b)
-            _retype(graph, node, 2, codes, b)
+            retype(graph, node, 2, codes, b)
         return
     if Trait.CHANNELWISE in lookup(node.op).traits:
         return
     for i, value in enumerate(node.inputs):
         if value.is_constant and value.type.elem == F32:
             elem = constant_type(value.array)
-            _retype(graph, node, i, elem.quantize(value.array), elem)
+            retype(graph, node, i, elem.quantize(value.array), elem)
 
 
-def _retype(graph: Graph, node: Node, index: int, codes: Array, elem: Quant | Codebook) -> None:
+def retype(graph: Graph, node: Node, index: int, codes: Array, elem: Quant | Codebook) -> None:
     """Make operand `index` a constant of `codes`; readers of the same constant elsewhere keep theirs."""
     old = node.inputs[index]
     new = graph.add_constant(old.name, codes, old.type.with_elem(elem))

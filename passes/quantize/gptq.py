@@ -30,6 +30,7 @@ from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.window import windows
 from bevel.ir.plan import CompressionPlan
 from bevel.ir.types import Codebook, Quant
+from bevel.passes.quantize.calibrate import retype
 from bevel.passes.quantize.observe import Batch, Progress
 from bevel.passes.quantize.pixels import Reals, take_pixels
 from bevel.passes.quantize.scales import MAX_BIAS, bias_codes, bias_type
@@ -113,12 +114,12 @@ class Gptq:
         chosen = moments.rounded(best, scales, levels)
         real = chosen * scales.reshape(-1, *[1] * (weights.ndim - 1))
         codes = np.searchsorted(levels, chosen) if isinstance(elem, Codebook) else chosen
-        _replace(graph, node, 1, codes.astype(elem.dtype), elem)
+        retype(graph, node, 1, codes.astype(elem.dtype), elem)
         own = bias_type(x.scale[0], elem)
         limit = MAX_BIAS * np.asarray(own.scale)
         final = np.clip(bias + moments.shift(weights, real), -limit, limit)
         if len(node.inputs) == 3:
-            _replace(graph, node, 2, bias_codes(final, own), own)
+            retype(graph, node, 2, bias_codes(final, own), own)
 
 
 def _levels(codes: Array, elem: Quant | Codebook, form: WeightForm) -> Array:
@@ -146,16 +147,6 @@ def _origin(value: Value, source: Graph) -> Value:
         assert value.producer is not None
         value = value.producer.inputs[0]
     return source.value(value.name)
-
-
-def _replace(graph: Graph, node: Node, index: int, codes: Array, elem: Quant | Codebook) -> None:
-    """Make operand `index` a constant of `codes` that no other node reads."""
-    old = node.inputs[index]
-    new = graph.add_constant(graph.unique_name(old.name), codes, old.type.with_elem(elem))
-    name = old.name
-    graph.set_input(node, index, new)
-    if name not in graph:
-        graph.rename(new, name)
 
 
 def _fitting(data: Iterable[Batch], graph: Graph) -> list[Batch]:

@@ -73,8 +73,8 @@ static inline void *bevel_rolling(char *buffer, uint64_t origin)
     return (void *)((uintptr_t)buffer - (uintptr_t)origin);
 }
 
-/* memmove for a front that lies before `from`. Small static C libraries for ARM go by words in theirs, where lines take an eighth of the
- * instructions; on x86 the library's is the faster one. */
+/* memmove for a front that lies before `from`. Small static C libraries for ARM go by words in theirs, lines take fewer instructions;
+ * on x86 the library's was measured to be the faster one. */
 static inline void bevel_move_down(char *front, const char *from, uint64_t bytes)
 {
 #if defined(__x86_64__)

@@ -29,6 +29,7 @@ from bevel.errors import InvalidPlan, UsageError
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import QuantRule, Trait, lookup
 from bevel.ir.types import Codebook, Quant
+from bevel.passes.quantize.calibrate import retype
 from bevel.passes.quantize.scales import MAX_BIAS, bias_type
 from bevel.training.lsq import quantize, rescaled, rounded
 from bevel.training.torch_graph import bound, constant_tensor, convolution, function_of, product, symbols_of
@@ -248,10 +249,10 @@ class FakeQuantNet(nn.Module):  # type: ignore[misc]
         assert isinstance(x, Quant)
         assert isinstance(w, Quant)
         elem = Quant(w.storage, tuple(layer.step.reshape(-1).tolist()), (0,), axis=0)
-        _replace(graph, node, 1, layer.codes().numpy().astype(elem.dtype), elem)
+        retype(graph, node, 1, layer.codes().numpy().astype(elem.dtype), elem)
         if len(node.inputs) == 3:
             codes = layer.bias_codes(torch.tensor(np.float32(x.scale[0])))
-            _replace(graph, node, 2, codes.numpy().astype(np.int64).astype(np.int32), bias_type(x.scale[0], elem))
+            retype(graph, node, 2, codes.numpy().astype(np.int64).astype(np.int32), bias_type(x.scale[0], elem))
 
     def real_weights(self) -> dict[str, tuple[Array, Array]]:
         """Weights and bias of every layer before rounding, by the name of its result."""
@@ -319,13 +320,3 @@ def _weights_of(source: Graph | None, node: Node) -> Array | None:
     name = node.output.name
     origin = source.value(name).producer if source is not None and name in source else None
     return None if origin is None else origin.inputs[1].array
-
-
-def _replace(graph: Graph, node: Node, index: int, codes: Array, elem: Quant) -> None:
-    """Make operand `index` a constant of `codes`; readers of the same constant elsewhere keep theirs."""
-    old = node.inputs[index]
-    new = graph.add_constant(old.name, codes, old.type.with_elem(elem))
-    name = old.name
-    graph.set_input(node, index, new)
-    if name not in graph:
-        graph.rename(new, name)
