@@ -74,6 +74,8 @@ static void fill(char *at, const bench_operand *o, uint64_t *state)
             bits = (bits & 0x80ffffff80ffffffu) | 0x3f0000003f000000u;
         else if (o->elements == BENCH_FLOAT16)
             bits = (bits & 0x87ff87ff87ff87ffu) | 0x3800380038003800u;
+        else
+            bits &= 0x0101010101010101u * ((1u << o->bits) - 1);
         memcpy(at + i, &bits, o->nbytes - i < 8 ? (size_t)(o->nbytes - i) : 8);
     }
 }

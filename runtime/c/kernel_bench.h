@@ -19,6 +19,7 @@ typedef enum { BENCH_BYTES, BENCH_FLOAT16, BENCH_FLOAT32 } bench_elements;
 typedef struct {
     uint64_t offset, nbytes; /* in operands */
     bench_elements elements;
+    uint32_t bits;           /* of each byte that may be set: codes of few bits take a byte each */
 } bench_operand;
 
 typedef struct {

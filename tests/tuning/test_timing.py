@@ -26,6 +26,7 @@ CONV = ConvProblem(1, 6, 6, 16, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, dtype=HOST.tar
 INT8 = replace(CONV, out_dtype=CONV.dtype, clamp=True, wide_weights=True)
 DEPTHWISE = replace(INT8, oc=16, groups=16, short_factors=True, wide_weights=False)
 FLOAT = replace(CONV, dtype="float32", relu=True)
+FEW_BITS = [replace(INT8, wide_weights=False, weight_bits=w, x_bits=a) for w, a in ((4, 8), (2, 2), (1, 4))]
 
 
 def block(index: int, ps: list[int | None], canary: int = 100_000, switches: int = 0, wall: int = 1000) -> dict[str, Any]:
@@ -125,6 +126,20 @@ def test_kernels_are_timed_on_this_machine(right: bool, monkeypatch: pytest.Monk
     assert timer.seconds.keys() == {"compile", "measure"}
 
 
+def test_kernels_of_few_bits_get_codes_of_few_bits() -> None:
+    """Those that look sums up and those that multiply bytes compute the same, padding included."""
+    target = HOST.target()
+    batch = []
+    for problem in FEW_BITS:
+        first: dict[str, Candidate] = {}
+        for choice in candidates(problem, target):
+            first.setdefault(choice.generator.name, Candidate(problem, choice))
+        batch.append([found for name, found in first.items() if not name.startswith("generic")])
+    assert any(len(kernels) > 1 for kernels in batch)
+    with resolve_transport(HOST) as transport:
+        DeviceTimer(transport, target, 64 * 1024, lambda *_: None, {}).time(batch)
+
+
 def _generators(arch: str) -> Any:
     from bevel.backends.select import generators
 
@@ -139,6 +154,12 @@ def test_random_constants_are_those_a_problem_promises() -> None:
     short = constants(DEPTHWISE)
     assert short is not None
     assert short.short_factors is not None
+    for problem in FEW_BITS:
+        few = constants(problem)
+        assert few is not None
+        assert problem.x_bits == 8 or 0 <= few.x_zero_point < 1 << problem.x_bits
+        assert few.weights.min() == (-1 if problem.weight_bits == 1 else -(1 << (problem.weight_bits - 1)))
+        assert few.weights.max() < 1 << (problem.weight_bits - 1) or problem.weight_bits == 1
     again = constants(INT8)
     assert again is not None
     assert (again.weights == found.weights).all()

@@ -20,7 +20,7 @@ from bevel.backends.select import Choice, kernel_symbol
 from bevel.ir.protocols import Target
 from bevel.runtime.codegen import isa_flags
 from bevel.runtime.toolchain import Toolchain, link_bench
-from bevel.tuning.workload import constants, extents, operands, output_bytes
+from bevel.tuning.workload import Operand, constants, extents, operands, output_bytes
 
 _ELEMENTS = {"float32": "BENCH_FLOAT32", "float16": "BENCH_FLOAT16"}
 
@@ -118,17 +118,22 @@ def make_program(batch: Sequence[Sequence[Candidate]], target: Target) -> BenchP
 
 
 class _Regions:
-    """Memory of operands: one region for each position and type, as large as the largest operand; all problems share them."""
+    """Memory of operands: one region for each position and kind, as large as the largest operand; all problems share them."""
 
     def __init__(self) -> None:
-        self.sizes: dict[tuple[int, str], int] = {}
+        self.sizes: dict[tuple[int, str, int], int] = {}
 
     def add(self, problem: Problem) -> None:
-        for index, operand in enumerate(operands(problem)):
-            key = index, _ELEMENTS.get(operand.dtype, "BENCH_BYTES")
+        for key, operand in self._keys(problem):
             self.sizes[key] = max(self.sizes.get(key, 0), operand.nbytes)
 
-    def _offsets(self) -> dict[tuple[int, str], int]:
+    @staticmethod
+    def _keys(problem: Problem) -> list[tuple[tuple[int, str, int], Operand]]:
+        """The region of each operand: by its position, its elements and their bits."""
+        found = enumerate(operands(problem))
+        return [((index, _ELEMENTS.get(o.dtype, "BENCH_BYTES"), o.bits), o) for index, o in found]
+
+    def _offsets(self) -> dict[tuple[int, str, int], int]:
         found, position = {}, 0
         for key, size in self.sizes.items():
             found[key] = position
@@ -143,8 +148,8 @@ class _Regions:
     def of(self, problem: Problem) -> list[int]:
         """Offsets of a problem's operands."""
         offsets = self._offsets()
-        return [offsets[index, _ELEMENTS.get(o.dtype, "BENCH_BYTES")] for index, o in enumerate(operands(problem))]
+        return [offsets[key] for key, _ in self._keys(problem)]
 
     def rows(self) -> list[str]:
         """Rows of the C table."""
-        return [f"    {{{offset}u, {self.sizes[key]}u, {key[1]}}}," for key, offset in self._offsets().items()]
+        return [f"    {{{offset}u, {self.sizes[key]}u, {key[1]}, {key[2]}}}," for key, offset in self._offsets().items()]
