@@ -67,6 +67,20 @@ def lower(graph: Graph, target: Target, *, ranker: KernelRanker | None = None) -
         UsageError: a symbolic dimension has no upper bound, or the graph is ANNOTATED.
         UnsupportedOp: no kernel computes some node, or none with its run-time extents; names it.
     """
+    _require_bounds(graph)
+    lowering = _Lowering(graph, target, ranker)
+    calls = lowering.fused_calls()
+    return assemble(graph, target, calls, lowering.inputs, lowering.outputs)
+
+
+def kernel_calls(graph: Graph, target: Target, *, ranker: KernelRanker | None = None) -> list[Call]:
+    """The kernel calls that `lower` makes of `graph`, before anything is packed or placed."""
+    _require_bounds(graph)
+    return _Lowering(graph, target, ranker).fused_calls()
+
+
+def _require_bounds(graph: Graph) -> None:
+    """See `lower`."""
     if graph.level is Level.ANNOTATED:
         raise UsageError(f"graph {graph.name!r} is at level annotated: run to-integer (or strip the annotations) first")
     for value in graph.values():
@@ -76,7 +90,6 @@ def lower(graph: Graph, target: Target, *, ranker: KernelRanker | None = None) -
                     f"value {value.name!r} has type {value.type}: bind dimension {d.name!r} with --dim {d.name}=N, or bound it "
                     f"with --dim {d.name}=LO:HI, LO >= 1"
                 )
-    return _Lowering(graph, target, ranker).run()
 
 
 class _Lowering:
@@ -93,8 +106,8 @@ class _Lowering:
         self.inputs: list[tuple[Value, Tensor]] = []
         self.outputs: list[tuple[Value, Tensor]] = []
 
-    def run(self) -> Schedule:
-        """All steps."""
+    def fused_calls(self) -> list[Call]:
+        """Kernel calls in execution order, each with its kernel."""
         for value in self.graph.inputs:
             tensor = Tensor(value.name, self._boundary_buf(value.type))
             self.inputs.append((value, tensor))
@@ -107,8 +120,7 @@ class _Lowering:
         for call in self.calls:
             call.choice = choose(call.problem, self.target, call.layer, self.ranker)
         kept = [tensor.base for _, tensor in (*self.inputs, *self.outputs)]
-        calls = fuse_addends(self.calls, kept, self.target, self.ranker)
-        return assemble(self.graph, self.target, calls, self.inputs, self.outputs)
+        return fuse_addends(self.calls, kept, self.target, self.ranker)
 
     # Tensors ---------------------------------------------------------------------------------------------------------
 

@@ -118,16 +118,22 @@ def choose(problem: Problem, target: Target, layer: str, ranker: KernelRanker | 
 def _legal(problem: Problem, target: Target, reasons: list[str]) -> Iterator[Generator]:
     """Generators that compute `problem`, in order of preference; `reasons` gets why the others do not."""
     for generator in generators(target.arch):
-        reason: str | None = "takes no run-time extents"
-        if not is_dynamic(problem) or isinstance(generator, RuntimeExtent):
-            reason = generator.legal(problem, target)
-        if reason is None and isinstance(problem, ConvProblem) and problem.addend:
-            adds = isinstance(generator, Summing) and generator.sums(problem)
-            reason = None if adds else "has no sum in its epilogue"
+        reason = why_illegal(generator, problem, target)
         if reason is None:
             yield generator
         else:
             reasons.append(f"{generator.name}: {reason}")
+
+
+def why_illegal(generator: Generator, problem: Problem, target: Target) -> str | None:
+    """Why a generator does not compute `problem`, run-time extents and sums included; None when it does."""
+    if is_dynamic(problem) and not isinstance(generator, RuntimeExtent):
+        return "takes no run-time extents"
+    reason = generator.legal(problem, target)
+    if reason is None and isinstance(problem, ConvProblem) and problem.addend:
+        adds = isinstance(generator, Summing) and generator.sums(problem)
+        reason = None if adds else "has no sum in its epilogue"
+    return reason
 
 
 def _refusal(problem: Problem, target: Target, layer: str, reasons: list[str]) -> str:
