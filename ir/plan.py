@@ -13,6 +13,9 @@
       "layers": {"conv1": {"bits": "w8a8"}}
     }
 
+Bits may be left to the device: `"bits": "auto-lowbit", "allow": ["w8a8", "w4a8", "w2a2"]` asks for the fastest of these in every
+layer that does not say its own (docs/quantization.md), and `bevel.allocation` makes such a plan one that names every layer's.
+
 Layers are named by the value they compute in the original model, channel indices count in the original model. A field left out
 takes the document's default. Nothing is ever ignored: unknown fields are refused when a plan is read, unknown layers and what no
 pass implements when it is validated against a graph.
@@ -65,6 +68,12 @@ class Bits:
 FP32 = Bits(_FLOAT_BITS, _FLOAT_BITS)
 FP16 = Bits(16, 16)
 W8A8 = Bits(8, 8)
+W4A8 = Bits(4, 8)
+
+# Bits chosen layer by layer for a device; "auto-lowbit:w4a8,w2a2" says among which.
+AUTO = "auto-lowbit"
+# Among these unless the plan says otherwise: what rounding weights to 4 bits costs is small (docs/quantization.md).
+DEFAULT_ALLOWED = (W8A8, W4A8)
 
 # Calibration methods, by name; "NAME:PARAMETER" for those that take one (docs/calibration.md).
 CALIBRATIONS = ("minmax", "moving-average", "percentile", "mse", "entropy")
@@ -101,6 +110,26 @@ def parse_bits(spec: str) -> Bits:
     return Bits(TERNARY if "." in match[1] else int(match[1]), int(match[2]))
 
 
+def parse_allowed(spec: str) -> tuple[Bits, ...]:
+    """What "auto-lowbit" or "auto-lowbit:w4a8,w2a2" allows, most bits first; () for any other spelling of bits.
+
+    Raises:
+        InvalidPlan: it allows what has no codes, or what is no precision.
+    """
+    name, colon, listed = spec.partition(":")
+    if name != AUTO:
+        return ()
+    return _allowed(listed.split(",")) if colon else DEFAULT_ALLOWED
+
+
+def _allowed(specs: Iterable[str]) -> tuple[Bits, ...]:
+    """Precisions to choose among, most bits first; w8a8, which the others are weighed against, is always one of them."""
+    found = {W8A8, *(parse_bits(spec) for spec in specs)}
+    if reals := [str(bits) for bits in found if bits.is_float]:
+        raise InvalidPlan(f"{AUTO} chooses among bits of codes, wNaM with N and M up to 8, not {reals[0]}")
+    return tuple(sorted(found, key=lambda bits: (-bits.weights, -bits.activations)))
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """What a plan says of one layer; None takes the plan's default.
@@ -115,6 +144,7 @@ class LayerPlan:
         dropped: the layer is bypassed.
         kept_channels: output channels that stay, by original index, ascending; None keeps all.
         sparsity: zero pattern of the weights: "2:4", or a fraction such as "0.5".
+        allow: precisions to choose among, in a plan that leaves bits to the device.
     """
 
     bits: Bits | None = None
@@ -125,6 +155,7 @@ class LayerPlan:
     dropped: bool = False
     kept_channels: tuple[int, ...] | None = None
     sparsity: str | None = None
+    allow: tuple[Bits, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +165,8 @@ class CompressionPlan:
     Attributes:
         model: sha256 of the model file that names and channel indices refer to; "" for a plan that fits any model.
         bits: precision of layers that say nothing else. Below 8 bits the first and last layers are 8 bits unless they say so.
+        allow: precisions among which a device chooses that of layers which say nothing else, most bits first; `bits` is w8a8.
+            () where bits are not left to the device.
         stream: bits of what additions make and of what they and other layers read: the residual stream.
         calibration: how activation ranges are chosen.
         granularity: what shares a weight scale.
@@ -151,6 +184,7 @@ class CompressionPlan:
     scales: str = "auto"
     levels: str = "uniform"
     rounding: str = "nearest"
+    allow: tuple[Bits, ...] = ()
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
 
     def bits_of(self, layer: str) -> Bits:
@@ -180,9 +214,14 @@ class CompressionPlan:
                 "make a plan for this model, or set its field 'model' to \"\" if the layers are the same"
             )
         names = _layer_names(graph)
-        for name in self.layers:
+        for name, layer in self.layers.items():
             if name not in names:
                 raise InvalidPlan(f"layer {name!r} does not exist in {graph.name!r}{_near(name, names)}")
+            if layer.allow is not None and (layer.bits is not None or not self.allow):
+                raise InvalidPlan(
+                    f"layer {name!r} allows {', '.join(map(str, layer.allow))}, but "
+                    + ("says its bits too" if layer.bits is not None else f"the plan's bits are {self.bits}, not {AUTO!r}")
+                )
         _require_implemented("the plan", self)
         for name, layer in self.layers.items():
             _require_implemented(f"layer {name!r}", layer)
@@ -192,7 +231,8 @@ class CompressionPlan:
         document: dict[str, Any] = {
             "bevel_plan": PLAN_VERSION,
             "model": self.model,
-            "bits": str(self.bits),
+            "bits": AUTO if self.allow else str(self.bits),
+            **({"allow": [str(bits) for bits in self.allow]} if self.allow else {}),
             "stream": self.stream,
         }
         document |= {name: getattr(self, name) for name in _IMPLEMENTED}
@@ -226,7 +266,13 @@ def loads_plan(text: str, origin: str = "plan") -> CompressionPlan:
     layers = document.pop("layers", {})
     if not isinstance(layers, dict):
         raise InvalidPlan(f"{origin}: field 'layers' is {layers!r}, expected an object with one entry for each layer")
+    if auto := document.get("bits") == AUTO:
+        del document["bits"]
     values = {name: _field(name, value, origin) for name, value in document.items()}
+    if auto:
+        values.setdefault("allow", DEFAULT_ALLOWED)
+    elif "allow" in values:
+        raise InvalidPlan(f"{origin}: field 'allow' is for bits {AUTO!r}, these are {document.get('bits', str(W8A8))!r}")
     return CompressionPlan(**values, layers={name: _layer(value, f"{origin}: layer {name!r}") for name, value in layers.items()})
 
 
@@ -252,6 +298,8 @@ def _layer_json(layer: LayerPlan) -> dict[str, Any]:
     found = {f.name: getattr(layer, f.name) for f in fields(layer) if getattr(layer, f.name) != f.default}
     if layer.bits is not None:
         found["bits"] = str(layer.bits)
+    if layer.allow is not None:
+        found["allow"] = [str(bits) for bits in layer.allow]
     if layer.kept_channels is not None:
         found["kept_channels"] = list(layer.kept_channels)
     return found
@@ -285,6 +333,11 @@ def _field(name: str, value: Any, where: str) -> Any:
             "ascending distinct channel indices, at least one",
             bool(integers and value and value == sorted(set(value))),
         )
+    elif name == "allow":
+        expected, valid = (
+            "a list of precisions such as w4a8, at least one",
+            isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value),
+        )
     elif name == "stream":
         expected, valid = "a number of bits, 1 to 8", type(value) is int and 1 <= value <= _CODE_BITS
     elif name == "sparsity":
@@ -293,9 +346,9 @@ def _field(name: str, value: Any, where: str) -> Any:
         expected, valid = "a text", isinstance(value, str)
     if not valid:
         raise InvalidPlan(f"{where}: field {name!r} is {value!r}, expected {expected}")
-    if name == "bits":
+    if name in ("bits", "allow"):
         try:
-            return parse_bits(value)
+            return _allowed(value) if name == "allow" else parse_bits(value)
         except InvalidPlan as error:
             raise InvalidPlan(f"{where}: {error}") from None
     return tuple(value) if name == "kept_channels" else value

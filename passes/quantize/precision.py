@@ -58,7 +58,7 @@ def assign_precision(graph: Graph, plan: CompressionPlan, islands: set[Node]) ->
     found = Precision()
     layers = [n for n in graph.nodes if Trait.WEIGHTED in lookup(n.op).traits]
     _require_weights(plan, {n.output.name for n in layers})
-    ends = _first_and_last(graph, layers) if _is_low(plan.bits) else set()
+    ends = first_and_last(graph, layers) if _is_low(plan.bits) else set()
     for node in layers:
         if node in islands:
             continue
@@ -89,7 +89,7 @@ def _is_low(bits: Bits) -> bool:
     return not bits.is_float and min(bits.weights, bits.activations) < CODE_BITS
 
 
-def _first_and_last(graph: Graph, layers: list[Node]) -> set[Node]:
+def first_and_last(graph: Graph, layers: list[Node]) -> set[Node]:
     """Layers before which, or behind which, there is no other."""
     weighted = set(layers)
     follows: set[Node] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,19 @@ from hypothesis import strategies as st
 
 from bevel.errors import InvalidPlan
 from bevel.ir.graph import Graph
-from bevel.ir.plan import FP32, TERNARY, W8A8, Bits, CompressionPlan, LayerPlan, load_plan, loads_plan, parse_bits
+from bevel.ir.plan import (
+    DEFAULT_ALLOWED,
+    FP32,
+    TERNARY,
+    W8A8,
+    Bits,
+    CompressionPlan,
+    LayerPlan,
+    load_plan,
+    loads_plan,
+    parse_allowed,
+    parse_bits,
+)
 from bevel.ir.types import F32, TensorType
 
 BITS = st.builds(Bits, st.integers(1, 8) | st.just(TERNARY), st.sampled_from([*range(1, 9), 32])) | st.sampled_from(
@@ -94,6 +107,30 @@ def test_bad_bits(spec: str) -> None:
         parse_bits(spec)
 
 
+def test_bits_left_to_the_device() -> None:
+    """One spelling for the command line and one for plans; 8 bits are always among those allowed, which come most bits first."""
+    assert parse_allowed("w4a8") == ()
+    assert parse_allowed("auto-lowbit") == DEFAULT_ALLOWED == (W8A8, Bits(4, 8))
+    allowed = (W8A8, Bits(4, 8), Bits(4, 4), Bits(TERNARY, 4))
+    assert parse_allowed("auto-lowbit:w1.58a4,w4a4,w4a8") == allowed
+    text = (
+        '{"bevel_plan": 1, "bits": "auto-lowbit", "allow": ["w4a4", "4", "w1.58a4"], "layers": {"dense1": {"allow": ["4"]}}}'
+    )
+    plan = loads_plan(text)
+    assert (plan.bits, plan.allow, plan.layers["dense1"].allow) == (W8A8, allowed, DEFAULT_ALLOWED)
+    assert loads_plan(plan.dumps()) == plan
+    plan.validate(model())
+    assert loads_plan('{"bevel_plan": 1, "bits": "auto-lowbit"}').allow == DEFAULT_ALLOWED
+    with pytest.raises(InvalidPlan, match="bits of codes"):
+        parse_allowed("auto-lowbit:fp32")
+    with pytest.raises(InvalidPlan, match="bits 'w3'"):
+        parse_allowed("auto-lowbit:w3")
+    with pytest.raises(InvalidPlan, match="says its bits too"):
+        replace(plan, layers={"dense1": LayerPlan(W8A8, allow=allowed)}).validate(model())
+    with pytest.raises(InvalidPlan, match="the plan's bits are w8a8, not 'auto-lowbit'"):
+        CompressionPlan(layers={"dense1": LayerPlan(allow=allowed)}).validate(model())
+
+
 GOOD: dict[str, Any] = {"bevel_plan": 1, "layers": {"dense1": {"bits": "fp32"}}}
 
 
@@ -111,6 +148,10 @@ GOOD: dict[str, Any] = {"bevel_plan": 1, "layers": {"dense1": {"bits": "fp32"}}}
         ('{"bevel_plan": 1, "bits": "w3"}', "bits 'w3'"),
         ('{"bevel_plan": 1, "stream": 0}', "field 'stream' is 0, expected a number of bits"),
         ('{"bevel_plan": 1, "stream": true}', "field 'stream' is True"),
+        ('{"bevel_plan": 1, "allow": ["w4a8"]}', "field 'allow' is for bits 'auto-lowbit', these are 'w8a8'"),
+        ('{"bevel_plan": 1, "bits": "auto-lowbit", "allow": []}', "at least one"),
+        ('{"bevel_plan": 1, "bits": "auto-lowbit", "allow": "w4a8"}', "expected a list of precisions"),
+        ('{"bevel_plan": 1, "layers": {"a": {"bits": "auto-lowbit"}}}', "bits 'auto-lowbit'"),
         ('{"bevel_plan": 1, "layers": []}', "'layers' is"),
         ('{"bevel_plan": 1, "layers": {"a": 8}}', "layer 'a' is 8, expected a JSON object"),
         ('{"bevel_plan": 1, "layers": {"a": {}, "a": {}}}', "'a' is given twice"),
