@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -236,6 +237,15 @@ class HostModel:
         if status:
             self._open_handle()
             self._check(status, self.artifact.name)
+
+    def bound_run(self) -> Callable[[], int]:
+        """`bevel_run` of this model with nothing around it, for callers to whom tenths of a microsecond count.
+
+        Gives the status, 0 for success, instead of raising, and keeps Python's global lock while it runs. To be called as long as
+        the model is open.
+        """
+        library = ctypes.PyDLL(self._library._name, handle=self._library._handle)
+        return functools.partial(library.bevel_run, self._open_handle())
 
     def reset_state(self) -> None:
         """Set all states to real zeros, as after opening."""

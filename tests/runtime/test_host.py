@@ -34,6 +34,20 @@ def test_runs_like_the_reference(built: Artifact, tiny: Any, threads: int) -> No
                 np.testing.assert_array_equal(outputs[name], expected)
 
 
+def test_bound_run(built: Artifact, tiny: Any) -> None:
+    """The call with no Python around it computes the same, and needs an open model."""
+    with HostModel(built) as model:
+        call = model.bound_run()
+        for seed in range(3):
+            inputs = tiny.inputs(seed)
+            model.set_inputs(inputs)
+            assert call() == 0
+            for name, expected in tiny.reference(inputs["x"]).items():
+                np.testing.assert_array_equal(model.outputs()[name], expected)
+    with pytest.raises(UsageError, match="closed"):
+        model.bound_run()
+
+
 def test_several_instances(built: Artifact, tiny: Any, write_tiny: Callable[..., Artifact], tmp_path: Path) -> None:
     """Instances of one model, and another model with the same symbols, do not disturb each other; views outlive close."""
     table = np.roll(tiny.table, 1)

@@ -12,7 +12,7 @@ from bevel.runtime.host import HostModel
 
 def load(
     folder: Path, threads: int, inputs: dict[str, Any], outputs: list[str]
-) -> tuple[Callable[[], None], Callable[[], list[Any]], dict[str, str]]:
+) -> tuple[Callable[[], int], Callable[[], list[Any]], dict[str, str]]:
     """Open the artifact directory `folder`."""
     model = HostModel(folder, threads)
     model.follow_shapes(inputs)
@@ -28,4 +28,6 @@ def load(
         real = model.outputs_float() if all(t.scale or t.array.dtype.kind == "f" for t in codes.values()) else model.outputs()
         return [real[name] for name in outputs]
 
-    return model.run, read, {"version": __version__, "isa": " ".join(model.artifact.manifest["target"]["required_features"])}
+    model.run()  # raises where the call below would only give a status
+    features = model.artifact.manifest["target"]["required_features"]
+    return model.bound_run(), read, {"version": __version__, "isa": " ".join(features)}
