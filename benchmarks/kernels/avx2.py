@@ -24,7 +24,7 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.kernels.plan import Job, turn, write_plan
+from benchmarks.kernels.plan import GIGA, HERE, Job, turn, write_plan
 from bevel.backends.kernel import Array, ConvProblem, Generator, Tile
 from bevel.backends.kernels.int16_sums import are_light
 from bevel.backends.select import choose
@@ -33,13 +33,10 @@ from bevel.benchmarking.peers.engines import ENGINES
 from bevel.benchmarking.peers.preparation import engine_python
 from bevel.devices.profile import load_profile
 
-HERE = Path(__file__).parent
 RESULTS = HERE / "avx2.md"
 PEER = "oneDNN"
 # Codes of weights that fit seven bits, and of all.
 SEVEN, EIGHT = 63, 127
-# The figures a table shows besides the ratio: GMAC/s.
-GIGA = 1e9
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.kernels.plan import HERE, Job, turn, write_plan
+from benchmarks.kernels.plan import GIGA, HERE, Job, hand_written, spread, turn, write_plan
 from bevel.backends.kernel import ConvProblem
 from bevel.backends.select import choose
 from bevel.devices.conditions import choose_cpus, sample
@@ -33,7 +32,6 @@ from bevel.devices.profile import load_profile
 from bevel.devices.resolve import resolve_transport
 
 RESULTS = HERE / "limits.md"
-GIGA = 1e9
 # M, K, N.
 SHAPES = {
     "rn_l1": (3136, 576, 64),
@@ -108,19 +106,6 @@ def peaks() -> dict[str, float]:
     return {rate.instruction: rate.value for rate in measured.rates}
 
 
-def hand_written(program: str, kernel: str, shapes: Sequence[str]) -> dict[str, float]:
-    """1e9 multiply-accumulates a second of the best kernel of the reference program whose name begins so."""
-    found = {}
-    for shape in shapes:
-        done = subprocess.run([program, kernel, shape], capture_output=True, text=True, check=False)
-        answers = [json.loads(line) for line in done.stdout.splitlines()]
-        answers = [answer for answer in answers if answer["kern"].startswith(kernel) and answer["shape"] == shape]
-        if done.returncode != 0 or not answers or not all(answer["ok"] for answer in answers):
-            raise SystemExit(f"{program} {kernel} {shape} ({done.returncode}): {done.stdout[-300:]} {done.stderr[-300:]}")
-        found[shape] = max(float(answer["gmacs"]) for answer in answers)
-    return found
-
-
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -139,11 +124,11 @@ def main() -> int:
             for kind in KINDS:
                 seconds = json.loads(turn(Path(sys.executable), "kernels", str(folders[kind.title])))
                 compared = args.reference and kind.hand_written
-                written = hand_written(args.reference, kind.hand_written, args.only) if compared else {}
+                written = {shape: hand_written(args.reference, kind.hand_written, shape) for shape in args.only if compared}
                 for shape in args.only:
                     for problem in kind.problems(shape):
                         speed = problem.macs / seconds[f"{shape} {problem.out_dtype}"] / GIGA
-                        row = (speed, speed / limits[kind.instruction], speed / written[shape] if written else None)
+                        row = (speed, speed / limits[kind.instruction], speed * GIGA / written[shape] if written else None)
                         speeds.setdefault((kind.title, shape, problem.out_dtype), []).append(row)
             print(f"turn {number + 1} of {args.processes}", file=sys.stderr, flush=True)
     lines = [
@@ -162,15 +147,11 @@ def main() -> int:
         product = "x".join(map(str, SHAPES[shape]))
         cells = [title, limit, f"{shape} {product}", result, f"{median(row[0] for row in rows):.1f}"]
         shares = [row[1] for row in rows], [row[2] for row in rows if row[2] is not None]
-        lines.append("| " + " | ".join([*cells, *map(_spread, shares)]) + " |")
+        lines.append("| " + " | ".join([*cells, *map(spread, shares)]) + " |")
     print("\n".join(lines))
     if args.write:
         RESULTS.write_text("\n".join(lines) + "\n")
     return 0
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{median(values):.2f} ({min(values):.2f}-{max(values):.2f})" if values else "-"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Kernels for weights of one to four bits beside bevel's and oneDNN's int8 kernels, on the shapes of `avx2.py`.
+"""Kernels for weights of one to four bits beside int8 kernels of others and bevel's own, on the shapes of `avx2.py`.
 
-    python -m benchmarks.kernels.low_bit [--isa avx2|avx512] [--processes 5] [--only SHAPE ...] [--write]
+    python -m benchmarks.kernels.low_bit [--isa avx2|avx512] [--reference PROGRAM] [--processes 5] [--only SHAPE ...] [--write]
 
 Of every number of bits the kernel that a compile chooses, with the fastest of its tiles, all in one process whose blocks take
-turns; oneDNN, held to AVX2, in a process of its own before each. One thread. --write replaces the ISA's part of low_bit.md.
+turns; contestants in processes of their own beside each: oneDNN, held to AVX2, and QNNPACK, whose x86 kernels are SSE2; with the
+full instruction set onnxruntime's MatMulNBits for matrix-vector products; and hand-written kernels of the same bits, where
+there is a PROGRAM (see `plan.hand_written`). One thread. --write replaces the ISA's part of low_bit.md.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
@@ -24,8 +26,8 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.kernels.avx2 import GIGA, PEER, SHAPES, implementations
-from benchmarks.kernels.plan import HERE, Job, turn, write_plan
+from benchmarks.kernels.avx2 import PEER, SHAPES, implementations
+from benchmarks.kernels.plan import GIGA, HERE, Job, hand_written, spread, turn, write_plan
 from bevel.backends.kernel import Array, ConvProblem
 from bevel.backends.select import choose
 from bevel.benchmarking.peers.engines import ENGINES
@@ -54,8 +56,32 @@ INT8 = Form(8, 8)
 FORMS = (INT8, Form(4, 8), Form(4, 4), Form(2, 8), Form(2, 2), Form(1, 8), Form(1, 2), Form(1, 1))
 Names = dict[tuple[str, str], list[str]]
 """Jobs of a shape and a form, by their names."""
-NBITS = "MatMulNBits"
+Times = dict[tuple[str, str], list[float]]
+"""Seconds of a shape and a form in every turn."""
+QNNPACK, NBITS, REFERENCE = "QNNPACK", "MatMulNBits", "C prototypes"
 PROFILES = {"avx2": "x86-64-avx2", "avx512": "x86-64-avx512-vnni"}
+# How names of the kernels of a reference program begin that compute with as many bits, and its names of shapes that differ.
+HAND_WRITTEN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "avx2": {
+        "w8a8": ("a2_int8_maddubs",),
+        "w4a8": ("a2_w4a8",),
+        "w2a8": ("a2_w2a8", "a2_tmac_w2a8"),
+        "w2a2": ("a2_w2a2", "a2_tmac_w2a2", "a2_bitserial_w2a2"),
+        "w1a8": ("a2_tmac_w1a8",),
+        "w1a2": ("a2_tmac_w1a2", "a2_bitserial_w1a2"),
+        "w1a1": ("a2_bitserial_w1a1",),
+    },
+    "avx512": {
+        "w8a8": ("vnni_int8",),
+        "w4a8": ("vnni_w4a8",),
+        "w2a8": ("vnni_w2a8", "z_tmac_w2a8"),
+        "w2a2": ("z_tmac_w2a2", "z_tmac6_vpermb_w2a2", "z_bitserial_w2a2"),
+        "w1a8": ("z_tmac_w1a8",),
+        "w1a2": ("z_tmac_w1a2", "z_tmac6_vpermb_w1a2", "z_bitserial_w1a2"),
+        "w1a1": ("z_bitserial_w1a1",),
+    },
+}
+REFERENCE_SHAPES = {"16x768x768": "tf_16_768", "1x2048x2048": "tf_1_2k", "1x4096x4096": "llm_1"}
 
 
 def problem_of(shape: str, form: Form) -> ConvProblem:
@@ -92,40 +118,42 @@ def prepare(isa: str, shapes: Sequence[str], folder: Path) -> Names:
     return names
 
 
-def table(
-    shapes: Sequence[str],
-    turns: Sequence[dict[str, float]],
-    peers: Sequence[dict[str, float]],
-    names: Names,
-) -> list[str]:
-    """Markdown: medians over the turns of speeds, and of ratios within turns to oneDNN (where it ran) and to bevel's int8."""
-    rivals = ([PEER] if peers else []) + ["int8"]
-    lines = ["| M x K x N | " + " | ".join([*([PEER] if peers else []), *(form.title for form in FORMS)]) + " |"]
-    lines.append("|---" * (1 + len(FORMS) + bool(peers)) + "|")
-    logs: dict[tuple[str, str], list[list[float]]] = {}
+def speeds(shapes: Sequence[str], peers: Mapping[str, Times], mine: Times) -> list[str]:
+    """Markdown: GMAC/s, medians over the turns; of peers those that compute with 8 bits."""
+    shown = {title: peers[title] for title in (PEER, QNNPACK) if title in peers}
+    lines = ["| M x K x N | " + " | ".join([*shown, *(form.title for form in FORMS)]) + " |"]
+    lines.append("|---" * (1 + len(shown) + len(FORMS)) + "|")
     for shape in shapes:
-        macs = SHAPES[shape].problem.macs
-        best = {form.title: [min(t[name] for name in names[shape, form.title]) for t in turns] for form in FORMS}
-        against = {"int8": best[INT8.title]} | ({PEER: [t[shape] for t in peers]} if peers else {})
-        cells = [shape, *([f"{macs / median(against[PEER]) / GIGA:.0f}"] if peers else [])]
-        for form in FORMS:
-            shown = []
-            for rival in rivals:
-                ratios = [theirs / mine for theirs, mine in zip(against[rival], best[form.title], strict=True)]
-                shown.append(f"{median(ratios):.2f}")
-                for log, ratio in zip(logs.setdefault((form.title, rival), [[] for _ in turns]), ratios, strict=True):
-                    log.append(math.log(ratio))
-            cells.append(f"{macs / median(best[form.title]) / GIGA:.0f} ({', '.join(shown)})")
-        lines.append("| " + " | ".join(cells) + " |")
-    # Matrix-vector products come last, and are bound by memory.
-    count = sum(not shape.startswith("1x") for shape in shapes)
-    if count:
-        cells = ["geometric mean without GEMV", *([""] if peers else [])]
-        for form in FORMS:
-            means = [[math.exp(sum(log[:count]) / count) for log in logs[form.title, rival]] for rival in rivals]
-            cells.append(", ".join(f"**{median(mean):.2f}** ({min(mean):.2f}-{max(mean):.2f})" for mean in means))
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| M x K x N | " + " | ".join(form.title for form in FORMS) + " |", "|---" * (1 + len(FORMS)) + "|"]
+        times = [*(of[shape, INT8.title] for of in shown.values()), *(mine[shape, form.title] for form in FORMS)]
+        cells = [f"{SHAPES[shape].problem.macs / median(of) / GIGA:.0f}" for of in times]
+        lines.append("| " + " | ".join([shape, *cells]) + " |")
+    return lines
+
+
+def ratios(title: str, shapes: Sequence[str], theirs: Times, mine: Times) -> list[str]:
+    """Markdown: times of a peer over bevel's within turns, where both have some."""
+    forms = [form.title for form in FORMS if any((shape, form.title) in theirs for shape in shapes)]
+    lines = ["", f"| {title} / bevel | " + " | ".join(forms) + " |", "|---" * (1 + len(forms)) + "|"]
+    logs: dict[str, list[list[float]]] = {form: [] for form in forms}
+    for shape in shapes:
+        cells = []
+        for form in forms:
+            found = [b / a for a, b in zip(mine[shape, form], theirs.get((shape, form), ()), strict=False)]
+            cells.append(spread(found))
+            # Matrix-vector products are bound by memory.
+            if found and not shape.startswith("1x"):
+                logs[form].append([math.log(ratio) for ratio in found])
+        if set(cells) != {"-"}:
+            lines.append("| " + " | ".join([shape, *cells]) + " |")
+    if any(logs.values()):
+        means = [[math.exp(sum(of) / len(of)) for of in zip(*logs[form], strict=True)] for form in forms]
+        lines.append("| " + " | ".join(["geometric mean without GEMV", *(f"**{spread(mean)}**" for mean in means)]) + " |")
+    return lines
+
+
+def chosen(shapes: Sequence[str], turns: Sequence[dict[str, float]], names: Names) -> list[str]:
+    """Markdown: the kernel and tile of every form."""
+    lines = ["", "| M x K x N | " + " | ".join(form.title for form in FORMS) + " |", "|---" * (1 + len(FORMS)) + "|"]
     for shape in shapes:
         fastest = [min(names[shape, form.title], key=lambda name: min(t[name] for t in turns)) for form in FORMS]
         cells = [" ".join(name.removeprefix(shape).split()[1:3]) for name in fastest]
@@ -133,21 +161,14 @@ def table(
     return lines
 
 
-def vectors(
-    shapes: Sequence[str], turns: Sequence[dict[str, float]], peers: Sequence[dict[str, float]], names: Names
-) -> list[str]:
-    """Markdown: matrix-vector products beside onnxruntime's with weights of as many bits, medians of ratios within turns."""
-    lines = ["", f"| GEMV, GMAC/s | {NBITS} 4 bits | w4a8 | ratio | {NBITS} 2 bits | w2a8 | ratio |", "|---" * 7 + "|"]
+def reference(program: str, isa: str, shapes: Sequence[str]) -> dict[tuple[str, str], float]:
+    """Seconds of the fastest hand-written kernels."""
+    found = {}
     for shape in shapes:
-        macs, cells = SHAPES[shape].problem.macs, [shape]
-        for bits in (4, 2):
-            mine = [min(t[name] for name in names[shape, f"w{bits}a8"]) for t in turns]
-            theirs = [t[f"{shape} {bits}"] for t in peers]
-            ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
-            cells += [f"{macs / median(times) / GIGA:.0f}" for times in (theirs, mine)]
-            cells.append(f"**{median(ratios):.2f}** ({min(ratios):.2f}-{max(ratios):.2f})")
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        name = REFERENCE_SHAPES.get(shape, shape.split()[0])
+        for form, kernels in HAND_WRITTEN[isa].items():
+            found[shape, form] = SHAPES[shape].problem.macs / max(hand_written(program, kernel, name) for kernel in kernels)
+    return found
 
 
 def replaced(isa: str, lines: Sequence[str]) -> str:
@@ -157,11 +178,13 @@ def replaced(isa: str, lines: Sequence[str]) -> str:
     parts[isa] = "\n".join(["", *lines, ""])
     head = (
         "# Kernels for weights of one to four bits\n\n"
-        "`python -m benchmarks.kernels.low_bit --isa ISA --write`. One thread; GMAC/s, medians over processes.\n"
-        "In brackets the time of int8 over that of few bits within a process: above 1, few bits are faster; the first of two is\n"
-        f"against {PEER}'s int8 kernels held to AVX2, the last against bevel's. w4a8: weights of 4 bits, codes of 8.\n"
-        "All results are exact; codes in and out, requantized, padding and tables or planes of the input included. int8 weights\n"
-        "fit seven bits, those of one bit are -1 or 1.\n"
+        "`python -m benchmarks.kernels.low_bit --isa ISA --reference PROGRAM --write`. One thread; GMAC/s, medians over\n"
+        "processes, then times of others over bevel's within a turn, median (least-greatest): above 1, bevel is faster. w4a8:\n"
+        "weights of 4 bits, codes of 8. All results are exact; codes in and out, requantized, padding and tables or planes of the\n"
+        "input included. int8 weights fit seven bits, those of one bit are -1 or 1. Every call repeats one just made, so weights\n"
+        f"are where caches hold them. torch's int8 kernels: {PEER} is held to AVX2, {QNNPACK} has SSE2; as convolution or as\n"
+        f"matrix product, whichever is faster. {REFERENCE}: the fastest of as many bits in C intrinsics, matrix products that\n"
+        "leave int32 sums.\n"
     )
     return head + "".join(f"\n## {name}\n{part.rstrip()}\n" for name, part in sorted(parts.items()))
 
@@ -170,6 +193,7 @@ def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--isa", choices=sorted(PROFILES), default="avx2")
+    parser.add_argument("--reference", metavar="PROGRAM", help="hand-written kernels to compare with")
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=[name.split()[0] for name in SHAPES], metavar="SHAPE")
     parser.add_argument("--write", action="store_true", help=f"replace the part of {RESULTS.name}")
@@ -183,26 +207,45 @@ def main() -> int:
         python, caps = engine_python(engine), dict(engine.caps["avx2"])
         ran = implementations(python, asked, caps)
         said += f"; {engine.packages[0]} with oneDNN, which ran {', '.join(f'`{name}`' for name in ran)}"
-    turns: list[dict[str, float]] = []
-    peers: list[dict[str, float]] = []
     # onnxruntime has no cap: only the full instruction set is a fair match.
     gemv = [] if capped else [shape for shape in shapes if shape.startswith("1x")]
-    rivals: list[dict[str, float]] = []
+    turns: list[dict[str, float]] = []
+    mine: Times = {}
+    peers: dict[str, Times] = {}
+
+    def log(title: str, shape: str, form: str, seconds: float) -> None:
+        peers.setdefault(title, {}).setdefault((shape, form), []).append(seconds)
+
     with tempfile.TemporaryDirectory() as scratch:
         names = prepare(args.isa, shapes, Path(scratch))
         for number in range(args.processes):
-            if capped:
-                peers.append(json.loads(turn(python, "onednn", asked, **caps)))
+            for title, kind in ((PEER, "onednn"), (QNNPACK, "qnnpack")) if capped else ():
+                found = json.loads(turn(python, kind, asked, **caps))
+                for shape in shapes:
+                    for form in FORMS:
+                        log(title, shape, form.title, found[shape])
             turns.append(json.loads(turn(Path(sys.executable), "kernels", scratch)))
+            for (shape, title), of in names.items():
+                mine.setdefault((shape, title), []).append(min(turns[-1][name] for name in of))
+            for shape in shapes:
+                for form in FORMS[1:]:
+                    log("bevel's int8", shape, form.title, mine[shape, INT8.title][-1])
             if gemv:
-                rivals.append(json.loads(turn(Path(sys.executable), "nbits", json.dumps({s: vars(SHAPES[s]) for s in gemv}))))
+                found = json.loads(turn(Path(sys.executable), "nbits", json.dumps({s: vars(SHAPES[s]) for s in gemv})))
+                for shape in gemv:
+                    for bits in (4, 2):
+                        log(NBITS, shape, f"w{bits}a8", found[f"{shape} {bits}"])
+            if args.reference:
+                for (shape, title), seconds in reference(args.reference, args.isa, shapes).items():
+                    log(REFERENCE, shape, title, seconds)
             print(f"turn {number + 1} of {args.processes}", file=sys.stderr, flush=True)
     lines = [
         f"{date.today().isoformat()}, {load_profile('host').description}; kernels for `{PROFILES[args.isa]}`; {args.processes} "
         f"processes, load {os.getloadavg()[0]:.1f} at the end. {said}.",
         "",
-        *table(shapes, turns, peers, names),
-        *(vectors(gemv, turns, rivals, names) if gemv else []),
+        *speeds(shapes, peers, mine),
+        *(line for title, theirs in peers.items() for line in ratios(title, shapes, theirs, mine)),
+        *chosen(shapes, turns, names),
     ]
     print("\n".join(lines))
     if args.write:

@@ -1,6 +1,7 @@
 """Kernels to time: compiled into one library, packed constants and inputs beside it, for `turn.py` in a process of its own.
 
-In: problems with the generator and tile that compute them. Out: a folder that `turn.py kernels FOLDER` reads.
+In: problems with the generator and tile that compute them. Out: a folder that `turn.py kernels FOLDER` reads. And how contestants
+run: turns of `turn.py`, and hand-written kernels of a program of one's own.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from bevel.benchmarking.peers.environment import clean_environ
 from bevel.ir.protocols import Target
 
 HERE = Path(__file__).parent
+GIGA = 1e9
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,25 @@ def turn(python: Path, kind: str, argument: str, **environ: str) -> str:
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command[:3])} failed ({done.returncode}): {done.stderr.strip()[-500:]}")
     return done.stdout
+
+
+def hand_written(program: str, kernel: str, shape: str) -> float:
+    """Multiply-accumulates a second of the best kernel whose name begins so.
+
+    `PROGRAM KERNEL SHAPE` prints lines of JSON with the keys shape, kern, gmacs and ok for kernels and shapes whose names contain
+    these.
+
+    Raises:
+        SystemExit: it fails, knows no such kernel, or one of them computes something else.
+    """
+    done = subprocess.run([program, kernel, shape], capture_output=True, text=True, check=False)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    answers = [answer for answer in answers if answer["kern"].startswith(kernel) and answer["shape"] == shape]
+    if done.returncode != 0 or not answers or not all(answer["ok"] for answer in answers):
+        raise SystemExit(f"{program} {kernel} {shape} ({done.returncode}): {done.stdout[-300:]} {done.stderr[-300:]}")
+    return max(float(answer["gmacs"]) for answer in answers) * GIGA
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median (least-greatest), or a dash."""
+    return f"{median(values):.2f} ({min(values):.2f}-{max(values):.2f})" if values else "-"

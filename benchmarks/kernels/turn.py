@@ -2,6 +2,7 @@
 
     python turn.py kernels FOLDER     kernels that `avx2.py` compiled, called through ctypes
     python turn.py onednn SHAPES      int8 convolutions and GEMMs of torch with oneDNN, held to AVX2 by its environment
+    python turn.py qnnpack SHAPES     the same with QNNPACK
     python turn.py nbits SHAPES       onnxruntime's MatMulNBits of 4 and 2 bits
 
 It also runs in the environment of torch, which has no bevel, and therefore imports nothing of it.
@@ -38,13 +39,15 @@ Call = Callable[[int], object]
 def seconds(calls: Mapping[str, Sequence[Call]]) -> dict[str, float]:
     """Of one call of every shape, the faster where there are several.
 
-    Blocks of all shapes take turns, and the fastest block counts: other processes only ever slow one down, and for a while.
+    Blocks of all shapes take turns, and the fastest block counts: other processes only ever slow one down, and for a while. Each
+    follows a call that brings its weights back into the caches, as far as these hold them.
     """
     repetitions = {name: [_repetitions(call) for call in some] for name, some in calls.items()}
     best = dict.fromkeys(calls, math.inf)
     for _ in range(BLOCKS):
         for name, some in calls.items():
             for call, count in zip(some, repetitions[name], strict=True):
+                call(1)
                 best[name] = min(best[name], _block(call, count) / count)
     return best
 
@@ -91,12 +94,12 @@ def _aligned(data: Any) -> Any:
     return raw[start:]
 
 
-def onednn(shapes: dict[str, dict[str, int]]) -> dict[str, float]:
-    """Seconds of every shape: as a convolution, and those without a window as a GEMM too, the faster of both."""
+def torch_int8(shapes: dict[str, dict[str, int]], engine: str) -> dict[str, float]:
+    """Seconds of every shape: as a convolution and as a GEMM of the same size, the faster of both."""
     import torch
 
     torch.set_num_threads(1)
-    torch.backends.quantized.engine = "onednn"
+    torch.backends.quantized.engine = engine
     ops = torch.ops.quantized
 
     def codes(*shape: int) -> Any:
@@ -120,10 +123,11 @@ def onednn(shapes: dict[str, dict[str, int]]) -> dict[str, float]:
         return repeated(lambda: ops.conv2d(x, packed, 0.5, 128))
 
     def gemm(s: dict[str, int]) -> Call:
-        x, packed = codes(s["h"] * s["w"], s["c"]), ops.linear_prepack(weights(s["oc"], s["c"]), torch.randn(s["oc"]))
+        inputs = s["c"] * s["k"] * s["k"]
+        x, packed = codes(s["h"] * s["w"], inputs), ops.linear_prepack(weights(s["oc"], inputs), torch.randn(s["oc"]))
         return repeated(lambda: ops.linear(x, packed, 0.5, 128))
 
-    return seconds({name: [convolution(s)] + ([gemm(s)] if s["k"] == 1 else []) for name, s in shapes.items()})
+    return seconds({name: [convolution(s), gemm(s)] for name, s in shapes.items()})
 
 
 def matmul_nbits(shapes: dict[str, dict[str, int]]) -> dict[str, float]:
@@ -165,9 +169,12 @@ def matmul_nbits(shapes: dict[str, dict[str, int]]) -> dict[str, float]:
 def main() -> int:
     """Print what a turn found."""
     kind, argument = sys.argv[1:]
-    found = (
-        kernels(Path(argument)) if kind == "kernels" else {"onednn": onednn, "nbits": matmul_nbits}[kind](json.loads(argument))
-    )
+    if kind == "kernels":
+        found = kernels(Path(argument))
+    elif kind == "nbits":
+        found = matmul_nbits(json.loads(argument))
+    else:
+        found = torch_int8(json.loads(argument), kind)
     print(json.dumps(found))
     return 0
 
