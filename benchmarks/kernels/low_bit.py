@@ -180,11 +180,11 @@ def replaced(isa: str, lines: Sequence[str]) -> str:
         "# Kernels for weights of one to four bits\n\n"
         "`python -m benchmarks.kernels.low_bit --isa ISA --reference PROGRAM --write`. One thread; GMAC/s, medians over\n"
         "processes, then times of others over bevel's within a turn, median (least-greatest): above 1, bevel is faster. w4a8:\n"
-        "weights of 4 bits, codes of 8. All results are exact; codes in and out, requantized, padding and tables or planes of the\n"
-        "input included. int8 weights fit seven bits, those of one bit are -1 or 1. Every call repeats one just made, so weights\n"
+        "weights of 4 bits, codes of 8. All results are exact; codes in and out, requantized, padding and tables or planes of\n"
+        "the input included. int8 weights fit seven bits, those of one bit are -1 or 1. Calls repeat one just made, so weights\n"
         f"are where caches hold them. torch's int8 kernels: {PEER} is held to AVX2, {QNNPACK} has SSE2; as convolution or as\n"
-        f"matrix product, whichever is faster. {REFERENCE}: the fastest of as many bits in C intrinsics, matrix products that\n"
-        "leave int32 sums.\n"
+        f"matrix product, whichever is faster. {REFERENCE}: the fastest of as many bits in C intrinsics, products of\n"
+        "matrices that leave int32 sums.\n"
     )
     return head + "".join(f"\n## {name}\n{part.rstrip()}\n" for name, part in sorted(parts.items()))
 

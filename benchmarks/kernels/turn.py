@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-BLOCKS = 100
+BURSTS, BLOCKS = 10, 10
 BLOCK_S = 0.0004
 # Scale of every tensor; the time does not depend on it.
 SCALE = 0.02
@@ -39,16 +39,15 @@ Call = Callable[[int], object]
 def seconds(calls: Mapping[str, Sequence[Call]]) -> dict[str, float]:
     """Of one call of every shape, the faster where there are several.
 
-    Blocks of all shapes take turns, and the fastest block counts: other processes only ever slow one down, and for a while. Each
-    follows a call that brings its weights back into the caches, as far as these hold them.
+    Bursts of blocks of all shapes take turns, and the fastest block counts: other processes only ever slow one down, and for a
+    while. A burst brings weights back into the caches, as far as these hold them.
     """
     repetitions = {name: [_repetitions(call) for call in some] for name, some in calls.items()}
     best = dict.fromkeys(calls, math.inf)
-    for _ in range(BLOCKS):
+    for _ in range(BURSTS):
         for name, some in calls.items():
             for call, count in zip(some, repetitions[name], strict=True):
-                call(1)
-                best[name] = min(best[name], _block(call, count) / count)
+                best[name] = min(best[name], *(_block(call, count) / count for _ in range(BLOCKS)))
     return best
 
 
