@@ -519,7 +519,6 @@ class _Nest:
             pending = self.pending
             if not kept:
                 times = -(-max(rows * width for _, rows, width in g.bodies) // micro.pauses(taps))
-                pending.begin(target)
                 taps = replace(taps, meanwhile=lambda: pending.work(times, self.pixel(nv, valid)))
             micro.init(k, self.scratch, offsets, nv, self.bias, channel)
             micro.reduce(k, self.scratch, self.source, source, offsets, weights, base, nv, taps, self.unroll, ahead)

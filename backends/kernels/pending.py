@@ -19,9 +19,6 @@ from bevel.backends.tvm import Builder, Expr
 # the next one is behind the last; the row of its first pixel's sums; and where in the table those of others are.
 _TARGET, _CHANNEL, _NEXT, _LAST, _ROW, _START, _FIELDS = range(7)
 
-# Pixels whose epilogues are unrolled.
-UNROLLED = 2
-
 # Row of sums, output element and first channel of a pixel.
 Epilogue = Callable[[Expr, Expr, Expr], None]
 
@@ -60,26 +57,20 @@ class Pending:
 
     def clear(self) -> None:
         """Nothing is pending."""
-        values = {_NEXT: 1, _ROW: self._place}
         for field in range(_FIELDS):
-            self._set(field, self.k.i32(values.get(field, 0)))
-
-    def begin(self, target: Expr) -> None:
-        """A tile begins whose results go to `target` of the output.
-
-        Where none is pending, the first pixel of the tile itself is stored instead, of any sums; it is stored again later.
-        """
-        k = self.k
-        self._set(_TARGET, k.select(self._get(_NEXT) > self._get(_LAST), target, self._get(_TARGET)))
-        self._set(_NEXT, k.min(self._get(_NEXT), self._get(_LAST)))
+            self._set(field, self.k.i32(1 if field == _NEXT else 0))
 
     def work(self, times: int, epilogue: Epilogue) -> None:
-        """The epilogues of the next `times` pixels, or of the last one again."""
+        """The epilogues of the next `times` pixels, or of those left.
+
+        The loop ends as often after as many steps of every tile: a core learns that, and epilogues without need cost more.
+        """
         k = self.k
-        # LLVM would unroll a longer loop whose trip count it knows, and spill what the pixels share.
-        with k.serial(k.i32(times) if times <= UNROLLED else k.opaque(k.i32(times), "int32")):
+        left = self._get(_LAST) + 1 - self._get(_NEXT)
+        # LLVM would unroll a loop whose longest trip it knows, and spill what the pixels share.
+        with k.serial(k.opaque(k.min(k.i32(times), left), "int32")):
             self._pixel(self._get(_NEXT), epilogue)
-            self._set(_NEXT, k.min(self._get(_NEXT) + 1, self._get(_LAST)))
+            self._set(_NEXT, self._get(_NEXT) + 1)
 
     def push(self, target: Expr, channel: Expr, rows: Sequence[int]) -> None:
         """A tile's sums are in their place; the one before is done."""

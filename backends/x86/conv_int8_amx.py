@@ -165,33 +165,43 @@ class AmxKernel(VnniKernel):
         codes, first_weights = len(found) * nv, len(found) * (nv + 1)
         turns = TILES - first_weights
         tile_bytes = step // self.kgroup * ROW_BYTES
-        pitches = [k.const(band.pitch or step, "int64") for band in found]
+        pitches, row_bytes = [k.const(band.pitch or step, "int64") for band in found], k.const(ROW_BYTES, "int64")
         looped = steps // unroll * unroll if steps >= 2 * unroll else 0
 
-        def one(position: Expr, start: Expr, index: Expr, turn: int) -> None:
-            for b, band in enumerate(found):
-                address = k.address(x, origin + position + band.first + index * step)
-                k.effect("llvm.x86.tileloadd64", _tile(k, codes + b), address, pitches[b])
-            for j in range(nv):
-                tile = _tile(k, first_weights + (turn * nv + j) % turns)
-                place = start + index * (nv * tile_bytes) + j * tile_bytes
-                k.effect("llvm.x86.tileloadd64", tile, k.address(weights, place), k.const(ROW_BYTES, "int64"))
-                # A row of a tile of weights is a cache line.
-                for row in range(step // self.kgroup if ahead else 0):
-                    self.fetch(k, weights, place + (row * ROW_BYTES + ahead))
+        def load_codes(b: int, position: Expr, index: Expr) -> None:
+            address = k.address(x, origin + position + found[b].first + index * step)
+            k.effect("llvm.x86.tileloadd64", _tile(k, codes + b), address, pitches[b])
+
+        def load_weights(j: int, place: Expr) -> None:
+            k.effect("llvm.x86.tileloadd64", _tile(k, first_weights + j % turns), k.address(weights, place), row_bytes)
+            # A row of a tile of weights is a cache line.
+            for row in range(step // self.kgroup if ahead else 0):
+                self.fetch(k, weights, place + (row * ROW_BYTES + ahead))
+
+        def one(position: Expr, start: Expr, index: Expr) -> None:
+            # The other bands' codes are loaded, and results made, while tiles that are there multiply.
+            load_codes(0, position, index)
+            for first in range(0, nv, turns):
+                vectors = range(first, min(first + turns, nv))
+                for j in vectors:
+                    load_weights(j, start + index * (nv * tile_bytes) + j * tile_bytes)
+                if first == 0 and taps.meanwhile is not None:
+                    taps.meanwhile()
                 for b in range(len(found)):
-                    k.effect("llvm.x86.tdpbusd", _tile(k, b * nv + j), _tile(k, codes + b), tile)
-            if taps.meanwhile is not None:
-                taps.meanwhile()
+                    if b > 0 and first == 0:
+                        load_codes(b, position, index)
+                    for j in vectors:
+                        operands = _tile(k, codes + b), _tile(k, first_weights + j % turns)
+                        k.effect("llvm.x86.tdpbusd", _tile(k, b * nv + j), *operands)
 
         def tap(number: Expr, position: Expr) -> None:
             start = base + number * taps.size
             if looped:
                 with k.serial(looped // unroll) as g:
                     for u in range(unroll):
-                        one(position, start, g * unroll + u, u)
+                        one(position, start, g * unroll + u)
             for u in range(looped, steps):
-                one(position, start, k.i32(u), u)
+                one(position, start, k.i32(u))
 
         taps.loop(k, tap)
 
@@ -288,7 +298,7 @@ CONV_INT8_AMX = AmxConv(
     out_dtypes=("uint8", "int32"),
     micro=AmxKernel(),
     shapes=((2, 2), (1, 4), (1, 3), (3, 1), (1, 1)),
-    pipeline=Pipeline(macs=1, loads=2, in_flight=4, unroll=2, fetch=0.016),
+    pipeline=Pipeline(macs=1, loads=2, in_flight=4, unroll=1, fetch=0.016),
     spare_shapes=((2, 1), (1, 2)),
-    spare_unrolls=(1, 4),
+    spare_unrolls=(2, 4),
 )
