@@ -71,6 +71,11 @@ class Roofline:
         ms = max(self._arithmetic(node, bits), self._traffic(node, bits)) * 1e3 + self.profile.peaks.launch_us.value * 1e-3
         return Estimate(ms, ms * _LOW, ms * _HIGH, "static")
 
+    def pass_ms(self, elements: int) -> float:
+        """Milliseconds of a kernel that does one thing to every element, its call included."""
+        seconds = elements / (self.profile.clock_ghz * 1e9 * self._lanes() * _ELEMENTS_PER_LANE)
+        return seconds * 1e3 + self.profile.peaks.launch_us.value * 1e-3
+
     def _arithmetic(self, node: Node, bits: str) -> float:
         """Seconds to compute the node with its operands at hand."""
         macs, lanes, hertz = lookup(node.op).cost(node).macs, self._lanes(), self.profile.clock_ghz * 1e9

@@ -50,8 +50,8 @@ def compile(
     Args:
         model: an .onnx file, a saved graph (.ir) or another artifact, whose integer graph is then compiled for `device`.
         device: profile name (`bevel devices` lists them) or path of a TOML file.
-        bits: "fp32", "fp16", "8" (= "w8a8", integer-only) or "wNaM" for weights of N and activations of M bits
-            (docs/quantization.md); default "8", or the plan's.
+        bits: "fp32", "fp16", "8" (= "w8a8", integer-only), "wNaM" for weights of N and activations of M bits, or "auto-lowbit",
+            "auto-lowbit:w4a8,w2a2" for the fastest of these in each layer (docs/quantization.md); default "8", or the plan's.
         plan: precision layer by layer, or the path of its JSON document; excludes `bits`, `method`,
             `weight_scales` and `rounding`.
         calibration: arrays by input name, sample axis first, preprocessed as the model takes them; or the path of an .npz or of

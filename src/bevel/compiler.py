@@ -7,11 +7,10 @@ objects, link. The finished artifact is cached by the content of everything that
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,18 @@ from bevel.errors import ArtifactError, CalibrationError, InvalidPlan, UsageErro
 from bevel.ir.graph import Graph, Level
 from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.custom import load_custom_op
-from bevel.ir.plan import DEFAULT_CALIBRATION, FP16, FP32, ROUNDINGS, SCALES, W8A8, Bits, CompressionPlan, parse_bits
+from bevel.ir.plan import (
+    DEFAULT_CALIBRATION,
+    FP16,
+    FP32,
+    ROUNDINGS,
+    SCALES,
+    W8A8,
+    Bits,
+    CompressionPlan,
+    parse_allowed,
+    parse_bits,
+)
 from bevel.ir.types import F16, Dim
 from bevel.passes.bind_dims import bind_dims
 from bevel.passes.boundary import ChannelsLast, FloatOutputs
@@ -35,6 +45,7 @@ from bevel.passes.pipeline import Pass, print_pipeline, run_passes
 from bevel.passes.preprocess import Preprocess
 from bevel.passes.states import KeepStates
 from bevel.passes.to_half import ToHalf
+from bevel.provenance import findings, provenance
 from bevel.report import Findings, write_report
 from bevel.runtime.artifact import Artifact
 from bevel.runtime.manifest import read_manifest
@@ -60,7 +71,8 @@ class Options:
 
     Attributes:
         device: profile name or TOML path.
-        bits: as `parse_bits` reads it: "fp32", "fp16", "8" (= "w8a8"), "w4a8", "w2a2", ...; the plan's, where there is one.
+        bits: as `parse_bits` reads it: "fp32", "fp16", "8" (= "w8a8"), "w4a8", "w2a2", ..., or as `parse_allowed` does:
+            "auto-lowbit", "auto-lowbit:w4a8,w2a2"; the plan's, where there is one.
         calibration: data set path; needed to quantize a float model.
         samples: how many calibration samples to use at most.
         method: calibration method; the plan's, where there is one.
@@ -105,7 +117,10 @@ class Options:
         Raises:
             UsageError: this version does not compile it.
         """
-        bits = self.plan.bits if self.plan is not None else parse_bits(self.bits)
+        if self.plan is not None:
+            bits = self.plan.bits
+        else:
+            bits = W8A8 if parse_allowed(self.bits) else parse_bits(self.bits)
         if bits.is_float and bits not in (FP32, FP16):
             raise UsageError(f"bits {bits}: this version compiles fp32, fp16 and wNaM with N and M up to 8 (8 = w8a8)")
         return bits
@@ -122,7 +137,8 @@ class Options:
             raise UsageError(f"weight scales {self.weight_scales!r}: expected one of {', '.join(SCALES)}")
         if self.rounding not in ROUNDINGS:
             raise UsageError(f"rounding {self.rounding!r}: expected one of {', '.join(ROUNDINGS)}")
-        return CompressionPlan(bits=self.precision(), calibration=self.method, scales=self.weight_scales, rounding=self.rounding)
+        bits, allow = self.precision(), parse_allowed(self.bits)
+        return CompressionPlan(bits=bits, calibration=self.method, scales=self.weight_scales, rounding=self.rounding, allow=allow)
 
     def calibration_method(self) -> str:
         """The calibration method, as `parse_method` spells it.
@@ -239,6 +255,8 @@ def _boundary(options: Options) -> list[Pass]:
 def _quantized(graph: Graph, options: Options, say: Say, trace: Trace) -> Graph:
     """The canonical `graph` at the precision that is asked for; see `prepare`."""
     precision, method = options.precision(), options.calibration_method()
+    if options.whole_plan().allow:
+        raise UsageError("bits are left to the device here: `bevel compile` chooses them (docs/quantization.md)")
     kept = _kept_float(graph, options.plan) | _matching(graph, options.keep_float)
     trace.kept.update(kept)
     if precision in (FP32, FP16) and not _any_of_codes(options.plan):
@@ -402,6 +420,7 @@ def compile_model(
         "pad_nms": options.pad_nms,
         "custom_ops": [load_custom_op(spec).digest for spec in options.custom_ops],
         "plan": options.plan.dumps() if options.plan is not None else None,
+        **({"allow": [*map(str, options.whole_plan().allow)]} if options.whole_plan().allow else {}),
         "boundary": [print_pipeline(_boundary(options)), options.float_outputs, options.keep_float],
     }
     profile = load_profile(options.device)
@@ -424,10 +443,17 @@ def compile_model(
     graph = load_graph(model, options.dims, pad_nms=options.pad_nms)
     batch, imported = extents(graph, {}), len(graph.nodes)
     trace = trace or Trace()
+    problems: list[str] = []
+    chosen: dict[str, Any] = {}
+    if options.whole_plan().allow:
+        from bevel.allocation.allocate import allocate
+
+        allocation = allocate(graph, options, profile, batch, tuner, say)
+        options, problems, chosen = replace(options, plan=allocation.plan), allocation.problems, allocation.manifest_field()
     graph = bind(prepare(graph, options, say, trace), batch)
     nodes = {"imported": imported, "compiled": len(graph.nodes)}
     schedule = lowered(graph, profile, say, tuner)
-    problems = [repr(kernel.problem) for kernel in schedule.kernels]
+    problems += [repr(kernel.problem) for kernel in schedule.kernels]
     key = artifact_cache.tuned_key(stem, tuner.digest(problems))
     with artifact_cache.staging(key) as folder:
         artifact = build(
@@ -435,13 +461,13 @@ def compile_model(
             profile,
             Path(folder) / output.name,
             options,
-            provenance=_provenance(model, options, key, trace) | {"nodes": nodes},
-            fields=_findings(graph, model, trace) | {"tuning": tuner.document(schedule)},
+            provenance=provenance(model, options, key, trace) | {"nodes": nodes},
+            fields=findings(graph, model, trace) | chosen | {"tuning": tuner.document(schedule)},
             say=say,
             schedule=schedule,
         )
-        findings = Findings(predicted_ms=predict_layers(graph, Roofline(profile)))
-        artifact_cache.store(write_report(artifact, findings), key)
+        predicted = Findings(predicted_ms=predict_layers(graph, Roofline(profile)))
+        artifact_cache.store(write_report(artifact, predicted), key)
     artifact_cache.remember(stem, tuner.satisfied, tuner.measured(problems))
     finished = artifact_cache.fetch(key, output)
     if finished is None:
@@ -563,35 +589,3 @@ def build(
         float_islands=islands if graph.level is Level.INTEGER else [],
         fields={"memory": [vars(lifetime) for lifetime in schedule.lifetimes], **(fields or {})},
     )
-
-
-def _calibration(options: Options) -> dict[str, Any] | None:
-    if options.calibration is None:
-        return None
-    return {"method": options.calibration_method(), "samples": options.samples, "bias_correction": options.bias_correction}
-
-
-def _findings(graph: Graph, model: Path, trace: Trace) -> dict[str, Any]:
-    """Manifest fields `ranges` (`Observation`) and `islands` (`IslandLayer`); those of an artifact compiled again stay."""
-    if model.is_dir():
-        source = read_manifest(model)
-        return {name: source.get(name, []) for name in ("ranges", "islands")}
-    from bevel.passes.quantize.islands import explain_islands
-
-    islands = explain_islands(graph, trace.kept) if graph.level is Level.INTEGER else []
-    return {"ranges": [asdict(row) for row in trace.observed], "islands": [asdict(row) for row in islands]}
-
-
-def _provenance(model: Path, options: Options, key: str, trace: Trace) -> dict[str, Any]:
-    from importlib import metadata
-
-    return {
-        "bevel": __version__,
-        "tvm": metadata.version("apache-tvm"),
-        "model": model.name,
-        "key": key,
-        "bits": str(options.precision()),
-        "pipeline": print_pipeline(trace.applied),
-        "calibration": _calibration(options),
-        "plan": json.loads(options.plan.dumps()) if options.plan is not None else None,
-    }

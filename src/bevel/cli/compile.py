@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,11 +12,12 @@ from typing import Any
 import click
 
 from bevel.cli import options
+from bevel.cli.allocation import allocation_lines
 from bevel.cli.output import emit, kib, progress, table
 from bevel.compiler import Options, Trace, boundary_sides, compile_model, default_output
 from bevel.errors import UsageError
 from bevel.ir.graph import Graph
-from bevel.ir.plan import DEFAULT_CALIBRATION, ROUNDINGS, SCALES, load_plan
+from bevel.ir.plan import DEFAULT_CALIBRATION, ROUNDINGS, SCALES, load_plan, loads_plan
 from bevel.ir.text import print_graph
 from bevel.passes.pipeline import lookup_pass
 from bevel.preprocessing import load_preprocess
@@ -31,7 +33,8 @@ from bevel.tuning.options import MODES, Tuning
 @click.option(
     "--bits",
     help="Precision: fp32, fp16 (where the device has it), 8 (= w8a8, integer-only), or wNaM for weights of N (1, 1.58, 2 to 8) "
-    "and activations of M (1 to 8) bits (docs/quantization.md).  [default: 8, or the plan's]",
+    "and activations of M (1 to 8) bits; auto-lowbit[:wNaM,...]: in each layer the fastest of these, or of w8a8 and w4a8, on the "
+    "device (docs/quantization.md).  [default: 8, or the plan's]",
 )
 @click.option("--calib", type=click.Path(path_type=Path), help="Calibration data: .npz or directory of .npy (docs/data.md).")
 @click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Calibration samples to use at most.")
@@ -85,6 +88,11 @@ from bevel.tuning.options import MODES, Tuning
 )
 @click.option("--plan", type=click.Path(path_type=Path), help="Compression plan (JSON): precision layer by layer.")
 @click.option(
+    "--save-plan",
+    type=click.Path(path_type=Path),
+    help="Write the plan that was compiled, with the bits that were chosen, as JSON.",
+)
+@click.option(
     "--tune",
     type=click.Choice(MODES),
     default="cached",
@@ -115,6 +123,7 @@ def command(
     keep_float: tuple[str, ...],
     states: tuple[str, ...],
     plan: Path | None,
+    save_plan: Path | None,
     tune: str,
     tune_budget: float | None,
     dump: str | None,
@@ -128,6 +137,7 @@ def command(
     bevel compile model.onnx --device host --bits fp32
     bevel compile model.onnx --device raspberry-pi-4 --bits 8 --calib images.npz -o model.bevel
     bevel compile model.onnx --device raspberry-pi-4 --bits w4a8 --calib images.npz --rounding gptq   # weights of 4 bits
+    bevel compile model.onnx --device raspberry-pi-4 --bits auto-lowbit:w4a8,w2a2 --calib images.npz --save-plan plan.json
     bevel compile model.bevel --device raspberry-pi-5 -o model-pi5.bevel   # the same integer graph, same bits
     bevel compile model.onnx --device raspberry-pi-4 --calib frames.npz --preprocess imagenet   # takes uint8 camera frames
     bevel compile model.onnx --device host --bits fp32 --custom-op mydomain.Swirl=swirl.c   # docs/custom.md
@@ -158,6 +168,9 @@ def command(
         artifact, seconds = compile_model(model, output or default_output(model, device), chosen, say, trace)
     if ranges is not None:
         write_ranges(artifact, ranges)
+    if save_plan is not None:
+        given = artifact.manifest["provenance"]["plan"]
+        (loads_plan(json.dumps(given)) if given is not None else chosen.whole_plan()).save(save_plan)
     emit(as_json, _document(artifact, seconds), _text(artifact, seconds))
 
 
@@ -192,7 +205,7 @@ def _document(artifact: Artifact, seconds: float) -> dict[str, object]:
         ],
         "tuning": {key: value for key, value in m["tuning"].items() if key != "kernels"},
         "seconds": round(seconds, 3),
-    }
+    } | ({"allocation": m["allocation"]} if "allocation" in m else {})
 
 
 def _chosen(manifest: Mapping[str, Any], layer: Mapping[str, Any]) -> str:
@@ -218,6 +231,7 @@ def _text(artifact: Artifact, seconds: float) -> list[object]:
         f"{'integer only' if m['integer_only'] else 'not integer only'}",
     ]
     lines += _low_bit_lines(m["layers"])
+    lines += allocation_lines(m)
     if islands := m.get("islands"):
         cells = [
             (short_name(i["layer"]), i["op"], i["reason"], f"{100 * i['macs_share']:.1f} %", f"{100 * i['bytes_share']:.1f} %")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bevel.report.accuracy import accuracy
+from bevel.report.allocation import allocation
 from bevel.report.conditions import conditions
 from bevel.report.findings import Findings
 from bevel.report.flow import flow, pipeline
@@ -37,6 +38,7 @@ def render(manifest: Mapping[str, Any], findings: Findings) -> str:
         section("Accuracy", accuracy(findings)),
         section("Arena over the steps", memory(manifest)),
         section("Precision", plan(manifest)),
+        section("Bits weighed", allocation(manifest)),
         section("Float islands", islands(manifest)),
         section("Calibrated ranges", ranges(manifest)),
         section("Provenance", provenance(manifest)),

@@ -84,6 +84,7 @@ class Tuner:
         why_static: why nothing was measured although asked for; empty when nothing stood in the way.
         unmeasured: problems that the budget left out.
         seconds: spent measuring, by "compile" and "measure".
+        spent_s: of the budget.
     """
 
     target: Target
@@ -95,6 +96,7 @@ class Tuner:
     why_static: str = ""
     unmeasured: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    spent_s: float = 0.0
 
     @classmethod
     def load(cls, profile: Profile, tuning: Tuning) -> Tuner:
@@ -205,16 +207,29 @@ class Tuner:
             CheckFailed: two kernels of one problem compute different results.
             StoreError: times cannot be kept.
         """
-        missing = self.missing(schedule)
+        return self.measure_candidates(profile, self.missing(schedule), schedule.name, len(schedule.weights), say)
+
+    def measure_candidates(
+        self, profile: Profile, missing: Sequence[Sequence[Candidate]], model: str, weight_bytes: int, say: Progress
+    ) -> bool:
+        """Measure `missing`, candidates of each problem in order of importance; see `measure`.
+
+        Args:
+            profile: the device.
+            missing: what to measure.
+            model: whose kernels they are, for who waits.
+            weight_bytes: constants of the whole model.
+            say: progress, in problems.
+        """
         if not missing:
             return False
         with _native(profile) as transport:
             if isinstance(transport, str):
                 self.why_static = transport
                 return False
-            with transport.lock(f"tuning of {schedule.name}", LOCK_WAIT_S), Store.open() as store:
+            with transport.lock(f"tuning of {model}", LOCK_WAIT_S), Store.open() as store:
                 device = store.device(fingerprint(transport, profile.name, sample(transport)))
-                timer = DeviceTimer(transport, self.target, len(schedule.weights), say, self.seconds)
+                timer = DeviceTimer(transport, self.target, weight_bytes, say, self.seconds)
 
                 def keep(problem: Problem, heat: Heat, noise: float) -> None:
                     store_heat(store, device, self.target, problem, heat, noise)
@@ -231,7 +246,7 @@ class Tuner:
         say: Progress,
         clock: Clock = time.monotonic,
     ) -> None:
-        """Measure `missing` batch by batch until the budget ends.
+        """Measure `missing` batch by batch until the budget, what was spent of it before included, ends.
 
         Args:
             missing: candidates of each problem, in order of importance.
@@ -244,7 +259,7 @@ class Tuner:
         for batch in _batches(missing):
             before = clock()
             # A batch that would not end in time is not begun.
-            if self.tuning.budget_s is not None and before - begin + longest >= self.tuning.budget_s:
+            if self.tuning.budget_s is not None and self.spent_s + before - begin + longest >= self.tuning.budget_s:
                 break
             say("tune", done, len(missing))
             for found, timings in zip(batch, timer.time(batch), strict=True):
@@ -255,7 +270,8 @@ class Tuner:
                 done += 1
             longest = max(longest, clock() - before)
         say("tune", done, len(missing))
-        self.unmeasured = len(missing) - done
+        self.spent_s += clock() - begin
+        self.unmeasured += len(missing) - done
 
 
 def _batches(missing: Sequence[Sequence[Candidate]]) -> Iterator[list[Sequence[Candidate]]]:
