@@ -14,7 +14,7 @@ from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Extent, Pro
 from bevel.backends.kernels import conv
 from bevel.backends.kernels.conv import Geometry
 from bevel.backends.kernels.micro import CODES, MicroKernel
-from bevel.backends.kernels.tiling import split
+from bevel.backends.kernels.tiling import Chunks, split
 from bevel.backends.tvm import PrimFunc
 from bevel.ir.protocols import Target
 
@@ -119,7 +119,8 @@ class ConvGenerator:
 
     def waiting(self, g: Geometry, target: Target) -> float:
         """Estimated cycles that the inner loops wait for what comes from beyond the first cache."""
-        return self.pipeline.fetch * _fetched(g, target)
+        kept = kept_bytes(target)
+        return self.pipeline.fetch * (fetched_inputs(g, kept) + sum(fetched_weights(g, run, kept) for run in g.columns))
 
     def _cycles(self, g: Geometry) -> float:
         """Cycles of the inner loops of all tiles, as the pipeline's throughputs bound them."""
@@ -191,20 +192,25 @@ def _results(g: Geometry) -> int:
     return p.batch * p.oh * p.ow * p.groups * sum(run.count * run.size for run in g.columns)
 
 
-def _fetched(g: Geometry, target: Target) -> float:
-    """Bytes that the inner loops read from beyond the first cache.
+def kept_bytes(target: Target) -> float:
+    """What of the operands stays in the first cache."""
+    return (target.caches[0].bytes if target.caches else FIRST_CACHE_BYTES) * FIRST_CACHE_SHARE
 
-    Pixel tiles pass over the weights of a block of channels, which stay in the cache if they fit; blocks pass over the input.
+
+def fetched_weights(g: Geometry, run: Chunks, kept: float) -> int:
+    """Bytes of weights of some blocks of channels that the inner loops read from beyond the first cache.
+
+    Pixel tiles pass over the weights of a block, which stay in the cache if they fit.
     """
-    keeps = (target.caches[0].bytes if target.caches else FIRST_CACHE_BYTES) * FIRST_CACHE_SHARE
+    block = run.size * g.taps * g.padded_run * g.micro.lanes * np.dtype(g.micro.weight_dtype).itemsize
+    return g.problem.groups * run.count * block * (1 if block <= kept else sum(count for count, _, _ in g.bodies))
+
+
+def fetched_inputs(g: Geometry, kept: float) -> int:
+    """Bytes of input that the inner loops read from beyond the first cache: blocks of channels pass over it."""
     p = g.problem
-    channel = g.taps * g.padded_run * g.micro.lanes * np.dtype(g.micro.weight_dtype).itemsize
-    weights = 0
-    for run in g.columns:
-        block = run.size * channel
-        weights += run.count * block * (1 if block <= keeps else sum(count for count, _, _ in g.bodies))
     inputs = p.batch * p.h * p.w * p.c * np.dtype(p.dtype).itemsize
-    return p.groups * weights + inputs * (1 if inputs <= keeps else sum(run.count for run in g.columns))
+    return inputs * (1 if inputs <= kept else sum(run.count for run in g.columns))
 
 
 def _conv(problem: Problem) -> ConvProblem:

@@ -21,7 +21,7 @@ import numpy as np
 
 from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
 from bevel.backends.kernels.conv import Geometry
-from bevel.backends.kernels.generator import ConvGenerator, Pipeline
+from bevel.backends.kernels.generator import ConvGenerator, Pipeline, fetched_inputs, fetched_weights, kept_bytes
 from bevel.backends.kernels.micro import HEADER, Taps
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.conv_int8_vnni import CONV_INT8_VNNI, VnniKernel
@@ -278,6 +278,14 @@ class AmxConv(ConvGenerator):
             total += CONFIGURE * len(g.bodies) * sum(columns.count for columns in g.columns)
         return g.problem.groups * g.shape.batch * total
 
+    def waiting(self, g: Geometry, target: Target) -> float:
+        """Several vectors' tiles in a row come from the second cache more slowly than with a tile of codes between them."""
+        kept = kept_bytes(target)
+        waits = INPUT_FETCH * fetched_inputs(g, kept)
+        for run in g.columns:
+            waits += (WIDE_FETCH if run.size > NARROW else WEIGHT_FETCH) * fetched_weights(g, run, kept)
+        return waits
+
 
 def _fits(g: Geometry, most: int) -> bool:
     """Whether every tile of the image lies in at most `most` bands."""
@@ -287,9 +295,11 @@ def _fits(g: Geometry, most: int) -> bool:
 # A tile multiplication of few rows still passes all rows of weights.
 LEAST_CYCLES = 8
 # Cycles of a multiplication over those of its rows: it waits for its tiles. Cycles of a tile besides, and of a vector of results;
-# what the shorter of multiplying and requantizing costs beside the longer; and cycles to prepare for tiles of another size. With
-# the bytes from the second cache they are fitted to 147 kernels, seven of each of 21 layers and products.
-WAIT, AMX_TILE_OVERHEAD, RESULT, BESIDE, CONFIGURE = 1.4, 45, 5.5, 0.5, 400
+# what the shorter of multiplying and requantizing costs beside the longer; and cycles to prepare for tiles of another size.
+WAIT, AMX_TILE_OVERHEAD, RESULT, BESIDE, CONFIGURE = 1.6, 65, 7, 0.4, 400
+# Cycles per byte from the second cache: of input, of weights, and of weights of more than NARROW vectors. All these numbers are
+# fitted to 138 kernels, six of each of 23 layers and products.
+INPUT_FETCH, WEIGHT_FETCH, WIDE_FETCH, NARROW = 0.015, 0.008, 0.012, 2
 CONV_INT8_AMX = AmxConv(
     name="x86_conv_int8_amx",
     arch="x86_64",
@@ -298,7 +308,7 @@ CONV_INT8_AMX = AmxConv(
     out_dtypes=("uint8", "int32"),
     micro=AmxKernel(),
     shapes=((2, 2), (1, 4), (1, 3), (3, 1), (1, 1)),
-    pipeline=Pipeline(macs=1, loads=2, in_flight=4, unroll=1, fetch=0.016),
+    pipeline=Pipeline(macs=1, loads=2, in_flight=4, unroll=1),
     spare_shapes=((2, 1), (1, 2)),
     spare_unrolls=(2, 4),
 )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from bevel.backends.kernel import Array, Problem
 from bevel.backends.kernels.conv import Geometry
-from bevel.backends.kernels.generator import FIRST_CACHE_BYTES, FIRST_CACHE_SHARE, ConvGenerator, Pipeline
+from bevel.backends.kernels.generator import ConvGenerator, Pipeline, fetched_inputs, kept_bytes
 from bevel.backends.kernels.micro import MicroKernel
 from bevel.backends.kernels.parameters import Fields
 from bevel.backends.tvm import Buffer, Builder, Expr
@@ -101,13 +101,12 @@ class WideVnniConv(ConvGenerator):
     def waiting(self, g: Geometry, target: Target) -> float:
         """Every block of channels passes over the input; weights come from the second cache, or from beyond it."""
         p = g.problem
-        keeps = (target.caches[0].bytes if target.caches else FIRST_CACHE_BYTES) * FIRST_CACHE_SHARE
+        kept = kept_bytes(target)
         second = target.caches[1].bytes if len(target.caches) > 1 else SECOND_CACHE_BYTES
-        inputs = p.batch * p.h * p.w * p.c
-        waits = INPUT_FETCH * inputs * (1 if inputs <= keeps else sum(run.count for run in g.columns))
+        waits = INPUT_FETCH * fetched_inputs(g, kept)
         block = g.weight_bytes // (p.groups * g.vectors)
         visits = sum(count for count, _, _ in g.bodies)
-        again = sum(run.count * run.size for run in g.columns if run.size * block > keeps)
+        again = sum(run.count * run.size for run in g.columns if run.size * block > kept)
         waits += WEIGHT_FETCH * p.groups * again * block * (visits - 1)
         if g.weight_bytes > second / 2:
             waits += (FAR_FETCHED if g.fetches_ahead else FAR_FETCH) * g.weight_bytes
