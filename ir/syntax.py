@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from bevel.errors import UnsupportedModel, VerifyError
-from bevel.ir.types import Bool, Codebook, Dim, Elem, Float, Int, Quant, TensorType
+from bevel.ir.types import Bool, Codebook, Dim, Elem, Float, Groups, Int, Quant, TensorType
 
 # Integers have at most 20 digits (2^64) and names at most one line, so that hostile text stays cheap.
 _TOKEN = re.compile(
@@ -318,8 +318,17 @@ class Scanner:
                 self._at += 2
                 self.expect("=")
                 found[field] = self.integer()
+        groups = self._groups() if self.peek(",") else None
         self.expect(">")
-        return typing.cast("Quant", self._built(Quant, storage, scale, zero_point, found["axis"], found["block"]))
+        return typing.cast("Quant", self._built(Quant, storage, scale, zero_point, found["axis"], found["block"], groups))
+
+    def _groups(self) -> Groups:
+        for word in (",", "codes", "="):
+            self.expect(word)
+        codes = self._int_type()
+        for word in (",", "group", "="):
+            self.expect(word)
+        return typing.cast("Groups", self._built(Groups, codes, self.integer()))
 
     def tensor_type(self) -> TensorType:
         """An element type with its shape and, where given, its layout."""

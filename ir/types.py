@@ -115,6 +115,29 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """Groups of inputs whose weights share an integer factor of 1 to 15, which is multiplied in (`bevel.ir.groups`).
+
+    Attributes:
+        codes: type of the integers that factors multiply, up to 4 bits.
+        size: weights in a group: consecutive ones of an output channel within a kernel row, whose last group may have fewer.
+    """
+
+    codes: Int
+    size: int
+
+    def __post_init__(self) -> None:
+        if not self.codes.signed or self.codes.bits > MOST_GROUPED_BITS:
+            raise ValueError(f"groups of {self.codes}: expected i1 to i{MOST_GROUPED_BITS}, times 15 these fit 8 bits")
+        if self.size not in GROUP_SIZES:
+            raise ValueError(f"groups of {self.size} weights: expected {', '.join(map(str, GROUP_SIZES))}")
+
+
+GROUP_SIZES = (16, 32, 64, 128)
+MOST_GROUPED_BITS = 4
+
+
+@dataclass(frozen=True, slots=True)
 class Quant:
     """Affine quantized element: real = scale * (code - zero_point).
 
@@ -126,6 +149,7 @@ class Quant:
         zero_point: one code, or one for each index along `axis`.
         axis: the channel axis of per-channel scales, None for per-tensor.
         block: number of consecutive elements along `axis` sharing a scale, None for one scale per index.
+        groups: what is known of weights besides: codes are multiples of shorter ones, group by group. It changes no value.
     """
 
     storage: Int
@@ -133,6 +157,7 @@ class Quant:
     zero_point: tuple[int, ...] = (0,)
     axis: int | None = None
     block: int | None = None
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", tuple(float(s) for s in self.scale))
@@ -150,18 +175,26 @@ class Quant:
             raise ValueError(f"Quant: zero point outside {self.storage}")
         if self.storage.bipolar and any(self.zero_point):
             raise ValueError("Quant: bipolar codes have zero point 0")
+        if self.groups is not None and (self.storage != Int(8) or any(self.zero_point) or self.axis not in (None, 0)):
+            raise ValueError(f"Quant: groups of {self.storage} along axis {self.axis}, expected i8, zero point 0 and axis 0")
 
     def __str__(self) -> str:
         scale = ",".join(repr(s) for s in self.scale)
         zp = ",".join(str(z) for z in self.zero_point)
         axis = "" if self.axis is None else f", axis={self.axis}"
         block = "" if self.block is None else f", block={self.block}"
-        return f"q<{self.storage}, scale=[{scale}], zp=[{zp}]{axis}{block}>"
+        groups = "" if self.groups is None else f", codes={self.groups.codes}, group={self.groups.size}"
+        return f"q<{self.storage}, scale=[{scale}], zp=[{zp}]{axis}{block}{groups}>"
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The numpy dtype that stores one code."""
         return self.storage.dtype
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a code, of weights in groups without their factors."""
+        return self.storage.bits if self.groups is None else self.groups.codes.bits
 
     @property
     def per_tensor(self) -> bool:

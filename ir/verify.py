@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from bevel.errors import VerifyError
 from bevel.ir.graph import Graph, Level, Node, Value
+from bevel.ir.groups import factored
 from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.integer import (
     SOFTMAX_TABLE_BITS,
@@ -235,6 +236,11 @@ def _check_data(value: Value) -> None:
         _check_range(f"constant {value.name!r}", data, codes.min, top)
         if codes.bipolar and not data.all():
             raise VerifyError(f"constant {value.name!r} holds 0, expected -1 and +1 only")
+    if isinstance(elem, Quant) and elem.groups is not None:
+        try:
+            factored(data, elem.groups)
+        except ValueError as error:
+            raise VerifyError(f"constant {value.name!r}: {error}") from None
 
 
 def _check_range(what: str, data: Iterable[int], lo: int, hi: int) -> None:
