@@ -18,7 +18,7 @@ from bevel.ir.plan import Bits
 from bevel.tuning.tuner import Tuner
 from bevel.tuning.winners import kernel_of
 
-STATIC = "static"
+STATIC, SHIPPED = "static", "shipped"
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,14 @@ class Cost:
     why_none: str = ""
 
     def gain(self, eight: Cost) -> tuple[float, str] | None:
-        """Time of the layer at 8 bits over its time at these, conversion included, and where both come from; None if unknown."""
-        for mine, theirs, source in (
-            (self.measured_us, eight.measured_us, self.source),
-            (self.predicted_us, eight.predicted_us, STATIC),
-        ):
-            if self.kernel and mine and theirs:
-                return theirs / (mine + self.conversion_us), source
+        """Time of the layer at 8 bits over its time at these, conversion included, and where both come from; None if unknown.
+
+        Times that came with the package are another machine's, and are compared with each other only.
+        """
+        if self.measured_us and eight.measured_us and (self.source == SHIPPED) == (eight.source == SHIPPED):
+            return eight.measured_us / (self.measured_us + self.conversion_us), self.source
+        if self.predicted_us and eight.predicted_us:
+            return eight.predicted_us / (self.predicted_us + self.conversion_us), STATIC
         return None
 
 
@@ -96,25 +97,21 @@ class Costs:
                 yield choice
 
     def _cost(self, bits: Bits, problem: ConvProblem, choice: Choice, conversion_us: float) -> Cost:
-        heat = self.tuner.heat_of(repr(problem))
-        measured = heat.times.get(kernel_of(choice)) if heat is not None else None
-        return Cost(
-            bits,
-            choice.generator.name,
-            self._predicted(problem, choice),
-            measured[0] / 1e3 if measured is not None else None,
-            heat.source if heat is not None and measured is not None else STATIC,
-            conversion_us,
-            self._channelless(problem, choice),
-        )
+        us, source = self._measured(problem, choice) or (None, STATIC)
+        shared = self._channelless(problem, choice)
+        return Cost(bits, choice.generator.name, self._predicted(problem, choice), us, source, conversion_us, shared)
 
     def _time(self, problem: ConvProblem, choice: Choice) -> tuple[bool, float]:
         """To compare kernels of one problem: those that were measured come first."""
+        measured = self._measured(problem, choice)
+        return (False, measured[0]) if measured is not None else (True, self._predicted(problem, choice) or 0.0)
+
+    def _measured(self, problem: ConvProblem, choice: Choice) -> tuple[float, str] | None:
+        """Microseconds, and where they come from."""
         heat = self.tuner.heat_of(repr(problem))
-        measured = heat.times.get(kernel_of(choice)) if heat is not None else None
-        if measured is not None:
-            return False, measured[0]
-        return True, self._predicted(problem, choice) or 0.0
+        if heat is None or kernel_of(choice) not in heat.times:
+            return None
+        return heat.times[kernel_of(choice)][0] / 1e3, heat.source
 
     def _predicted(self, problem: ConvProblem, choice: Choice) -> float | None:
         """Microseconds."""
@@ -142,9 +139,11 @@ class Costs:
         def is_for_few(generator: Generator) -> bool:
             return generator.legal(plain, target) is None and generator.legal(whole, target) is not None
 
-        reasons = [
-            f"{generator.name} takes {why_illegal(generator, problem, target)}"
-            for generator in generators(target.arch)
-            if is_for_few(generator)
-        ]
-        return "; ".join(reasons) or f"{self.profile.name} has no kernel for {bits} that one for 8 bits is not"
+        reasons: dict[str, list[str]] = {}
+        for generator in generators(target.arch):
+            if is_for_few(generator):
+                reasons.setdefault(str(why_illegal(generator, problem, target)), []).append(generator.name)
+        if not reasons:
+            return f"no kernel for {bits} on {self.profile.name}: that for 8 bits computes it, in the same time"
+        said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+        return f"no kernel for {bits} computes it: {said}"

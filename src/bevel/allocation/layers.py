@@ -63,7 +63,8 @@ def open_layers(canonical: Graph, plan: CompressionPlan, named: Iterable[str]) -
     turns: dict[str, int] = {}
     found = []
     for node in weighted:
-        name, label = node.output.name, node.loc or node.output.name
+        # Graphs made by hand may have no names of layers; calls then have those of the sums.
+        name, label = node.output.name, node.loc or f"{node.output.name}.acc"
         turn = turns.get(label, 0)
         turns[label] = turn + 1
         own = plan.layers.get(name, LayerPlan())

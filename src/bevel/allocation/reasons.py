@@ -8,7 +8,7 @@ from bevel.devices.profile import Profile
 
 # A kernel for 8 bits at this share of what its instruction can do leaves little to save but multiplications.
 BUSY = 0.5
-# Share of a kernel's time that does not depend on output channels, from which on these are too few.
+# Share of a kernel's time that does not depend on the number of output channels, from which on these are too few.
 TOO_FEW = 0.3
 
 
@@ -29,7 +29,7 @@ def why_refused(layer: Layer, work: Work, cost: Cost, eight: Cost, best: Cost, l
             return "the first and the last layer keep 8 bits unless the plan names them"
         return "not among the bits that the plan allows"
     if not cost.kernel:
-        return f"no kernel of few bits computes it: {cost.why_none}"
+        return cost.why_none
     found = cost.gain(eight)
     if found is None:
         return f"the time of {cost.kernel} is not known: it estimates none and was not measured"
@@ -56,10 +56,11 @@ def _why_slower(work: Work, cost: Cost, eight: Cost, source: str, profile: Profi
     # Estimates are at the clock that the peak is for.
     peak = profile.peaks.int8_gmacs.value
     rate = work.problem.macs / (eight.predicted_us or theirs) / 1e3
-    runs = f"int8 runs at {rate:.0f} of {peak:.0f} GMAC/s of its instruction"
+    runs = f"int8 runs at {min(rate, peak):.0f} of {peak:.0f} GMAC/s of its instruction"
     if rate >= BUSY * peak:
         return f"compute-bound: {runs}, and few bits take no fewer operations: {cost.kernel} {longer}"
     if cost.channelless >= TOO_FEW:
-        share = f"{100 * cost.channelless:.0f} % of {cost.kernel} is for its input, whatever they are"
-        return f"{work.problem.oc} output channels are too few: {share}, which costs more than it saves: it {longer}"
+        share = f"{100 * cost.channelless:.0f} % of the time of {cost.kernel} does not depend on their number"
+        what = "tables of inputs, whole vectors of channels"
+        return f"{work.problem.oc} output channels are too few: {share} ({what}), and it {longer}"
     return f"{cost.kernel} {longer}: {runs} with {eight.kernel}"
