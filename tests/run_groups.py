@@ -30,7 +30,7 @@ GROUPS: dict[str, list[str]] = {
     "kernels": ["tests/backends", *PARALLEL],
     "conformance": ["tests/conformance"],
     "devices": ["tests/devices"],
-    "e2e": ["tests/e2e", "tests/cli", "tests/export", "tests/training", "tests/tuning", *PARALLEL],
+    "e2e": ["tests/e2e", "tests/cli", "tests/export", "tests/training", "tests/tuning", "tests/allocation", *PARALLEL],
 }
 SUMMARY = re.compile(r"(\d+) (passed|failed|skipped|error)")
 

@@ -145,6 +145,10 @@ def test_the_budget_ends_it_with_the_largest_problems_done() -> None:
     assert tuner.satisfied == ()
     # A batch that cannot end in time is not begun.
     assert len(timer.batches) == 2
+    # What one part of a compilation spent, the next cannot.
+    tuner.tuning = Tuning("fast", budget_s=2.0)
+    tuner.run(wanted("fast", many[2 * each :]), timer, lambda *_: None, lambda *_: None, timer.clock)
+    assert len(timer.batches) == 2
     whole = tuned(FakeTimer([3.0, 2.0, 1.0]), many, Tuning("fast"))
     assert whole.unmeasured == 0
     assert whole.satisfied == ("fast",)
