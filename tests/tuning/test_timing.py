@@ -59,6 +59,17 @@ def test_where_nothing_is_calm_calls_still_tell_and_say_so() -> None:
     assert found.spread > 0
 
 
+def test_what_slows_all_kernels_alike_does_not_count() -> None:
+    """Each block runs at a speed of its own; the kernels' order and their distance come out as if all ran at one."""
+    speeds = [1.0, 1.5, 1.1, 1.6, 1.0, 1.4, 1.2, 1.5]
+    times = [100_000, 97_000, 110_000, 105_000]
+    lines = [head([1] * 4), *(block(i, [int(ps * speed) for ps in times]) for i, speed in enumerate(speeds))]
+    found = summarize(lines)
+    assert [t.ns / found[0].ns for t in found] == pytest.approx([1.0, 0.97, 1.1, 1.05], rel=1e-4)
+    assert max(t.spread for t in found) < 1e-4
+    assert found[0].ns == pytest.approx(130, rel=0.02)
+
+
 def test_a_kernel_given_up_early_has_the_time_of_its_fastest_call() -> None:
     lines = [head([10, 90]), *(block(i, [10_000, None]) for i in range(LEAST_BLOCKS)), head([11, 80])]
     assert [(t.ns, t.blocks) for t in summarize(lines)] == [(10.0, LEAST_BLOCKS), (80.0, 0)]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from bevel.backends.objects import compile_kernels
 from bevel.benchmarking.protocol import CLOCK_TOLERANCE, judge
@@ -172,18 +173,37 @@ def summarize(lines: Sequence[Mapping[str, Any]]) -> list[Timing]:
         blocks = calm(lines, preempted=True) or [line for line in lines if "block" in line]
     canaries = [block["canary_ns"] for block in blocks]
     noise = float(np.std(canaries) / np.median(canaries))
+    table = np.array([block["ps"] for block in blocks], np.float64) / 1e3
+    ran = ~np.isnan(table).all(axis=0)
+    table[:, ran] /= _levels(table[:, ran])
     found = []
     for index, fastest in enumerate(least):
-        times = [block["ps"][index] / 1e3 for block in blocks if block["ps"][index] is not None]
-        if not times:
+        times = table[~np.isnan(table[:, index]), index]
+        if not times.size:
             found.append(Timing(float(max(fastest, 1)), 0.0, 0, noise, disturbed))
             continue
         median = float(np.median(times))
         # Of the median of a sample, by the median absolute deviation (1.4826 times it estimates the standard deviation).
-        deviation = 1.4826 * float(np.median(np.abs(np.array(times) - median)))
-        error = np.sqrt(np.pi / 2) * deviation / np.sqrt(len(times)) / max(median, 1e-3)
-        found.append(Timing(max(median, 1e-3), float(error), len(times), noise, disturbed))
+        deviation = 1.4826 * float(np.median(np.abs(times - median)))
+        error = np.sqrt(np.pi / 2) * deviation / np.sqrt(times.size) / max(median, 1e-3)
+        found.append(Timing(max(median, 1e-3), float(error), times.size, noise, disturbed))
     return found
+
+
+def _levels(table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """How slow each block was for all kernels alike, [blocks, 1], around 1.
+
+    What shares the core, the caches or the power with this program slows whole blocks by up to a half, and the canary, which
+    waits for one multiplier, sees nothing of it. All kernels take part in every block, so only what differs between them is left.
+    One or two kernels cannot tell.
+
+    Args:
+        table: times [blocks, kernels]; not a number where a kernel did not take part.
+    """
+    if table.shape[1] < 3:
+        return np.ones((len(table), 1))
+    levels: npt.NDArray[np.float64] = np.nanmedian(table / np.nanmedian(table, axis=0), axis=1, keepdims=True)
+    return levels
 
 
 def check_results(program: BenchProgram, digests: Sequence[Sequence[str]]) -> None:
