@@ -1,13 +1,17 @@
 """Convolution and GEMM of weights and inputs of few bits on NEON by counting bits (Umuroglu et al., 2017; Cowan et al., 2020).
 
 A product of codes is a sum over pairs of bit planes, and 128 products of bits take an `and`, a `cnt` and an addition of bytes.
-Rows of inputs are turned into planes once (`bevel.backends.kernels.low_bit`): of every *granule* of codes, bytes of its planes
-follow each other, so that a vector holds all planes of 128 / planes codes, and reduction runs stay contiguous. A weight vector
-holds the bits of one weight plane, repeated for every plane of x. Sums of counts stay in bytes as long as they fit; multiplying
-them by what their planes count joins all of them in 16 bits.
+Rows of inputs are turned into planes once (`bevel.backends.arm.planes`). A vector holds all planes of one side, and one plane of
+the other, repeated for each of them:
 
-Weights are packed as `[block][tap][vector][channel][weight plane][byte]` without repetitions; these are made in scratch for each
-block of channels where many pixels meet them.
+* Planes of x together: a vector holds those of 128 / planes codes. Repetitions of weights are made in scratch for each block of
+  channels where many pixels meet them.
+* Planes of x *apart*, where pixels have whole vectors of codes: repetitions are part of what rows are turned into. That loads
+  less: vectors of the planes of x are pairs, and one of weights has both planes of a channel.
+
+Weights are packed as `[block][tap][vector][channel][weight plane][byte]`.
+
+Sums of counts stay in bytes as long as they fit; multiplying them by what their planes count joins all of them in 16 bits.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -22,16 +27,16 @@ from bevel.backends.arm.conv_int8_mmla import CONV_INT8_MMLA
 from bevel.backends.arm.conv_int8_neon import CONV_INT8_NEON, CONV_INT8_NEON_WIDE
 from bevel.backends.arm.conv_int8_sdot import CONV_INT8_SDOT
 from bevel.backends.arm.neon import half
+from bevel.backends.arm.planes import CHUNK, WIDTH, ApartStaging, PlaneStaging, plane_count
 from bevel.backends.arm.requantize import NeonInteger
 from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
+from bevel.backends.kernels.conv import Geometry
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
 from bevel.backends.kernels.low_bit import (
-    FormStaging,
     plane_factors,
     planes_of,
     reductions,
     signed_codes,
-    sum_of_codes,
     unsigned_codes,
 )
 from bevel.backends.kernels.micro import HEADER, MicroKernel, Taps
@@ -40,8 +45,6 @@ from bevel.backends.kernels.staging import Staging
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
 
-WIDTH = 16
-CHUNK = 64
 MOST_BITS = 4
 # Of weights and inputs together, that what a bit counts fits a byte.
 MOST_SUM = 9
@@ -49,71 +52,10 @@ INT16 = 32767
 # Counts up to 8 whose sum fits a byte.
 ADDITIONS = 31
 UNFOLDED_VISITS = 4
+# From so many on two steps an iteration pay; what is left of fewer would be unrolled whole, and spill.
+UNROLLED_STEPS = 6
 # Of a tile: a sixth vector of inputs has no register beside 24 of counts.
 MOST_PIXELS = 5
-
-
-def plane_count(bits: int) -> int:
-    """Planes that codes of `bits` are laid out as: a power of two, so that they fill vectors."""
-    return 1 << (bits - 1).bit_length()
-
-
-@dataclass(frozen=True)
-class PlaneStaging(FormStaging):
-    """Rows of bit planes.
-
-    Attributes:
-        planes: of a code, a power of two.
-        granule: codes whose planes follow each other; a divisor of the channels.
-    """
-
-    planes: int = 1
-    granule: int = CHUNK
-
-    @property
-    def pixel_elements(self) -> int:
-        """Bytes of the planes of a pixel."""
-        return self.problem.c // 8 * self.planes
-
-    def form(self, k: Builder, x: Buffer, source: Expr, scratch: Buffer, target: Expr, codes: int) -> None:
-        """See `FormStaging.form`."""
-        with k.serial(-(-codes // CHUNK)) as v:
-            parts = [k.bitcast(k.load(x, source + v * CHUNK + i * WIDTH, WIDTH), "uint8", WIDTH) for i in range(CHUNK // WIDTH)]
-            self._write(k, scratch, target + v * (CHUNK // 8 * self.planes), parts)
-
-    def form_border(self, k: Builder, scratch: Buffer, target: Expr, zero: Expr, pixels: int) -> None:
-        """See `FormStaging.form_border`."""
-        with k.serial(-(-pixels * self.problem.c // CHUNK)) as v:
-            self._write(k, scratch, target + v * (CHUNK // 8 * self.planes), [k.splat(zero, WIDTH)] * (CHUNK // WIDTH))
-
-    def row_sums(self, k: Builder, x: Buffer, offset: Expr) -> Expr:
-        """See `FormStaging.row_sums`."""
-        return sum_of_codes(k, x, offset, self.problem.c)
-
-    def _write(self, k: Builder, scratch: Buffer, target: Expr, parts: Sequence[Expr]) -> None:
-        """The planes of 64 codes in four vectors."""
-        place = k.bitwise_and(k.numbers(WIDTH), k.const(7, "int32", WIDTH))
-        bit = k.cast(k.shift_left(k.const(1, "int32", WIDTH), place), "uint8", WIDTH)
-        none = k.const(0, "uint8", WIDTH)
-
-        def add(a: Expr, b: Expr) -> Expr:
-            return k.call("uint8x16", "llvm.aarch64.neon.addp", a, b)
-
-        quarters = []
-        for p in range(self.planes):
-            chosen = [k.select(k.bitwise_and(v, k.const(1 << p, "uint8", WIDTH)) > none, bit, none) for v in parts]
-            quarters.append(add(add(chosen[0], chosen[1]), add(chosen[2], chosen[3])))
-        size = CHUNK // 8 * self.planes
-        if self.planes == 1:
-            k.store(scratch, target, k.shuffle([add(quarters[0], quarters[0])], range(size)), size)
-            return
-        pairs = [add(quarters[p], quarters[p + 1]) for p in range(0, self.planes, 2)]
-        # Byte b of plane p is in vector p // 2, at 8 * (p % 2) + b.
-        width = min(self.granule, CHUNK) // 8
-        order = [p * 8 + first + b for first in range(0, 8, width) for p in range(self.planes) for b in range(width)]
-        for at in range(0, size, WIDTH):
-            value = pairs[0] if len(pairs) == 1 and order == list(range(size)) else k.shuffle(pairs, order[at : at + WIDTH])
-            k.store(scratch, target + at, value, WIDTH)
 
 
 @dataclass(frozen=True)
@@ -123,12 +65,14 @@ class BitsKernel(NeonInteger):
     Attributes:
         weight_bits, x_bits: of the problem.
         granule: see `PlaneStaging`.
+        apart: whether planes of weights lie side by side, and those of x in vectors of their own.
         steps: vectors of a whole reduction, at most.
     """
 
     weight_bits: int = 2
     x_bits: int = 2
     granule: int = CHUNK
+    apart: bool = False
     steps: int = 1
 
     x_dtype = "uint8"
@@ -136,13 +80,23 @@ class BitsKernel(NeonInteger):
 
     @property
     def planes(self) -> int:
-        """Of x."""
-        return plane_count(self.x_bits)
+        """Of x, in a vector."""
+        return 1 if self.apart else plane_count(self.x_bits)
+
+    @property
+    def plane_bytes(self) -> int:
+        """Of a plane in a vector."""
+        return WIDTH // (self.weight_bits if self.apart else self.planes)
 
     @property
     def kgroup(self) -> int:  # type: ignore[override]
         """Codes of a vector."""
-        return 8 * WIDTH // self.planes
+        return 8 * self.plane_bytes
+
+    @property
+    def vectors(self) -> tuple[int, int]:
+        """Of x and of weights that the same codes take."""
+        return (self.x_bits, 1) if self.apart else (1, self.weight_bits)
 
     @property
     def code_offset(self) -> int:  # type: ignore[override]
@@ -151,8 +105,8 @@ class BitsKernel(NeonInteger):
 
     @property
     def _step_bound(self) -> int:
-        """What one vector adds to a lane of the joined sums, at most: 16 bits of the heaviest planes."""
-        return 16 * (1 << (self.x_bits - 1)) * (1 << (self.weight_bits - 1))
+        """What one step adds to a lane of the joined sums, at most: 16 bits of the heaviest planes, or 16 codes."""
+        return 16 * ((1 << self.x_bits) - 1 if self.apart else 1 << (self.x_bits - 1 + self.weight_bits - 1))
 
     @property
     def additions(self) -> int:
@@ -177,11 +131,13 @@ class BitsKernel(NeonInteger):
     def staging(self, problem: ConvProblem, at: int) -> Staging:
         """See `MicroKernel.staging`."""
         sums = bool(self.code_offset)
+        if self.apart:
+            return ApartStaging(problem, self.x_dtype, WIDTH, at, sums=sums, planes=self.x_bits, copies=self.weight_bits)
         return PlaneStaging(problem, self.x_dtype, WIDTH, at, sums=sums, planes=self.planes, granule=self.granule)
 
     def tap_elements(self, run: int, nv: int) -> int:
         """See `MicroKernel.tap_elements`."""
-        return self.padded_run(run) // self.kgroup * (nv * self.lanes) * self.weight_bits * (WIDTH // self.planes)
+        return self.padded_run(run) // self.kgroup * (nv * self.lanes) * self.weight_bits * self.plane_bytes
 
     def block_start(self, channel: Expr, taps: int, run: int) -> Expr:
         """See `MicroKernel.block_start`."""
@@ -212,7 +168,7 @@ class BitsKernel(NeonInteger):
         codes = np.zeros((channels, taps, self.padded_run(run)), np.uint8)
         codes[:, :, :run] = unsigned_codes(weights, self.weight_bits)
         planes = [np.packbits(plane, axis=-1, bitorder="little") for plane in planes_of(codes, self.weight_bits)]
-        packed = np.stack(planes, axis=2).reshape(channels, taps, self.weight_bits, -1, WIDTH // self.planes)
+        packed = np.stack(planes, axis=2).reshape(channels, taps, self.weight_bits, -1, self.plane_bytes)
         return np.concatenate([packed[start : start + size].transpose(1, 3, 0, 2, 4).ravel() for start, size in blocks])
 
     def unpack_weights(self, packed: Array, shape: tuple[int, int, int], blocks: Sequence[tuple[int, int]]) -> Array:
@@ -222,7 +178,7 @@ class BitsKernel(NeonInteger):
         position = 0
         for start, size in blocks:
             count = taps * self.tap_elements(run, size // self.lanes)
-            block = packed[position : position + count].reshape(taps, -1, size, self.weight_bits, WIDTH // self.planes)
+            block = packed[position : position + count].reshape(taps, -1, size, self.weight_bits, self.plane_bytes)
             position += count
             bits = np.unpackbits(
                 block.transpose(2, 0, 3, 1, 4).reshape(size, taps, self.weight_bits, -1), axis=-1, bitorder="little"
@@ -250,50 +206,84 @@ class BitsKernel(NeonInteger):
         ahead: int,
     ) -> None:
         """See `MicroKernel.reduce`."""
-        channels, bits = nv * self.lanes, self.weight_bits
-        unfolded = weights is x
-        size = WIDTH if unfolded else WIDTH // self.planes
+        channels = nv * self.lanes
+        xs, ws = self.vectors
+        # Vectors of weights are whole where they were unfolded into scratch, in which x is, or never need be.
+        whole = weights is x or self.planes == 1
+        size = WIDTH if whole else self.plane_bytes
         steps = self.padded_run(taps.run) // self.kgroup
-        counts = k.alloc(len(offsets) * channels * bits * WIDTH, "uint8")
-        columns = k.alloc(len(offsets) * WIDTH, "uint8")
-
-        def slot(i: int, c: int, q: int) -> int:
-            return ((i * channels + c) * bits + q) * WIDTH
+        counts = k.alloc(len(offsets) * channels * xs * ws * WIDTH, "uint8")
+        columns = k.alloc(len(offsets) * xs * WIDTH, "uint8")
+        planes = k.alloc(channels * ws * WIDTH, "uint8")
 
         def step(row: Expr, column: Expr, index: Expr, first: bool) -> None:
-            place = origin + row * taps.row_pitch + column * taps.column_pitch + index * WIDTH
-            for i, offset in enumerate(offsets):
-                k.store(columns, i * WIDTH, k.load(x, place + offset, WIDTH), WIDTH)
-            start = base + ((row * taps.columns + column) * steps + index) * (channels * bits * size)
+            place = origin + row * taps.row_pitch + column * taps.column_pitch + index * (xs * WIDTH)
+            start = base + ((row * taps.columns + column) * steps + index) * (channels * ws * size)
+
+            def load_inputs(i: int) -> None:
+                for p in range(xs):
+                    k.store(columns, (i * xs + p) * WIDTH, k.load(x, place + offsets[i] + p * WIDTH, WIDTH), WIDTH)
+
+            def load_weights(c: int) -> None:
+                for q in range(ws):
+                    plane = k.load(weights, start + (c * ws + q) * size, size)
+                    k.store(planes, (c * ws + q) * WIDTH, plane if whole else self._repeated(k, plane), WIDTH)
+
+            def add_counts(i: int, c: int) -> None:
+                for q, p in product(range(ws), range(xs)):
+                    at = ((i * channels + c) * ws + q) * xs + p
+                    bits = k.load(planes, (c * ws + q) * WIDTH, WIDTH), k.load(columns, (i * xs + p) * WIDTH, WIDTH)
+                    count = k.call("uint8x16", "llvm.ctpop", k.bitwise_and(*bits))
+                    if not first:
+                        count = k.load(counts, at * WIDTH, WIDTH) + count
+                        if unroll > 1:
+                            # LLVM would add up the counts of several steps before, and keep them all in registers.
+                            count = k.opaque(count, "uint8", WIDTH)
+                    k.store(counts, at * WIDTH, count, WIDTH)
+
+            # What stays in registers comes first: few vectors of weights or of x.
+            pixels = range(len(offsets))
+            if self.apart:
+                for c in range(channels):
+                    load_weights(c)
+                for i in pixels:
+                    load_inputs(i)
+                    for c in range(channels):
+                        add_counts(i, c)
+                return
+            for i in pixels:
+                load_inputs(i)
             for c in range(channels):
-                for q in range(bits):
-                    plane = k.load(weights, start + (c * bits + q) * size, size)
-                    if not unfolded:
-                        plane = self._repeated(k, plane)
-                    for i in range(len(offsets)):
-                        both = k.bitwise_and(plane, k.load(columns, i * WIDTH, WIDTH))
-                        count = k.call("uint8x16", "llvm.ctpop", both)
-                        value = count if first else k.load(counts, slot(i, c, q), WIDTH) + count
-                        k.store(counts, slot(i, c, q), value, WIDTH)
+                load_weights(c)
+                for i in pixels:
+                    add_counts(i, c)
 
         def widen(zero: Expr | None) -> None:
-            patterns = [self._pattern(k, abs(factor)) for factor in plane_factors(bits)]
+            factors = self._factors(k)
             for i in range(len(offsets)):
                 for c in range(channels):
                     lanes = self.acc_lanes // self.lanes
                     at = (i * channels + c) * lanes + (k.i32(0) if zero is None else zero)
                     total = k.const(0, "uint16", 8) if self.deep else k.load(acc, at, lanes)
-                    for q, factor in enumerate(plane_factors(bits)):
-                        value = k.load(counts, slot(i, c, q), WIDTH)
-                        for start in (0, 8):
-                            ends = half(k, value, start), half(k, patterns[q], start)
-                            product = k.call("uint16x8", "llvm.aarch64.neon.umull", *ends)
-                            total = total - product if factor < 0 else total + product
+                    for part, halves in enumerate(factors):
+                        value = k.load(counts, ((i * channels + c) * (xs * ws) + part) * WIDTH, WIDTH)
+                        for start, (negative, factor) in zip((0, 8), halves, strict=True):
+                            product = k.call("uint16x8", "llvm.aarch64.neon.umull", half(k, value, start), factor)
+                            total = total - product if negative else total + product
                     if self.deep:
                         total = self.neon.add_pairs(k, k.load(acc, at, lanes), k.bitcast(total, "int16", 8))
                     k.store(acc, at, total, lanes)
 
         sum_narrow(k, taps, steps, self.additions, unroll, step, widen)
+
+    def _factors(self, k: Builder) -> list[list[tuple[bool, Expr]]]:
+        """For each vector of counts and its halves: whether they count negative, and what bits of each lane do, as uint8x8."""
+        planes = plane_factors(self.weight_bits)
+        if self.apart:
+            sides = [planes[start // self.plane_bytes] for start in (0, 8)]
+            return [[(side < 0, k.const(abs(side) << p, "uint8", 8)) for side in sides] for p in range(self.x_bits)]
+        patterns = [(factor < 0, self._pattern(k, abs(factor))) for factor in planes]
+        return [[(negative, half(k, pattern, start)) for start in (0, 8)] for negative, pattern in patterns]
 
     def _pattern(self, k: Builder, factor: int) -> Expr:
         """uint8x16: what a bit in each lane counts."""
@@ -341,8 +331,11 @@ class BitsConv(ConvGenerator):
         planes = plane_count(problem.x_bits)
         granule = math.gcd(problem.c, 8 * WIDTH // planes)
         # Every tap may end with a vector that is not full.
-        steps = reductions(problem) * planes // (8 * WIDTH) + problem.kh * problem.kw
-        return replace(self.micro, weight_bits=problem.weight_bits, x_bits=problem.x_bits, granule=granule, steps=steps)
+        apart = problem.weight_bits <= 2 and problem.x_bits == 2 and problem.c % (8 * WIDTH // problem.weight_bits) == 0
+        steps = reductions(problem) * (problem.weight_bits if apart else planes) // (8 * WIDTH) + problem.kh * problem.kw
+        return replace(
+            self.micro, weight_bits=problem.weight_bits, x_bits=problem.x_bits, granule=granule, apart=apart, steps=steps
+        )
 
     def legal(self, problem: Problem, target: Target) -> str | None:
         """Besides the loop nest's limits: few bits on both sides, one group of channels, whole bytes of bits."""
@@ -360,19 +353,28 @@ class BitsConv(ConvGenerator):
     def tiles(self, problem: Problem, target: Target) -> Sequence[Tile]:
         """As many pixels as leave registers to counts of all planes."""
         assert isinstance(problem, ConvProblem)
-        shapes = list(dict.fromkeys((max(1, min(mr // problem.weight_bits, MOST_PIXELS)), nv) for mr, nv in self.shapes))
-        return self._ranked(problem, target, shapes)
+        vectors = max(self._bits_kernel(problem).vectors)
+        shapes = list(dict.fromkeys((max(1, min(mr // vectors, MOST_PIXELS)), nv) for mr, nv in self.shapes))
+        kernel = self._bits_kernel(problem)
+        g = Geometry(problem, kernel, *shapes[0])
+        unroll = 2 if kernel.apart and g.padded_run >= UNROLLED_STEPS * kernel.kgroup else 1
+        return [{**tile, "unroll": unroll} for tile in self._ranked(problem, target, shapes)]
 
     def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
         """Estimated cycles; see `bevel.backends.kernel.Estimated`."""
-        assert isinstance(problem, ConvProblem)
-        return super().cycles(problem, target, tile) * problem.weight_bits
+        usual = {**tile, "unroll": self.pipeline.unroll}
+        return super().cycles(problem, target, usual) * max(self._bits_kernel(problem).vectors)
 
     def pays(self, problem: Problem, target: Target) -> bool:
         """Where it is estimated to take fewer cycles than what multiplies."""
         mine = min(self.cycles(problem, target, tile) for tile in self.tiles(problem, target))
         others = [g for g in self.rivals if g.legal(problem, target) is None]
         return all(mine < min(g.cycles(problem, target, tile) for tile in g.tiles(problem, target)) for g in others)
+
+    def _bits_kernel(self, problem: Problem) -> BitsKernel:
+        kernel = self.kernel(problem)
+        assert isinstance(kernel, BitsKernel)
+        return kernel
 
 
 # Two of and, cnt and add a cycle; of four channels that is six cycles for each weight plane.

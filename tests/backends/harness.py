@@ -24,6 +24,7 @@ from bevel.backends.half import HALF
 from bevel.backends.kernel import Array, Buf, ConvConstants, ConvProblem, Generator, Tile
 from bevel.backends.tvm import PrimFunc, compile_object
 from bevel.devices.resolve import QEMU
+from bevel.devices.tcg import count_blocks
 from bevel.errors import ToolchainError
 from bevel.ir.protocols import Target
 from bevel.runtime.toolchain import find_toolchain
@@ -211,6 +212,17 @@ class Compiled:
         else:
             self._emulate(prepared)
         return [item.results() for item in prepared]
+
+    def instructions(self, call: Call) -> int:
+        """Instructions that `call` executes under qemu, without those that start the emulated program and read its request."""
+        emulator = [QEMU[self.target.arch], "-cpu", _QEMU_CPUS.get(self.target.cpu, self.target.cpu)]
+        request = [str(self._folder / name) for name in ("request.bin", "answer.bin")]
+        totals = []
+        for times in (1, 2):
+            self.run([replace(call, ranges=[*call.ranges] * times)])
+            blocks = count_blocks(emulator, [str(self._runner), *request])
+            totals.append(sum(block.instructions * block.executions for block in blocks))
+        return totals[1] - totals[0]
 
     def _emulate(self, prepared: Sequence[_Prepared]) -> None:
         """Run all calls in one emulator process; buffers travel through a file in both directions."""

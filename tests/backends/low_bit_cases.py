@@ -38,6 +38,7 @@ SHAPES = {
     "deep": conv(1, 49, 200, 70),
     "long": conv(3, 3, 320, 24, 3, **SAME),
     "ragged": conv(5, 6, 7, 10, 3, **SAME),
+    "resnet128": conv(4, 9, 128, 24, 3, **SAME),
 }
 
 

@@ -62,7 +62,11 @@ def test_every_tile(tmp_path: Path) -> None:
     rng = np.random.default_rng(71)
     cases = []
     for generator in GENERATORS:
-        for base, bits in ((SHAPES["uneven"], ((1, 2), (4, 4))), (SHAPES["gemm"], ((2, 2),))):
+        for base, bits in (
+            (SHAPES["uneven"], ((1, 2), (4, 4))),
+            (SHAPES["gemm"], ((2, 2),)),
+            (SHAPES["resnet128"], ((1, 2), (2, 2))),
+        ):
             for weight_bits, x_bits in bits:
                 p = replace(base, dtype="int8", out_dtype="int8", weight_bits=weight_bits, x_bits=x_bits)
                 if generator.legal(p, A72) is None:
