@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from bevel.backends.kernel import Buf, ConvProblem, DimRef
 from bevel.ir.graph import Node, Value
+from bevel.ir.groups import factored
 from bevel.ir.ops import Trait, lookup
 from bevel.ir.ops.custom import CUSTOM
 from bevel.ir.plan import TERNARY
@@ -167,15 +168,19 @@ def low_bits(problem: ConvProblem, x: Value, w: Value) -> ConvProblem:
 
 
 def precision_of(node: Node) -> str:
-    """Precision spelling of an INTEGER node: "w4a8" from the codes of its weights and of its data operand."""
+    """Precision spelling of an INTEGER node: "w4a8" from the codes of its weights and data operand; "w4g32a8" with groups."""
     elem = node.inputs[0].type.elem
     if not isinstance(elem, Quant):
         return "int32" if node.op == "Requantize" else f"fp{node.outputs[0].type.dtype.itemsize * 8}"
     weights: float = elem.storage.bits
+    groups = None
     if Trait.WEIGHTED in lookup(node.op).traits:
         w = node.inputs[1]
-        if isinstance(w.type.elem, Quant | Codebook):
-            weights = (w.type.elem.storage if isinstance(w.type.elem, Quant) else w.type.elem.codes).bits
-        if weights == 2 and isinstance(w.type.elem, Quant) and w.is_constant and w.array.min(initial=0) >= -1:
-            weights = TERNARY
-    return f"w{weights}a{elem.storage.bits}"
+        own = w.type.elem
+        if isinstance(own, Quant | Codebook):
+            weights = own.code_bits if isinstance(own, Quant) else own.codes.bits
+        groups = own.groups if isinstance(own, Quant) else None
+        if weights == 2 and isinstance(own, Quant) and w.is_constant:
+            codes = w.array if groups is None else factored(w.array, groups)[0]
+            weights = TERNARY if codes.min(initial=0) >= -1 else weights
+    return f"w{weights}{'' if groups is None else f'g{groups.size}'}a{elem.storage.bits}"

@@ -33,6 +33,7 @@ from typing import Any
 
 from bevel.errors import InvalidPlan
 from bevel.ir.graph import Graph
+from bevel.ir.types import GROUP_SIZES
 
 PLAN_VERSION = 1
 _FLOAT_BITS = 32
@@ -84,10 +85,13 @@ SCALES = ("auto", "minmax", "mse")
 LEVELS = ("uniform", "kmeans", "nf4", "powers")
 ROUNDINGS = ("nearest", "gptq")
 
+_GROUPED = {f"group{size}": size for size in GROUP_SIZES}
+GRANULARITIES = ("channel", "tensor", *_GROUPED)
+
 # What the passes of this version carry out. Everything else a plan can say is read, written and refused by `validate`.
 _IMPLEMENTED = {
     "calibration": CALIBRATIONS,
-    "granularity": ("channel", "tensor"),
+    "granularity": GRANULARITIES,
     "scales": SCALES,
     "levels": LEVELS,
     "rounding": ROUNDINGS,
@@ -108,6 +112,11 @@ def parse_bits(spec: str) -> Bits:
             f"bits {spec!r}: expected fp32, fp16, w8a8 (= 8), w4a8 (= 4), or wNaM with N in 1..8 or 1.58 and M in 1..8 or 32"
         )
     return Bits(TERNARY if "." in match[1] else int(match[1]), int(match[2]))
+
+
+def group_size(granularity: str) -> int | None:
+    """Inputs in a group of granularity "group32"; None where weights are in no groups."""
+    return _GROUPED.get(granularity)
 
 
 def parse_allowed(spec: str) -> tuple[Bits, ...]:
@@ -136,7 +145,8 @@ class LayerPlan:
 
     Attributes:
         bits: precision of weights and activations.
-        granularity: what shares a weight scale: "channel" or "tensor".
+        granularity: what shares a weight scale, of `GRANULARITIES`: "channel", "tensor", or "group32": one scale for each output
+            channel and an integer factor for each group of 32 inputs.
         scales: how weight scales are chosen, of `SCALES`: "minmax" clips nothing, "mse" has least squared error, "auto" is
             "mse" below 4 bits.
         levels: the values that weights round to, of `LEVELS`: "uniform", or a table of integers.

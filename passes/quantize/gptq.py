@@ -11,13 +11,14 @@ it reads in the float graph. With C = cov(X_q) and ridge L = 1 % of its mean dia
 the best real weights for the inputs that the layer really has, and W* is then rounded column by column, the error of each column
 made up for by those that follow: Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers", after Hassibi & Stork 1993, "Optimal Brain Surgeon". Moments are centred, so the bias takes up the difference of
-the means exactly. Columns go by falling variance of their inputs.
+the means exactly. Columns go by falling variance of their inputs. Where the plan leaves scales open, each channel is rounded at
+some scales around its first one, and keeps the one at which the layer's error is least.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,8 +34,8 @@ from bevel.ir.types import Codebook, Quant
 from bevel.passes.quantize.calibrate import retype
 from bevel.passes.quantize.observe import Batch, Progress
 from bevel.passes.quantize.pixels import Reals, take_pixels
-from bevel.passes.quantize.scales import MAX_BIAS, bias_codes, bias_type
-from bevel.passes.quantize.weights import WeightForm, quantize_weights, rounded
+from bevel.passes.quantize.scales import MAX_BIAS, bias_codes, bias_type, float32_at_least, float32_scale
+from bevel.passes.quantize.weights import Grid, WeightForm, rounded, weight_grid
 
 Array = npt.NDArray[Any]
 
@@ -42,8 +43,10 @@ Array = npt.NDArray[Any]
 RIDGE = 0.01
 # Activations of all samples that may be in memory at a time; more samples than fit are left out.
 MEMORY = 2 << 30
-# Activations alive at a time, in the largest ones: those of two graphs, and of what waits for a residual addition.
-ALIVE = 6
+# Scales that are tried, over the one that plain rounding has. Above 1, because made up errors reach beyond the range.
+SHARES = tuple(share / 20 for share in (20, *range(10, 20), *range(21, 26)))
+# Columns whose errors are passed on to all others at once.
+BLOCK = 64
 # Rows of a layer's input as a matrix that are multiplied at once.
 ROWS = 1 << 14
 
@@ -77,20 +80,17 @@ class Gptq:
         result, source = graph.clone(), self.source.clone()
         pixels = take_pixels(source)
         data: Iterable[Batch] = Reals(self.data, frozenset(v.name for v in source.inputs if v in pixels)) if pixels else self.data
-        batches = _fitting(data, result)
+        layers = [n for n in result.nodes if _is_low(n) and self.plan.layer(n.output.name).rounding == "gptq"]
+        batches = _fitting(data, source, result, layers)
         reals, codes = _Run(source, batches), _Run(result, batches)
-        done = 0
-        for node in list(result.nodes):
-            if _is_low(node) and self.plan.layer(node.output.name).rounding == "gptq":
-                x = node.inputs[0]
-                moments = _Moments(node)
-                for real, quantized in zip(reals.take(_origin(x, source)), codes.take(x), strict=True):
-                    moments.update(real, quantized)
-                self._round(result, node, source, moments)
-                codes.forget(node)
-                done += 1
-                if self.progress is not None:
-                    self.progress(self.name, done)
+        for done, node in enumerate(layers):
+            moments = _Moments(node)
+            for real, quantized in zip(reals.take(_origin(node.inputs[0], source)), codes.take(node.inputs[0]), strict=True):
+                moments.update(real, quantized)
+            self._round(result, node, source, moments)
+            codes.forget(node)
+            if self.progress is not None:
+                self.progress(self.name, done + 1)
         return result
 
     def _round(self, graph: Graph, node: Node, source: Graph, moments: _Moments) -> None:
@@ -107,29 +107,17 @@ class Gptq:
         assert isinstance(x, Quant)
         best = moments.best(weights)
         moved = bias + moments.shift(weights, best)
-        codes, elem = quantize_weights(best.astype(np.float32), moved.astype(np.float32), x.scale[0], form, name)
-        levels = _levels(codes, elem, form)
-        scale = np.asarray(elem.scale, np.float64)
-        scales = np.full(len(best), scale[0]) if scale.size == 1 else scale
-        chosen = moments.rounded(best, scales, levels)
-        real = chosen * scales.reshape(-1, *[1] * (weights.ndim - 1))
-        codes = np.searchsorted(levels, chosen) if isinstance(elem, Codebook) else chosen
-        retype(graph, node, 1, codes.astype(elem.dtype), elem)
-        own = bias_type(x.scale[0], elem)
+        grid = weight_grid(best.astype(np.float32), moved.astype(np.float32), x.scale[0], form, name)
+        # A bias has to stay within its codes, whatever the scale.
+        least = np.abs(moved) / (x.scale[0] * MAX_BIAS)
+        chosen, grid = moments.rounded(best, grid, least, SHARES if form.scales == "auto" else (1.0,))
+        real = chosen * grid.steps
+        retype(graph, node, 1, grid.codes(chosen), grid.elem)
+        own = bias_type(x.scale[0], grid.elem)
         limit = MAX_BIAS * np.asarray(own.scale)
         final = np.clip(bias + moments.shift(weights, real), -limit, limit)
         if len(node.inputs) == 3:
             retype(graph, node, 2, bias_codes(final, own), own)
-
-
-def _levels(codes: Array, elem: Quant | Codebook, form: WeightForm) -> Array:
-    """The integers that codes stand for, ascending."""
-    if isinstance(elem, Codebook):
-        return np.asarray(elem.table, np.float64)
-    if form.bits == 1:
-        return np.asarray([-1.0, 1.0])
-    low = -1 if form.bits < 2 else elem.storage.min
-    return np.arange(low, (1 if form.bits < 2 else elem.storage.max) + 1, dtype=np.float64)
 
 
 def _is_low(node: Node) -> bool:
@@ -137,7 +125,7 @@ def _is_low(node: Node) -> bool:
     if Trait.WEIGHTED not in lookup(node.op).traits:
         return False
     elem = node.inputs[1].type.elem
-    bits = elem.storage.bits if isinstance(elem, Quant) else elem.codes.bits if isinstance(elem, Codebook) else 8
+    bits = elem.code_bits if isinstance(elem, Quant) else elem.codes.bits if isinstance(elem, Codebook) else 8
     return bits < 8
 
 
@@ -149,17 +137,18 @@ def _origin(value: Value, source: Graph) -> Value:
     return source.value(value.name)
 
 
-def _fitting(data: Iterable[Batch], graph: Graph) -> list[Batch]:
+def _fitting(data: Iterable[Batch], source: Graph, graph: Graph, layers: list[Node]) -> list[Batch]:
     """The first batches whose activations fit MEMORY, at least one."""
     found: list[Batch] = []
-    used = 0
+    most = 0
     for batch in data:
-        sizes: list[int] = []
         if not found:
-            interp.run(graph, dict(batch), observe=lambda value, array, sizes=sizes: sizes.append(array.nbytes))  # type: ignore[misc]
-            each = ALIVE * max(sizes, default=0)
-        used += each
-        if found and used > MEMORY:
+            reals, codes = _Run(source, [batch]), _Run(graph, [batch])
+            for node in layers:
+                reals.take(_origin(node.inputs[0], source))
+                codes.take(node.inputs[0])
+                most = max(most, reals.bytes + codes.bytes)
+        elif (len(found) + 1) * most > MEMORY:
             break
         found.append(dict(batch))
     if not found:
@@ -178,18 +167,27 @@ class _Run:
 
     def take(self, value: Value) -> Iterator[Array]:
         """The arrays of `value`, batch by batch."""
-        while value not in self._runs[0].arrays:
+        path: list[tuple[Node, list[Value]]] = []
+        known = value in self._runs[0].arrays
+        while not known:
             node = next(self._nodes)
-            for run in self._runs:
-                run.execute(node)
-            for operand in dict.fromkeys(node.inputs):
-                if operand.is_constant:
-                    continue
+            read = list(dict.fromkeys(v for v in node.inputs if not v.is_constant))
+            for operand in read:
                 self._left[operand] -= 1
-                if not self._left[operand]:
-                    for run in self._runs:
-                        del run.arrays[operand]
+            path.append((node, [v for v in read if not self._left[v]]))
+            known = value in node.outputs
+        # One batch after the other: what lies between two layers is alive for one at a time.
+        for run in self._runs:
+            for node, done in path:
+                run.execute(node)
+                for operand in done:
+                    del run.arrays[operand]
         return (run.arrays[value] for run in self._runs)
+
+    @property
+    def bytes(self) -> int:
+        """Of what is remembered, constants not counted."""
+        return sum(array.nbytes for run in self._runs for value, array in run.arrays.items() if not value.is_constant)
 
     def forget(self, node: Node) -> None:
         """Constants of `node` were replaced."""
@@ -259,21 +257,57 @@ class _Moments:
         moved = self._grouped(weights) @ mean[:, :, None] - self._grouped(others) @ mean_q[:, :, None]
         return np.asarray(moved.reshape(-1))
 
-    def rounded(self, weights: Array, scales: Array, levels: Array) -> Array:
-        """Levels for `weights`, float64 of their shape; every error is passed on to the columns not rounded yet."""
+    def rounded(self, weights: Array, grid: Grid, least: Array, shares: tuple[float, ...]) -> tuple[Array, Grid]:
+        """Levels for `weights`, float64 of their shape, and their grid; every error is passed on to columns not rounded yet.
+
+        Args:
+            weights: W*.
+            grid: what they can be, but for its scales.
+            least: scales that may not be gone below [O].
+            shares: of the scales of `grid` to try; every channel takes its best, or all take one where they have one scale.
+        """
         _, own, ridge = self._covariances()
-        w = self._grouped(weights).copy()
-        s = self._grouped(scales)[:, :, 0]
         order = np.argsort(-np.einsum("gkk->gk", own), axis=1, kind="stable")
-        w = np.take_along_axis(w, order[:, None, :], axis=2)
+        steps = self._grouped(np.broadcast_to(grid.steps, weights.shape))
+        w, steps = (np.take_along_axis(each, order[:, None, :], axis=2) for each in (self._grouped(weights), steps))
         own = np.take_along_axis(np.take_along_axis(own, order[:, :, None], axis=1), order[:, None, :], axis=2)
         inverse = np.linalg.inv(own + ridge * np.eye(own.shape[1]))
         # Row j of the upper factor: how an error in column j moves those that follow, with what was rounded before held fixed.
         factor = np.linalg.cholesky(inverse).mT
-        chosen = np.empty_like(w)
-        for column in range(w.shape[2]):
+        scales, together = np.asarray(grid.elem.scale), len(grid.elem.scale) < len(weights)
+        best, error, ratio = np.empty_like(w), np.full(len(weights), np.inf), np.ones(len(weights))
+        for share in shares:
+            wanted = scales * share if share == 1 else np.maximum(scales * share, least.max() if together else least)
+            tried = np.broadcast_to([float32_at_least(s) for s in wanted.tolist()] / scales, len(weights))
+            chosen, squares = _in_turn(w, steps * self._grouped(tried), grid.levels, factor)
+            squares = np.full_like(error, squares.sum()) if together else squares.reshape(-1)
+            better = squares < error
+            error, ratio = np.where(better, squares, error), np.where(better, tried, ratio)
+            best = np.where(self._grouped(better), chosen, best)
+        back = np.argsort(order, axis=1)
+        found = np.take_along_axis(best, back[:, None, :], axis=2).reshape(weights.shape)
+        return np.asarray(found), _scaled(grid, ratio[:1] if together else ratio)
+
+
+def _scaled(grid: Grid, ratio: Array) -> Grid:
+    """The same levels, the scales of channels times `ratio`."""
+    elem = replace(grid.elem, scale=tuple(float32_scale(s) for s in (np.asarray(grid.elem.scale) * ratio).tolist()))
+    exact = np.asarray(elem.scale) / np.asarray(grid.elem.scale)
+    return replace(grid, elem=elem, steps=grid.steps * exact.reshape(-1, *[1] * (grid.steps.ndim - 1)))
+
+
+def _in_turn(weights: Array, steps: Array, levels: Array, factor: Array) -> tuple[Array, Array]:
+    """Levels for `weights` [groups, outputs, columns], column after column, and the squared error of each output."""
+    w, chosen, total = weights.copy(), np.empty_like(weights), np.zeros(weights.shape[:2])
+    for begin in range(0, w.shape[2], BLOCK):
+        end = min(begin + BLOCK, w.shape[2])
+        errors = np.empty((*w.shape[:2], end - begin))
+        for column in range(begin, end):
+            s = steps[:, :, column]
             chosen[:, :, column] = rounded(w[:, :, column] / s, levels)
             error = (w[:, :, column] - chosen[:, :, column] * s) / factor[:, None, column, column]
-            w[:, :, column:] -= error[:, :, None] * factor[:, None, column, column:]
-        back = np.argsort(order, axis=1)
-        return np.asarray(np.take_along_axis(chosen, back[:, None, :], axis=2).reshape(weights.shape))
+            w[:, :, column:end] -= error[:, :, None] * factor[:, None, column, column:end]
+            errors[:, :, column - begin] = error
+        w[:, :, end:] -= errors @ factor[:, begin:end, end:]
+        total += (errors**2).sum(axis=2)
+    return chosen, total

@@ -70,6 +70,8 @@ def assign_precision(graph: Graph, plan: CompressionPlan, islands: set[Node]) ->
         # Tables are for few bits: layers that keep 8 do without them unless they ask.
         levels = "uniform" if bits == W8A8 and (spoken is None or spoken.levels is None) else own.levels
         found.forms[node] = WeightForm(bits.weights, own.granularity or "", own.scales or "", levels or "")
+        if spoken is not None and spoken.granularity is not None:
+            _require_groups(node, found.forms[node])
     stream = _stream(graph, islands) if plan.stream < CODE_BITS else set()
     _convert(graph, found, {value: plan.stream for value in stream}, islands)
     return found
@@ -83,6 +85,16 @@ def _require_weights(plan: CompressionPlan, weighted: Collection[str]) -> None:
                 f"layer {name!r} has no weights, so the plan can only keep it in fp32 or at 8 bits; layers with weights are "
                 f"{', '.join(sorted(weighted))}"
             )
+
+
+def _require_groups(node: Node, form: WeightForm) -> None:
+    """Where a plan's default asks for groups, layers that cannot have them do without; one that it names may not."""
+    why = form.why_ungrouped(node.inputs[1].type.static_shape)
+    if why is not None:
+        raise InvalidPlan(
+            f"layer {node.output.name!r}: granularity {form.granularity!r} is out of reach: {why}; leave granularity out of the "
+            "layer, or ask for 'channel'"
+        )
 
 
 def _is_low(bits: Bits) -> bool:

@@ -2,22 +2,24 @@
 
 A code is one of the integer *levels* of the layer's form times the scale of its output channel. Levels are whole numbers whatever
 the form, so every layer multiplies integers: uniform ones are the codes themselves (`Quant`), others stand in a table that codes
-index (`Codebook`). docs/quantization.md says which form is for what.
+index (`Codebook`), and those of groups of inputs are multiplied by the factor of their group (`Groups`). docs/quantization.md
+says which form is for what.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bevel.errors import InvalidPlan, UnsupportedModel
-from bevel.ir.plan import TERNARY
-from bevel.ir.types import Codebook, Int, Quant
+from bevel.ir.groups import FACTOR_MAX, by_group, kernel_rows, spread
+from bevel.ir.plan import TERNARY, group_size
+from bevel.ir.types import I8, MOST_GROUPED_BITS, Codebook, Groups, Int, Quant
 from bevel.passes.quantize.scales import LONE_BIAS, MAX_BIAS, MIN_SCALE, float32_at_least, float32_scale
 
 Array = npt.NDArray[Any]
@@ -43,7 +45,7 @@ class WeightForm:
 
     Attributes:
         bits: of a code; `TERNARY` for three levels.
-        granularity: "channel", or "tensor" for one scale.
+        granularity: "channel", "tensor" for one scale, or "group32" for factors of groups of so many inputs.
         scales: "minmax", "mse" or "auto".
         levels: "uniform", "kmeans", "nf4" or "powers".
     """
@@ -58,9 +60,57 @@ class WeightForm:
         """Whether scales are searched for the least squared error."""
         return self.scales == "mse" or (self.scales == "auto" and self.bits < _SEARCHED_BITS)
 
+    def of(self, shape: tuple[int, ...]) -> WeightForm:
+        """The form that weights of `shape` have: one scale for each channel where groups cannot be."""
+        return self if self.why_ungrouped(shape) is None else replace(self, granularity="channel")
+
+    def why_ungrouped(self, shape: tuple[int, ...]) -> str | None:
+        """Why weights of `shape` get no groups, where they are asked for."""
+        size = group_size(self.granularity)
+        if size is None:
+            return None
+        if self.bits > MOST_GROUPED_BITS:
+            return f"times 15, only codes of up to {MOST_GROUPED_BITS} bits fit 8, these have {self.bits:g}"
+        if self.levels != "uniform":
+            return f"levels {self.levels} stand in a table, groups multiply uniform ones"
+        if (taken := math.prod(shape[1:])) < 2 * size:
+            return f"its output channels have {taken} weights, fewer than two groups of {size}"
+        return None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What the weights of a layer can be: steps times levels.
+
+    Attributes:
+        levels: float64, ascending integers.
+        elem: type of the codes.
+        steps: float64 that weights are divided by, broadcastable to them.
+        factors: integers that levels are multiplied by in codes, shaped like the weights; None where they are not.
+    """
+
+    levels: Array
+    elem: Quant | Codebook
+    steps: Array
+    factors: Array | None = None
+
+    def codes(self, chosen: Array) -> Array:
+        """Codes of the levels `chosen`."""
+        if isinstance(self.elem, Codebook):
+            codes = np.searchsorted(self.levels, chosen)
+        else:
+            codes = chosen if self.factors is None else chosen * self.factors
+        return np.asarray(codes, self.elem.dtype)
+
 
 def quantize_weights(weights: Array, bias: Array, x_scale: float, form: WeightForm, layer: str) -> tuple[Array, Quant | Codebook]:
-    """Codes of the weights of a layer and their type: round to nearest.
+    """Codes of the weights of a layer and their type: round to nearest; arguments as for `weight_grid`."""
+    grid = weight_grid(weights, bias, x_scale, form, layer)
+    return grid.codes(rounded(weights.astype(np.float64) / grid.steps, grid.levels)), grid.elem
+
+
+def weight_grid(weights: Array, bias: Array, x_scale: float, form: WeightForm, layer: str) -> Grid:
+    """Levels and scales for the weights of a layer.
 
     Args:
         weights: reals [O, ...].
@@ -77,23 +127,36 @@ def quantize_weights(weights: Array, bias: Array, x_scale: float, form: WeightFo
         raise UnsupportedModel(f"layer {layer!r}: its weights or bias hold NaN or infinity; repair or re-export the model")
     rows = weights.reshape(weights.shape[0], -1).astype(np.float64)
     magnitude = np.abs(rows).max(axis=1, initial=0.0)
+    form = form.of(weights.shape)
     levels = _levels(rows, magnitude, form, layer)
+    floor = _Floor(np.abs(bias.astype(np.float64)), x_scale, holds_zero=0 in levels)
+    bits = math.ceil(form.bits)
+    if (size := group_size(form.granularity)) is not None:
+        held, factors = _grouped(kernel_rows(weights.astype(np.float64)), size, levels, form, floor)
+        elem = Quant(I8, held, (0,), axis=0, groups=Groups(Int(bits), size))
+        each = spread(factors, weights.shape, size)
+        return Grid(levels, elem, each * _by_channel(held, weights.ndim), each)
     if form.levels == "uniform":
-        # The lowest level may reach farther than the highest.
-        unclipped = np.maximum(rows.max(axis=1, initial=0.0) / levels.max(), rows.min(axis=1, initial=0.0) / levels.min())
+        unclipped = _unclipped(rows, levels)
     else:
         unclipped = magnitude / (levels.max() if form.levels == "powers" else LEVEL_MAX)
     if form.granularity == "tensor":
         unclipped = np.full_like(unclipped, unclipped.max(initial=0.0))
     scales = _searched(rows, unclipped, levels, form) if form.searches else unclipped
-    held = _held(scales, np.abs(bias.astype(np.float64)), x_scale, holds_zero=0 in levels)
-    chosen = rounded(rows / np.asarray(held)[:, None], levels)
-    bits = math.ceil(form.bits)
+    held = floor.held(scales)
+    steps = _by_channel(held, weights.ndim)
     if form.levels == "uniform":
-        codes = chosen.astype(np.int8)
-        return codes.reshape(weights.shape), Quant(Int(bits), held, (0,), axis=0)
-    table = Codebook(Int(bits, signed=False), tuple(levels), held, axis=0)
-    return np.searchsorted(levels, chosen).astype(table.dtype).reshape(weights.shape), table
+        return Grid(levels, Quant(Int(bits), held, (0,), axis=0), steps)
+    return Grid(levels, Codebook(Int(bits, signed=False), tuple(levels), held, axis=0), steps)
+
+
+def _by_channel(scales: tuple[float, ...], rank: int) -> Array:
+    return np.asarray(scales).reshape(-1, *[1] * (rank - 1))
+
+
+def _unclipped(rows: Array, levels: Array) -> Array:
+    """Of each row the least scale that clips nothing; the lowest level may reach farther than the highest."""
+    return np.asarray(np.maximum(rows.max(axis=1, initial=0.0) / levels.max(), rows.min(axis=1, initial=0.0) / levels.min()))
 
 
 def rounded(values: Array, levels: Array) -> Array:
@@ -113,13 +176,16 @@ def _levels(rows: Array, magnitude: Array, form: WeightForm, layer: str) -> Arra
     return np.arange(-top if form.bits == 8 else -top - 1, top + 1, dtype=np.float64)
 
 
-def _searched(rows: Array, most: Array, levels: Array, form: WeightForm) -> Array:
-    """The scale of each row, or of all, up to `most`, whose levels have least squared error; ties go to the greater."""
+def _searched(rows: Array, most: Array, levels: Array, form: WeightForm, counted: Array | bool = True) -> Array:
+    """The scale of each row, or of all, up to `most`, whose levels have least squared error; ties go to the greater.
+
+    Only elements that are `counted` have an error.
+    """
     least, best = np.full(len(rows), np.inf), most
     for share in range(_SEARCH, 0, -1):
         scales = most * (share / _SEARCH)
         divisor = np.where(scales > 0, scales, 1.0)[:, None]
-        error = ((rows - rounded(rows / divisor, levels) * divisor) ** 2).sum(axis=1)
+        error = ((rows - rounded(rows / divisor, levels) * divisor) ** 2 * counted).sum(axis=1)
         if form.granularity == "tensor":
             error = np.full_like(error, error.sum())
         best = np.where(error < least, scales, best)
@@ -127,15 +193,72 @@ def _searched(rows: Array, most: Array, levels: Array, form: WeightForm) -> Arra
     return best
 
 
-def _held(scales: Array, bias: Array, x_scale: float, *, holds_zero: bool) -> tuple[float, ...]:
-    """float32 scales with the floors that keep accumulators provable."""
-    found = []
-    for own, b in zip(scales.tolist(), bias.tolist(), strict=True):
-        floor = b / (x_scale * (LONE_BIAS if holds_zero and not own else MAX_BIAS))
-        # A channel of zeros with no bias computes zero at any scale, or at the least where codes of -1 and +1 stand for them.
-        wanted = max(own, floor) or (1.0 if holds_zero else MIN_SCALE)
-        found.append(float32_at_least(max(floor, MIN_SCALE)) if floor >= own and floor > 0 else float32_scale(wanted))
-    return tuple(found)
+def _grouped(rows: Array, size: int, levels: Array, form: WeightForm, floor: _Floor) -> tuple[tuple[float, ...], Array]:
+    """Scales of output channels, and factors [O, rows, groups] of weights [O, rows, run], with least squared error.
+
+    Every group has a step that it would choose alone. Of the scales of which the widest of them is 8 to 15 times, each with the
+    factors next to the others' steps, the one is taken whose error is least.
+    """
+    cut = by_group(rows, size)
+    # What fills up the last group of a row is no weight.
+    there = by_group(np.ones(rows.shape[1:], bool), size)
+    shape = cut.shape[:3]
+    cut, there = cut.reshape(shape[0], -1, size), there.reshape(1, -1, size)
+    wanted = _unclipped(cut.reshape(-1, size), levels)
+    if form.searches:
+        each = np.broadcast_to(there, cut.shape).reshape(-1, size)
+        wanted = _searched(cut.reshape(-1, size), wanted, levels, form, each)
+    wanted = wanted.reshape(cut.shape[:2])
+
+    def fitted(scales: Array) -> tuple[Array, Array]:
+        """Factors for these scales and the error of each channel."""
+        ideal = wanted / scales[:, None]
+        tried = []
+        for factors in (np.ceil(ideal), np.floor(ideal)) if form.searches else (np.ceil(ideal),):
+            factors = np.clip(factors, 1, FACTOR_MAX)
+            steps = (factors * scales[:, None])[:, :, None]
+            tried.append((((cut - rounded(cut / steps, levels) * steps) ** 2 * there).sum(axis=2), factors))
+        errors, factors = tried[0]
+        for other, lower in tried[1:]:
+            factors = np.where(other < errors, lower, factors)
+            errors = np.minimum(other, errors)
+        return factors, errors.sum(axis=1)
+
+    top = wanted.max(axis=1)
+    least, best = np.full(len(rows), np.inf), top / FACTOR_MAX
+    for count in range(FACTOR_MAX, FACTOR_MAX // 2, -1):
+        scales = top / count
+        _, error = fitted(np.where(scales > 0, scales, 1.0))
+        best = np.where(error < least, scales, best)
+        least = np.minimum(error, least)
+    held = floor.held(best)
+    factors, _ = fitted(np.asarray(held))
+    return held, factors.astype(np.int64).reshape(shape)
+
+
+@dataclass(frozen=True)
+class _Floor:
+    """The floors of scales that keep accumulators provable.
+
+    Attributes:
+        bias: magnitudes [O].
+        x_scale: of the layer's input.
+        holds_zero: whether zero is a level.
+    """
+
+    bias: Array
+    x_scale: float
+    holds_zero: bool
+
+    def held(self, scales: Array) -> tuple[float, ...]:
+        """float32 scales that are not below."""
+        found = []
+        for own, b in zip(scales.tolist(), self.bias.tolist(), strict=True):
+            floor = b / (self.x_scale * (LONE_BIAS if self.holds_zero and not own else MAX_BIAS))
+            # A channel of zeros with no bias computes zero at any scale, or at the least where codes of -1 and +1 stand for them.
+            wanted = max(own, floor) or (1.0 if self.holds_zero else MIN_SCALE)
+            found.append(float32_at_least(max(floor, MIN_SCALE)) if floor >= own and floor > 0 else float32_scale(wanted))
+        return tuple(found)
 
 
 def _nf4(_rows: Array, _magnitude: Array, form: WeightForm, layer: str) -> Array:

@@ -113,9 +113,7 @@ def test_bits_left_to_the_device() -> None:
     assert parse_allowed("auto-lowbit") == DEFAULT_ALLOWED == (W8A8, Bits(4, 8))
     allowed = (W8A8, Bits(4, 8), Bits(4, 4), Bits(TERNARY, 4))
     assert parse_allowed("auto-lowbit:w1.58a4,w4a4,w4a8") == allowed
-    text = (
-        '{"bevel_plan": 1, "bits": "auto-lowbit", "allow": ["w4a4", "4", "w1.58a4"], "layers": {"dense1": {"allow": ["4"]}}}'
-    )
+    text = '{"bevel_plan": 1, "bits": "auto-lowbit", "allow": ["w4a4", "4", "w1.58a4"], "layers": {"dense1": {"allow": ["4"]}}}'
     plan = loads_plan(text)
     assert (plan.bits, plan.allow, plan.layers["dense1"].allow) == (W8A8, allowed, DEFAULT_ALLOWED)
     assert loads_plan(plan.dumps()) == plan
@@ -193,12 +191,12 @@ def test_valid_plans_and_what_they_say() -> None:
         (CompressionPlan(model="cd" * 32), "was made for the model"),
         (CompressionPlan(bits=Bits(4, 32)), "the plan asks for bits w4a32"),
         (CompressionPlan(calibration="guess"), "the plan asks for calibration 'guess'"),
-        (CompressionPlan(granularity="group32"), "granularity 'group32'"),
+        (CompressionPlan(granularity="group33"), "granularity 'group33'"),
         (CompressionPlan(scales="guess"), "scales 'guess'"),
         (CompressionPlan(levels="nf3"), "levels 'nf3'"),
         (CompressionPlan(rounding="adaround"), "rounding 'adaround'"),
         (CompressionPlan(layers={"dense1": LayerPlan(Bits(2, 32))}), "layer 'dense1' asks for bits w2a32"),
-        (CompressionPlan(layers={"dense1": LayerPlan(granularity="group32")}), "layer 'dense1' asks for granularity"),
+        (CompressionPlan(layers={"dense1": LayerPlan(granularity="rows")}), "layer 'dense1' asks for granularity"),
         (CompressionPlan(layers={"dense1": LayerPlan(rounding="adaround")}), "layer 'dense1' asks for rounding"),
         (CompressionPlan(layers={"dense1": LayerPlan(dropped=True)}), "layer 'dense1' asks for dropping"),
         (CompressionPlan(layers={"dense1": LayerPlan(kept_channels=(0, 2))}), "layer 'dense1' asks for pruning"),
