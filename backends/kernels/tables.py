@@ -6,7 +6,8 @@ then the planes of a channel are joined, with their signs, in 16 bits. Tables ar
 kernel positions and output channels (`bevel.backends.kernels.low_bit`). Instruction sets say how tables are made, looked up,
 and how planes are joined.
 
-Codes of more than four bits have sums beyond a byte: these are split into two tables, of low and high bits.
+Codes of more than four bits have sums beyond a byte: these are split into two tables, of low and high bits. With one plane their
+sums are joined at the end, where they fit 16 bits.
 
 Indices are packed two to a byte, `[block][tap][group of 4][pair of vectors][byte]`, the first vector in the low halves; three
 planes are laid out as four. Where many pixels meet them, indices are unfolded into scratch for each block of channels.
@@ -26,7 +27,6 @@ from bevel.backends.kernels.conv import Geometry
 from bevel.backends.kernels.generator import ConvGenerator
 from bevel.backends.kernels.low_bit import (
     FormStaging,
-    heaviest,
     planes_of,
     reductions,
     signed_codes,
@@ -41,7 +41,7 @@ from bevel.ir.protocols import Target
 GROUP = 4
 TABLE = 16
 MOST_BITS = 4
-INT16 = 32767
+INT16, UINT16 = 32767, 65535
 # One table holds the sums of four codes of up to this many bits; of others the first of two tables holds half the bits.
 ONE_TABLE_BITS = 4
 # Tiles of pixels from which unfolding indices costs less than it saves.
@@ -83,12 +83,12 @@ class TableKernel(MicroKernel, abc.ABC):
 
     Attributes:
         weight_bits, x_bits: of the problem.
-        deep: sums are joined in 32 bits, as they may not fit 16.
+        reductions: products per result.
     """
 
     weight_bits: int = 2
     x_bits: int = 2
-    deep: bool = False
+    reductions: int = 0
 
     kgroup = GROUP
     x_dtype = "uint8"
@@ -101,12 +101,30 @@ class TableKernel(MicroKernel, abc.ABC):
     @property
     def acc_dtype(self) -> str:  # type: ignore[override]
         """Of joined sums."""
-        return "int32" if self.wide else "int16"
+        return "uint16" if self.apart else "int32" if self.wide else "int16"
+
+    @property
+    def acc_lanes(self) -> int:  # type: ignore[override]
+        """Of both tables, where their sums stay apart."""
+        return self.tables * self.lanes if self.apart else self.lanes
 
     @property
     def wide(self) -> bool:
         """Whether joined sums have 32 bits: those of four planes do in any case."""
-        return self.deep or self.planes == 4
+        largest = self.reductions * (1 << (self.weight_bits - 1)) * ((1 << self.x_bits) - 1)
+        return largest > INT16 or self.planes == 4
+
+    @property
+    def apart(self) -> bool:
+        """Whether sums of two tables stay apart until the end, in 16 bits, which joined would need 32."""
+        fits = self.reductions // GROUP * self._largest_entry <= UINT16
+        return self.planes == 1 and self.tables == 2 and self.wide and fits
+
+    @property
+    def _largest_entry(self) -> int:
+        """Of a table."""
+        largest = GROUP * ((1 << self.x_bits) - 1)
+        return max((1 << self.low_bits) - 1, largest >> self.low_bits) if self.low_bits else largest
 
     @property
     def planes(self) -> int:
@@ -136,8 +154,7 @@ class TableKernel(MicroKernel, abc.ABC):
     @property
     def additions(self) -> int:
         """Lookups whose sum fits a byte."""
-        largest = GROUP * ((1 << self.x_bits) - 1)
-        return 255 // (max((1 << self.low_bits) - 1, largest >> self.low_bits) if self.low_bits else largest)
+        return 255 // self._largest_entry
 
     def tap_elements(self, run: int, nv: int) -> int:
         """See `MicroKernel.tap_elements`."""
@@ -209,11 +226,14 @@ class TableKernel(MicroKernel, abc.ABC):
 
     @abc.abstractmethod
     def join_planes(self, k: Builder, acc: Buffer, slot: Expr, parts: Sequence[Expr]) -> None:
-        """Add the sums in bytes of a vector of indices, of each table, to those of its channels, which begin at `slot`."""
+        """Add the sums in bytes of a vector of indices, of each table, to those of its channels, which begin at `slot`.
+
+        Where sums stay apart, those of the first table for all these channels lie before those of the second.
+        """
 
     def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
         """Joined sums start at zero; `result` adds the bias."""
-        store_zeros(k, acc, self.acc_dtype, len(offsets) * nv * self.lanes, 2 * self.lanes)
+        store_zeros(k, acc, self.acc_dtype, len(offsets) * nv * self.slot, 2 * self.lanes)
 
     def reduce(
         self,
@@ -259,17 +279,21 @@ class TableKernel(MicroKernel, abc.ABC):
                 for v in range(vectors):
                     at = (i * vectors + v) * tables
                     parts = [k.load(sums, (at + t) * width, width) for t in range(tables)]
-                    self.join_planes(
-                        k, acc, (k.i32(0) if zero is None else zero) + i * nv * self.lanes + v * (width // self.planes), parts
-                    )
+                    slot = i * nv * self.slot + v * (width // self.planes * self.slot // self.lanes)
+                    self.join_planes(k, acc, slot + (k.i32(0) if zero is None else zero), parts)
 
         sum_narrow(k, taps, taps.run // GROUP, self.additions, unroll, step, widen)
 
     def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
         """Joined sums plus the bias, which wraps: it absorbs the zero point."""
-        value = k.load(acc, (i * nv + j) * self.lanes, self.lanes)
-        if not self.wide:
-            value = k.cast(value, "int32", self.lanes)
+        if self.apart:
+            vector, within = divmod(j * self.lanes, self.bytes)
+            at = i * nv * self.slot + vector * self.bytes * self.tables + within
+            sums = [k.cast(k.load(acc, at + t * self.bytes, self.lanes), "int32", self.lanes) for t in range(self.tables)]
+            value = sums[0] + k.shift_left(sums[1], k.const(self.low_bits, "int32", self.lanes))
+        else:
+            value = k.load(acc, (i * nv + j) * self.lanes, self.lanes)
+            value = value if self.wide else k.cast(value, "int32", self.lanes)
         if self.weight_bits == 1:
             value = k.shift_left(value, k.const(1, "int32", self.lanes))
         first = k.bitcast(k.load(bias, HEADER + channel, self.lanes), "uint32", self.lanes)
@@ -291,9 +315,8 @@ class TableConv(ConvGenerator):
     def kernel(self, problem: Problem) -> MicroKernel:
         """For the bits of the problem."""
         assert isinstance(problem, ConvProblem)
-        largest = reductions(problem) * heaviest(problem) * ((1 << problem.x_bits) - 1)
         assert isinstance(self.micro, TableKernel)
-        return replace(self.micro, weight_bits=problem.weight_bits, x_bits=problem.x_bits, deep=largest > INT16)
+        return replace(self.micro, weight_bits=problem.weight_bits, x_bits=problem.x_bits, reductions=reductions(problem))
 
     def legal(self, problem: Problem, target: Target) -> str | None:
         """Besides the loop nest's limits: weights of few bits, one group of channels, whole tables of a pixel."""

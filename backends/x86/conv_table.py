@@ -96,6 +96,15 @@ class X86TableKernel(TableKernel):
     def join_planes(self, k: Builder, acc: Buffer, slot: Expr, parts: Sequence[Expr]) -> None:
         """See `TableKernel.join_planes`."""
         half = self.bytes // 2
+        if self.apart:
+            for t, part in enumerate(parts):
+                for number, factors in enumerate(self._factors()):
+                    at = slot + t * self.bytes + number * half
+                    bytes_of = k.bitcast(
+                        k.call(f"int16x{half}", self.join, part, _pattern(k, factors, self.bytes)), "uint16", half
+                    )
+                    k.store(acc, at, k.load(acc, at, half) + bytes_of, half)
+            return
         for number, factors in enumerate(self._factors()):
             at = slot + number * half
             if self.planes == 4:
