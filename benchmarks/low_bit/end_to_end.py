@@ -108,9 +108,9 @@ def replaced(device: str, lines: Sequence[str]) -> str:
     parts[device] = "\n".join(["", *lines])
     head = (
         "# Models at fewer than 8 bits\n\n"
-        "`python -m benchmarks.low_bit.end_to_end --model FILE ... --write`. One thread; stem, classifier and residual stream have\n"
-        "8 bits. Layers: microseconds measured by the tuner (predicted by the kernel's own estimate), + what bringing the input to\n"
-        "its bits takes by estimate; `others` are the precisions that were not taken, and why.\n"
+        "`python -m benchmarks.low_bit.end_to_end --model FILE ... --write`. One thread; stem, classifier and residual stream\n"
+        "have 8 bits. Layers: microseconds measured by the tuner (predicted by the kernel's own estimate), + what bringing the\n"
+        "input to its bits takes by estimate; `others` are the precisions that were not taken, and why.\n"
     )
     return head + "".join(f"\n## {name}\n{part.rstrip()}\n" for name, part in sorted(parts.items()))
 
