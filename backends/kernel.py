@@ -134,7 +134,11 @@ class ConvProblem:
         light_weights: quantized only: neighbouring weights seldom sum to more than 128, so that products of bytes can be added in
             16 bits (`bevel.backends.kernels.int16_sums`).
         weight_bits: quantized only: every weight code lies in [-2^(b-1), 2^(b-1)), or is -1 or +1 where b is 1.
+        index_bits: quantized only: 2 to 4 where weights take no more than 2^b values, as those from a small table do, and
+            `weight_bits` is larger; else 0.
         x_bits: quantized only: bits that hold every stored code of x as an unsigned number; 8 where x is stored as signed codes.
+        weight_group, group_bits: quantized only: weights are products of codes of `group_bits` bits and a factor of 1 to 15 for
+            every `weight_group` weights of a kernel row (`bevel.ir.groups`); 0 where they are not, or no kernel gains by it.
         short_factors: quantized only: every factor m * 2^-n is a multiple of 2^-31 below 1/2 (`ConvConstants.short_factors`).
         addend: the epilogue adds a tensor of the result's shape, layout and type to it, the second input of the kernel: float
             results before `relu` and `clamp`, codes after them (`Sum`).
@@ -165,7 +169,10 @@ class ConvProblem:
     wide_weights: bool = False
     light_weights: bool = False
     weight_bits: int = 8
+    index_bits: int = 0
     x_bits: int = 8
+    weight_group: int = 0
+    group_bits: int = 0
     short_factors: bool = False
     addend: bool = False
     dim: DimRef | None = None

@@ -43,7 +43,7 @@ from bevel.backends.physical import (
     weight_integers,
 )
 from bevel.backends.schedule import Schedule
-from bevel.backends.select import KernelRanker, choose, rewritten
+from bevel.backends.select import KernelRanker, choose, rewritten, with_groups
 from bevel.errors import UnsupportedOp, UsageError
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import NoAttrs, Trait, lookup
@@ -339,6 +339,8 @@ class _Lowering:
         if node.op in ("IntConv", "IntGemm"):
             problem = low_bits(replace(problem, wide_weights=bool((weights == -128).any())), x, w)
             result, problem, constants = self._requantized(node, problem, weights, bias, operand.buf)
+            if isinstance(w.type.elem, Quant) and w.type.elem.groups is not None:
+                problem = with_groups(problem, w.type.elem.groups, self.target)
             if rewritten(problem, self.target):
                 problem = replace(problem, light_weights=are_light(weights))
         else:

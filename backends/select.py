@@ -11,7 +11,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from bevel.backends.kernel import (
@@ -29,6 +29,7 @@ from bevel.backends.kernel import (
 )
 from bevel.errors import UnsupportedOp
 from bevel.ir.protocols import KernelKey, Target
+from bevel.ir.types import Groups
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,13 @@ def _refusal(problem: Problem, target: Target, layer: str, reasons: list[str]) -
     if is_dynamic(problem):
         return _needs_fixed(problem, layer, reasons)
     return f"layer {layer!r}: no kernel computes {problem} on {target.name} ({'; '.join(reasons)})"
+
+
+def with_groups(problem: ConvProblem, groups: Groups, target: Target) -> ConvProblem:
+    """`problem` with the groups of its weights where a kernel makes use of them; elsewhere layers of equal shape share code."""
+    told = replace(problem, weight_group=groups.size, group_bits=groups.codes.bits)
+    same = choose(told, target, "").generator is choose(problem, target, "").generator
+    return problem if same else told
 
 
 def rewritten(problem: Problem, target: Target) -> bool:

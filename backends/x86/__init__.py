@@ -9,9 +9,12 @@ from bevel.backends.x86.conv_int8_amx import CONV_INT8_AMX
 from bevel.backends.x86.conv_int8_madd import CONV_INT8_AVX2, CONV_INT8_AVX2_BYTES, CONV_INT8_SSE2
 from bevel.backends.x86.conv_int8_maddubs import CONV_INT8_MADDUBS
 from bevel.backends.x86.conv_int8_vnni import CONV_INT8_AVX_VNNI, CONV_INT8_VNNI
+from bevel.backends.x86.conv_lookup import CONV_LOOKUP_AVX2, CONV_LOOKUP_VNNI
 from bevel.backends.x86.conv_low_bit_maddubs import CONV_LOW_BIT_MADDUBS
+from bevel.backends.x86.conv_products import CONV_PRODUCTS_AVX2, CONV_PRODUCTS_AVX512
 from bevel.backends.x86.conv_table import CONV_TABLE_AVX2, CONV_TABLE_AVX512
 from bevel.backends.x86.conv_unpack import CONV_UNPACK_AVX2, CONV_UNPACK_VNNI
+from bevel.backends.x86.conv_unpack_groups import CONV_UNPACK_GROUPS_AVX2, CONV_UNPACK_GROUPS_VNNI
 from bevel.backends.x86.depthwise import (
     DEPTHWISE_F32_AVX2,
     DEPTHWISE_F32_AVX512,
@@ -38,12 +41,18 @@ GENERATORS: tuple[Generator, ...] = (
     CONV_F32_AVX2,
     CONV_F32_SSE2,
     CONV_UNPACK_VNNI,
+    CONV_LOOKUP_VNNI,
+    CONV_UNPACK_GROUPS_VNNI,
     CONV_BITS_AVX512,
     CONV_TABLE_AVX512,
+    CONV_PRODUCTS_AVX512,
     CONV_INT8_AMX,
     CONV_INT8_VNNI,
     CONV_TABLE_AVX2,
+    CONV_PRODUCTS_AVX2,
     CONV_UNPACK_AVX2,
+    CONV_LOOKUP_AVX2,
+    CONV_UNPACK_GROUPS_AVX2,
     CONV_INT8_AVX_VNNI,
     CONV_LOW_BIT_MADDUBS,
     CONV_INT8_MADDUBS,
