@@ -41,6 +41,8 @@ WINDOWED = frozenset(
         "IntAveragePool",
     }
 )
+# Entries of a table of weights that kernels can look up in registers.
+MOST_INDEXED = 16
 # Operators whose kernels need row-major operands.
 ROW_MAJOR = frozenset({"Gemm", "IntGemm", "LayerNormalization", "RMSNormalization", "Reshape"})
 
@@ -157,14 +159,19 @@ def weight_integers(w: Value) -> Array:
 
 
 def low_bits(problem: ConvProblem, x: Value, w: Value) -> ConvProblem:
-    """`problem` with the bits that the codes of `x` and the integers of `w` need, where that is fewer than 8."""
+    """`problem` with the bits that the codes of `x`, the integers of `w` and indices of its table need, where these are few."""
     if isinstance(w.type.elem, Quant):
         weight_bits = w.type.elem.storage.bits
     else:
         integers = weight_integers(w).astype(np.int64)
         weight_bits = int(np.where(integers < 0, ~integers, integers).max(initial=0)).bit_length() + 1
     x_bits = x.type.elem.storage.bits if isinstance(x.type.elem, Quant) and _is_narrow(x.type.elem) else 8
-    return replace(problem, weight_bits=min(weight_bits, 8), x_bits=x_bits)
+    index_bits = 0
+    if isinstance(w.type.elem, Codebook):
+        values = len(set(w.type.elem.table))
+        index_bits = max(2, (values - 1).bit_length()) if values <= MOST_INDEXED else 0
+        index_bits = index_bits if index_bits < weight_bits else 0
+    return replace(problem, weight_bits=min(weight_bits, 8), index_bits=index_bits, x_bits=x_bits)
 
 
 def precision_of(node: Node) -> str:

@@ -112,6 +112,14 @@ class FieldsKernel(MicroKernel):
             whole[start : start + size] = self._restored(codes)
         return whole
 
+    def field(self, k: Builder, whole: Expr, f: int) -> Expr:
+        """Unsigned codes of field `f` of packed bytes."""
+        width = self.lanes * GROUP
+        if f:
+            words = k.bitcast(whole, "uint16", width // 2)
+            whole = k.bitcast(k.shift_right(words, k.const(f * self.field_bits, "uint16", width // 2)), "uint8", width)
+        return k.bitwise_and(whole, k.const((1 << self.field_bits) - 1, "uint8", width))
+
     def _stored(self, weights: Array) -> Array:
         """Unsigned codes of `weights`."""
         if self.weight_bits == 1:
@@ -141,6 +149,11 @@ class FieldsVnniKernel(FieldsKernel, VnniKernel):
         for at in range(0, len(offsets) * nv * self.lanes, self.lanes):
             k.store(acc, at, k.const(0, "int32", self.lanes), self.lanes)
 
+    def factors(self, k: Builder, weights: Buffer, whole: Expr, f: int) -> Expr:
+        """What codes are multiplied by for the sum of field `f` of packed bytes."""
+        kept = k.const((1 << (self.field_bits * (f + 1))) - 1, "uint8", self.lanes * GROUP)
+        return whole if f == self.unit - 1 else k.bitwise_and(whole, kept)
+
     def accumulate(
         self,
         k: Builder,
@@ -165,8 +178,7 @@ class FieldsVnniKernel(FieldsKernel, VnniKernel):
                 for q in range(units):
                     whole = k.load(weights, base + ((first + u) * units + q) * width, width)
                     for f in range(self.unit):
-                        kept = k.const((1 << (self.field_bits * (f + 1))) - 1, "uint8", width)
-                        factors = whole if f == self.unit - 1 else k.bitwise_and(whole, kept)
+                        factors = self.factors(k, weights, whole, f)
                         for i, column in enumerate(columns):
                             slot = (i * nv + q * self.unit + f) * self.lanes
                             value = self.mac(k, k.load(acc, slot, self.lanes), column[u], factors)
@@ -241,7 +253,7 @@ class FieldsMaddubsKernel(FieldsKernel, Avx2Kernel):
             for q in range(nv // self.unit):
                 whole = k.load(weights, at + q * width, width)
                 for f in range(self.unit):
-                    factors = self._field(k, whole, f)
+                    factors = self.field(k, whole, f)
                     for i, column_codes in enumerate(codes):
                         slot = (i * nv + q * self.unit + f) * 16
                         products = k.call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", column_codes, factors)
@@ -256,14 +268,6 @@ class FieldsMaddubsKernel(FieldsKernel, Avx2Kernel):
                 k.store(acc, at, k.wrapping_add(k.load(acc, at, 8), k.bitcast(wide, "uint32", 8), 8), 8)
 
         sum_narrow(k, taps, -(-taps.run // GROUP), self.additions, unroll, step, widen)
-
-    def _field(self, k: Builder, whole: Expr, f: int) -> Expr:
-        """Unsigned codes of one field."""
-        width = self.lanes * GROUP
-        if f:
-            words = k.bitcast(whole, "uint16", width // 2)
-            whole = k.bitcast(k.shift_right(words, k.const(f * self.field_bits, "uint16", width // 2)), "uint8", width)
-        return k.bitwise_and(whole, k.const((1 << self.field_bits) - 1, "uint8", width))
 
 
 @dataclass(eq=False)

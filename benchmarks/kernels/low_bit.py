@@ -30,6 +30,7 @@ from benchmarks.kernels.avx2 import PEER, SHAPES, implementations
 from benchmarks.kernels.plan import GIGA, HERE, Job, hand_written, spread, turn, write_plan
 from bevel.backends.kernel import Array, ConvProblem
 from bevel.backends.select import choose
+from bevel.backends.x86.conv_products import CONV_PRODUCTS_AVX2, CONV_PRODUCTS_AVX512
 from bevel.benchmarking.peers.engines import ENGINES
 from bevel.benchmarking.peers.preparation import engine_python
 from bevel.devices.profile import load_profile
@@ -41,24 +42,32 @@ MOST_TILES = 2
 
 @dataclass(frozen=True)
 class Form:
-    """Bits of weights and activations, of 8 such that the fastest int8 kernel takes them: weights fit seven."""
+    """Bits of weights, activations and, where weights come from a table, indices of it.
+
+    Weights of 8 bits are such that the fastest int8 kernel takes them: they fit seven.
+    """
 
     weight_bits: int
     x_bits: int
+    index_bits: int = 0
 
     @property
     def title(self) -> str:
         """As in plans."""
-        return f"w{self.weight_bits}a{self.x_bits}"
+        return f"w{self.index_bits}a{self.x_bits}, table" if self.index_bits else f"w{self.weight_bits}a{self.x_bits}"
 
 
 INT8 = Form(8, 8)
-FORMS = (INT8, Form(4, 8), Form(4, 4), Form(2, 8), Form(2, 2), Form(1, 8), Form(1, 2), Form(1, 1))
+W2A2 = Form(2, 2)
+FORMS = (INT8, Form(4, 8), Form(8, 8, 4), Form(4, 4), Form(2, 8), W2A2, Form(1, 8), Form(1, 2), Form(1, 1))
 Names = dict[tuple[str, str], list[str]]
 """Jobs of a shape and a form, by their names."""
 Times = dict[tuple[str, str], list[float]]
 """Seconds of a shape and a form in every turn."""
 QNNPACK, NBITS, REFERENCE = "QNNPACK", "MatMulNBits", "C prototypes"
+# bevel's own, which no compile chooses.
+PRODUCTS = "tables of products"
+PRODUCT_KERNELS = {"avx2": CONV_PRODUCTS_AVX2, "avx512": CONV_PRODUCTS_AVX512}
 PROFILES = {"avx2": "x86-64-avx2", "avx512": "x86-64-avx512-vnni"}
 # How names of the kernels of a reference program begin that compute with as many bits, and its names of shapes that differ.
 HAND_WRITTEN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -86,7 +95,8 @@ REFERENCE_SHAPES = {"16x768x768": "tf_16_768", "1x2048x2048": "tf_1_2k", "1x4096
 
 def problem_of(shape: str, form: Form) -> ConvProblem:
     """A shape with codes of few bits."""
-    return replace(SHAPES[shape].problem, weight_bits=form.weight_bits, x_bits=form.x_bits, light_weights=True)
+    problem = replace(SHAPES[shape].problem, light_weights=True)
+    return replace(problem, weight_bits=form.weight_bits, x_bits=form.x_bits, index_bits=form.index_bits)
 
 
 def weights_of(problem: ConvProblem) -> Array:
@@ -97,6 +107,8 @@ def weights_of(problem: ConvProblem) -> Array:
         return rng.choice(np.array([-1, 1], np.int8), shape)
     # Seven bits of eight.
     half = 64 if problem.weight_bits == INT8.weight_bits else 1 << (problem.weight_bits - 1)
+    if problem.index_bits:
+        return rng.choice(rng.permutation(np.arange(-half, half))[: 1 << problem.index_bits].astype(np.int8), shape)
     return rng.integers(-half, half, shape).astype(np.int8)
 
 
@@ -108,12 +120,13 @@ def prepare(isa: str, shapes: Sequence[str], folder: Path) -> Names:
     for shape in shapes:
         for form in FORMS:
             problem = problem_of(shape, form)
-            generator = choose(problem, target, shape).generator
-            weights = weights_of(problem)
-            for tile in generator.tiles(problem, target)[:MOST_TILES]:
-                name = f"{shape} {form.title} {generator.name} {tile['mr']}x{tile['nv']} {tile['unroll']}"
-                jobs[name] = Job(problem, generator, tile, weights)
-                names.setdefault((shape, form.title), []).append(name)
+            for title, generator in ((form.title, choose(problem, target, shape).generator), (PRODUCTS, PRODUCT_KERNELS[isa])):
+                if title == PRODUCTS and (form != W2A2 or generator.legal(problem, target) is not None):
+                    continue
+                for tile in generator.tiles(problem, target)[:MOST_TILES]:
+                    name = f"{shape} {form.title} {generator.name} {tile['mr']}x{tile['nv']} {tile['unroll']}"
+                    jobs[name] = Job(problem, generator, tile, weights_of(problem))
+                    names.setdefault((shape, title), []).append(name)
     write_plan(jobs, target, folder)
     return names
 
@@ -156,7 +169,9 @@ def chosen(shapes: Sequence[str], turns: Sequence[dict[str, float]], names: Name
     lines = ["", "| M x K x N | " + " | ".join(form.title for form in FORMS) + " |", "|---" * (1 + len(FORMS)) + "|"]
     for shape in shapes:
         fastest = [min(names[shape, form.title], key=lambda name: min(t[name] for t in turns)) for form in FORMS]
-        cells = [" ".join(name.removeprefix(shape).split()[1:3]) for name in fastest]
+        cells = [
+            " ".join(name.removeprefix(f"{shape} {form.title} ").split()[:2]) for name, form in zip(fastest, FORMS, strict=True)
+        ]
         lines.append("| " + " | ".join([shape, *(f"`{cell.removeprefix('x86_conv_')}`" for cell in cells)]) + " |")
     return lines
 
@@ -181,10 +196,10 @@ def replaced(isa: str, lines: Sequence[str]) -> str:
         "`python -m benchmarks.kernels.low_bit --isa ISA --reference PROGRAM --write`. One thread; GMAC/s, medians over\n"
         "processes, then times of others over bevel's within a turn, median (least-greatest): above 1, bevel is faster. w4a8:\n"
         "weights of 4 bits, codes of 8. All results are exact; codes in and out, requantized, padding and tables or planes of\n"
-        "the input included. int8 weights fit seven bits, those of one bit are -1 or 1. Calls repeat one just made, so weights\n"
-        f"are where caches hold them. torch's int8 kernels: {PEER} is held to AVX2, {QNNPACK} has SSE2; as convolution or as\n"
-        f"matrix product, whichever is faster. {REFERENCE}: the fastest of as many bits in C intrinsics, products of\n"
-        "matrices that leave int32 sums.\n"
+        "the input included. int8 weights fit seven bits, those of one bit are -1 or 1, of a table 16 values of seven bits.\n"
+        f"Calls repeat one just made, so weights are where caches hold them. torch's int8 kernels: {PEER} is held to AVX2,\n"
+        f"{QNNPACK} has SSE2; as convolution or as matrix product, whichever is faster. {REFERENCE}: the fastest of as many\n"
+        "bits in C intrinsics, products of matrices that leave int32 sums.\n"
     )
     return head + "".join(f"\n## {name}\n{part.rstrip()}\n" for name, part in sorted(parts.items()))
 
@@ -230,6 +245,8 @@ def main() -> int:
             for shape in shapes:
                 for form in FORMS[1:]:
                     log("bevel's int8", shape, form.title, mine[shape, INT8.title][-1])
+                if (shape, PRODUCTS) in names:
+                    log(f"bevel's {PRODUCTS}", shape, W2A2.title, mine[shape, PRODUCTS][-1])
             if gemv:
                 found = json.loads(turn(Path(sys.executable), "nbits", json.dumps({s: vars(SHAPES[s]) for s in gemv})))
                 for shape in gemv:

@@ -56,6 +56,10 @@ def variants(p: ConvProblem) -> list[ConvProblem]:
 
 def weights_of(p: ConvProblem, rng: np.random.Generator) -> Array:
     shape = (p.oc, p.c // p.groups, p.kh, p.kw)
+    if p.index_bits:
+        # The extremes of eight bits are among the values.
+        values = np.concatenate([[-128, 127], rng.permutation(np.arange(-127, 127))[: (1 << p.index_bits) - 2]])
+        return rng.choice(values.astype(np.int8), shape)
     if p.weight_bits == 1:
         return rng.choice(np.array([-1, 1], np.int8), shape)
     half = 1 << (p.weight_bits - 1)

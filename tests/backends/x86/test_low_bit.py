@@ -36,8 +36,8 @@ from tests.backends.x86.test_machine_code import inner_loops
 # The least target that each generator runs on.
 TARGETS = {"avx2": X86_AVX2, "avx512": X86_AVX512, "vnni": X86_VNNI, "vpopcntdq": X86_VPOPCNTDQ}
 KINDS = {
-    "avx2": ("_table_avx2", "_low_bit_", "_unpack_avx2"),
-    "avx512": ("_table_avx512",),
+    "avx2": ("_table_avx2", "_low_bit_", "_unpack_avx2", "_products_avx2"),
+    "avx512": ("_table_avx512", "_products_avx512"),
     "vnni": ("_unpack_vnni",),
     "vpopcntdq": ("_bits_",),
 }
@@ -171,6 +171,40 @@ def test_choice_where_bytes_are_added_in_32_bits(target: Target, bits: int, kern
     assert choose(wide(bits, 2), target, "layer").generator.name == kernel
 
 
+LOOKUPS = {"avx2": x86.CONV_LOOKUP_AVX2, "vnni": x86.CONV_LOOKUP_VNNI}
+
+
+@pytest.mark.parametrize("isa", LOOKUPS)
+def test_weights_from_tables(isa: str, tmp_path: Path) -> None:
+    """Any table of 8-bit weights with any codes, on ragged shapes, with all tiles and epilogues; packing is inverted."""
+    skip_unless_runs(TARGETS[isa])
+    rng = np.random.default_rng(63)
+    generator = LOOKUPS[isa]
+    cases = []
+    for index, name in enumerate(("gemv", "gemv_wide", "gemm", "resnet_shortcut", "batch", "unpadded", "deep", "dilated")):
+        for index_bits in (2, 3, 4):
+            p = replace(SHAPES[name], dtype="uint8", index_bits=index_bits, x_bits=(8, 5)[index % 2])
+            tiles = generator.tiles(p, TARGETS[isa])
+            p = variants(p)[(index + index_bits) % 5]
+            tile = tiles[(index + index_bits) % len(tiles)]
+            constants = constants_of(p, rng)
+            cases.append(ConvCase(generator, p, tile, inputs_of(p, rng), constants))
+            weights, bias = generator.unpack(p, tile, generator.pack(p, tile, TARGETS[isa], constants))
+            assert np.array_equal(weights, constants.weights), p
+            assert np.array_equal(bias, constants.bias), p
+    check(cases, isa, tmp_path)
+
+
+def test_choice_of_tables_of_weights() -> None:
+    """Vectors meet the small weights, larger inputs weights of eight bits; no table, or ragged groups: no lookup."""
+    gemv = conv(1, 1, 1024, 1024, dtype="uint8", out_dtype="uint8", index_bits=4)
+    assert choose(gemv, X86_AMX, "layer").generator is x86.CONV_LOOKUP_VNNI
+    assert choose(gemv, X86_AVX2, "layer").generator is x86.CONV_LOOKUP_AVX2
+    assert "int8" in choose(replace(gemv, w=64), X86_AVX2, "layer").generator.name
+    assert x86.CONV_LOOKUP_AVX2.legal(replace(gemv, index_bits=0), X86_AVX2) is not None
+    assert x86.CONV_LOOKUP_AVX2.legal(replace(gemv, c=1022), X86_AVX2) is not None
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_vectors_are_unpacked(bits: int) -> None:
     """A matrix-vector product is bound by its weights' bytes on every core."""
@@ -186,6 +220,7 @@ REPEATED = {
     "_unpack_avx2": ("vpmaddubsw", "vpmaddwd"),
     "_unpack_vnni": ("vpdpbusd", "vpsrad"),
     "_bits_": ("vpopcnt", "vpmovqd"),
+    "_products_": ("vpshufb", "vpsadbw"),
 }
 
 
