@@ -4,9 +4,9 @@
     python -m benchmarks.low_bit.speed --draw
 
 The 3x3 convolutions of ResNet-18's layers 2 to 4, padded and requantized, at every number of bits of
-benchmarks/kernels/low_bit.py and in fp32, each with the kernel that a compile chooses. x86 classes are measured here; blocks of all
-kernels take turns. ARM cores are not: their kernels run under qemu, and what it executes takes the cycles that llvm-mca gives, at
-the clock of the profile. --write replaces the devices' part of speed.json beside this file and draws
+benchmarks/kernels/low_bit.py and in fp32, each with the kernel that a compile chooses. x86 classes are measured here; blocks of
+all kernels take turns. ARM cores are not: their kernels run under qemu, and what it executes takes the cycles that llvm-mca
+gives, at the clock of the profile. --write replaces the devices' part of speed.json beside this file and draws
 docs/speed_against_bits.svg; --draw only draws.
 """
 

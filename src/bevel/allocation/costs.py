@@ -19,6 +19,8 @@ from bevel.tuning.tuner import Tuner
 from bevel.tuning.winners import kernel_of
 
 STATIC, SHIPPED = "static", "shipped"
+# Bits of codes that fill their byte.
+WHOLE = 8
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Costs:
 
     def of_few_bits(self, problem: ConvProblem) -> Iterator[Choice]:
         """Kernels that compute `problem`, but would not if its codes had 8 bits."""
-        eight = replace(problem, weight_bits=8, x_bits=8)
+        eight = replace(problem, weight_bits=WHOLE, x_bits=WHOLE)
         for choice in candidates(problem, self.tuner.target):
             if why_illegal(choice.generator, eight, self.tuner.target) is not None:
                 yield choice
@@ -131,10 +133,12 @@ class Costs:
     def _why_none(self, problem: ConvProblem, bits: Bits) -> str:
         """Why no kernel of few bits computes `problem`: reasons of those that a plain product of as few bits has."""
         target = self.tuner.target
+        if problem.weight_bits == problem.x_bits == WHOLE:
+            return f"at {bits} its weights are a table of 8-bit integers, which are multiplied like any others"
         # Nothing about it keeps a kernel away but its bits.
         plain = ConvProblem(1, 8, 8, 64, 64, dtype=problem.dtype, out_dtype=problem.dtype)
         plain = replace(plain, weight_bits=problem.weight_bits, x_bits=problem.x_bits, light_weights=problem.light_weights)
-        whole = replace(plain, weight_bits=8, x_bits=8)
+        whole = replace(plain, weight_bits=WHOLE, x_bits=WHOLE)
 
         def is_for_few(generator: Generator) -> bool:
             return generator.legal(plain, target) is None and generator.legal(whole, target) is not None
