@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bevel.backends.arm.conv_bits import CONV_BITS
+from bevel.backends.arm.conv_bits import ARMV7_CONV_BITS, CONV_BITS
 from bevel.backends.arm.conv_f16 import CONV_F16
 from bevel.backends.arm.conv_f32 import ARMV7_CONV_F32, CONV_F32
 from bevel.backends.arm.conv_int8_mmla import CONV_INT8_MMLA
@@ -47,6 +47,7 @@ GENERATORS: Mapping[str, tuple[Generator, ...]] = {
         MATMUL_INT8,
     ),
     "armv7": (
+        ARMV7_CONV_BITS,
         ARMV7_CONV_INT8_SHORT,
         ARMV7_CONV_INT8,
         ARMV7_CONV_INT8_WIDE,

@@ -24,14 +24,14 @@ from itertools import product
 import numpy as np
 
 from bevel.backends.arm.conv_int8_mmla import CONV_INT8_MMLA
-from bevel.backends.arm.conv_int8_neon import CONV_INT8_NEON, CONV_INT8_NEON_WIDE
+from bevel.backends.arm.conv_int8_neon import ARMV7_CONV_INT8, ARMV7_CONV_INT8_WIDE, CONV_INT8_NEON, CONV_INT8_NEON_WIDE
 from bevel.backends.arm.conv_int8_sdot import CONV_INT8_SDOT
-from bevel.backends.arm.neon import half
+from bevel.backends.arm.neon import A32, half
 from bevel.backends.arm.planes import CHUNK, WIDTH, ApartStaging, PlaneStaging, plane_count
 from bevel.backends.arm.requantize import NeonInteger
 from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
 from bevel.backends.kernels.conv import Geometry
-from bevel.backends.kernels.generator import ConvGenerator, Pipeline
+from bevel.backends.kernels.generator import IN_ORDER_CPUS, ConvGenerator, Pipeline
 from bevel.backends.kernels.low_bit import (
     plane_factors,
     planes_of,
@@ -132,8 +132,10 @@ class BitsKernel(NeonInteger):
         """See `MicroKernel.staging`."""
         sums = bool(self.code_offset)
         if self.apart:
-            return ApartStaging(problem, self.x_dtype, WIDTH, at, sums=sums, planes=self.x_bits, copies=self.weight_bits)
-        return PlaneStaging(problem, self.x_dtype, WIDTH, at, sums=sums, planes=self.planes, granule=self.granule)
+            layout = {"planes": self.x_bits, "copies": self.weight_bits}
+            return ApartStaging(problem, self.x_dtype, WIDTH, at, sums=sums, neon=self.neon, **layout)
+        layout = {"planes": self.planes, "granule": self.granule}
+        return PlaneStaging(problem, self.x_dtype, WIDTH, at, sums=sums, neon=self.neon, **layout)
 
     def tap_elements(self, run: int, nv: int) -> int:
         """See `MicroKernel.tap_elements`."""
@@ -235,15 +237,13 @@ class BitsKernel(NeonInteger):
                     bits = k.load(planes, (c * ws + q) * WIDTH, WIDTH), k.load(columns, (i * xs + p) * WIDTH, WIDTH)
                     count = k.call("uint8x16", "llvm.ctpop", k.bitwise_and(*bits))
                     if not first:
-                        count = k.load(counts, at * WIDTH, WIDTH) + count
-                        if unroll > 1:
-                            # LLVM would add up the counts of several steps before, and keep them all in registers.
-                            count = k.opaque(count, "uint8", WIDTH)
+                        # LLVM would add up the counts of several steps before, and keep them all in registers.
+                        count = k.opaque(k.load(counts, at * WIDTH, WIDTH) + count, "uint8", WIDTH)
                     k.store(counts, at * WIDTH, count, WIDTH)
 
-            # What stays in registers comes first: few vectors of weights or of x.
+            # The side of fewer vectors stays in registers.
             pixels = range(len(offsets))
-            if self.apart:
+            if channels * ws <= len(offsets) * xs:
                 for c in range(channels):
                     load_weights(c)
                 for i in pixels:
@@ -268,7 +268,7 @@ class BitsKernel(NeonInteger):
                     for part, halves in enumerate(factors):
                         value = k.load(counts, ((i * channels + c) * (xs * ws) + part) * WIDTH, WIDTH)
                         for start, (negative, factor) in zip((0, 8), halves, strict=True):
-                            product = k.call("uint16x8", "llvm.aarch64.neon.umull", half(k, value, start), factor)
+                            product = self.neon.multiply_unsigned(k, half(k, value, start), factor)
                             total = total - product if negative else total + product
                     if self.deep:
                         total = self.neon.add_pairs(k, k.load(acc, at, lanes), k.bitcast(total, "int16", 8))
@@ -302,12 +302,8 @@ class BitsKernel(NeonInteger):
         if self.deep:
             total = self.neon.sum_lanes(k, parts)
         else:
-
-            def add(a: Expr, b: Expr) -> Expr:
-                return k.call("uint16x8", "llvm.aarch64.neon.addp", a, b)
-
-            quarters = k.bitcast(add(add(parts[0], parts[1]), add(parts[2], parts[3])), "int16", 8)
-            total = k.bitcast(k.call("int32x4", "llvm.aarch64.neon.saddlp", quarters), "uint32", 4)
+            low, high = (self.neon.sums_of_neighbours(k, parts[at], parts[at + 1], 16) for at in (0, 2))
+            total = self.neon.widened_pairs(k, k.bitcast(self.neon.sums_of_neighbours(k, low, high, 16), "int16", 8))
         if self.weight_bits == 1:
             total = k.shift_left(total, k.const(1, "uint32", 4))
         total = k.wrapping_add(total, k.bitcast(k.load(bias, HEADER + channel, 4), "uint32", 4), 4)
@@ -320,9 +316,11 @@ class BitsConv(ConvGenerator):
 
     Attributes:
         rivals: generators that multiply, faster where there are many pairs of planes.
+        unrolled: steps an iteration where planes of x are apart.
     """
 
     rivals: tuple[ConvGenerator, ...] = ()
+    unrolled: int = 1
 
     def kernel(self, problem: Problem) -> MicroKernel:
         """For the bits and the channels of the problem."""
@@ -354,10 +352,11 @@ class BitsConv(ConvGenerator):
         """As many pixels as leave registers to counts of all planes."""
         assert isinstance(problem, ConvProblem)
         vectors = max(self._bits_kernel(problem).vectors)
-        shapes = list(dict.fromkeys((max(1, min(mr // vectors, MOST_PIXELS)), nv) for mr, nv in self.shapes))
+        limits = self.in_order_shapes if target.cpu in IN_ORDER_CPUS else self.shapes
+        shapes = list(dict.fromkeys((max(1, min(mr // vectors, MOST_PIXELS)), nv) for mr, nv in limits))
         kernel = self._bits_kernel(problem)
         g = Geometry(problem, kernel, *shapes[0])
-        unroll = 2 if kernel.apart and g.padded_run >= UNROLLED_STEPS * kernel.kgroup else 1
+        unroll = self.unrolled if kernel.apart and g.padded_run >= UNROLLED_STEPS * kernel.kgroup else 1
         return [{**tile, "unroll": unroll} for tile in self._ranked(problem, target, shapes)]
 
     def cycles(self, problem: Problem, target: Target, tile: Tile) -> float:
@@ -387,5 +386,21 @@ CONV_BITS = BitsConv(
     micro=BitsKernel(),
     shapes=((6, 1), (5, 1), (4, 1)),
     pipeline=Pipeline(macs=1 / 6, loads=1, in_flight=1, unroll=1),
+    # llvm-mca for a Cortex-A53, w2a2: 8.6 products a cycle, and 6.9 with three pixels.
+    in_order_shapes=((4, 1), (2, 1)),
     rivals=(CONV_INT8_MMLA, CONV_INT8_SDOT, CONV_INT8_NEON, CONV_INT8_NEON_WIDE),
+    unrolled=2,
+)
+# ARMv7: eight vectors of counts, five or six of planes and products in 16 registers; a Cortex-A7 needs two cycles for each
+# instruction of 128 bits.
+ARMV7_CONV_BITS = BitsConv(
+    name="armv7_conv_bits",
+    arch="armv7",
+    features=("neon",),
+    dtype="int8",
+    out_dtypes=("int8", "int32"),
+    micro=BitsKernel(A32),
+    shapes=((2, 1), (1, 1)),
+    pipeline=Pipeline(macs=1 / 24, loads=1 / 2, in_flight=1, unroll=1),
+    rivals=(ARMV7_CONV_INT8, ARMV7_CONV_INT8_WIDE),
 )

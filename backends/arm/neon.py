@@ -19,6 +19,7 @@ class Neon:
     Attributes:
         arch: `Target.arch`.
         widening_multiply: int8x8 times int8x8 into int16x8 (smull, vmull.s8).
+        unsigned_widening_multiply: uint8x8 times uint8x8 into uint16x8 (umull, vmull.u8).
         saturating_shift: by a signed amount per lane (sqshl, vqshl.s32).
         doubling_high_multiply: the high half of twice the product, saturated (sqdmulh, vqdmulh.s32).
         rounding_doubling_high_multiply: the same, rounded half up (sqrdmulh, vqrdmulh.s32).
@@ -29,6 +30,7 @@ class Neon:
 
     arch: str
     widening_multiply: str
+    unsigned_widening_multiply: str
     saturating_shift: str
     doubling_high_multiply: str
     rounding_doubling_high_multiply: str
@@ -40,6 +42,10 @@ class Neon:
         """Eight products of int8, as int16."""
         return k.call("int16x8", self.widening_multiply, a, b)
 
+    def multiply_unsigned(self, k: Builder, a: Expr, b: Expr) -> Expr:
+        """Eight products of uint8, as uint16."""
+        return k.call("uint16x8", self.unsigned_widening_multiply, a, b)
+
     def add_pairs(self, k: Builder, total: Expr, products: Expr) -> Expr:
         """uint32x4 `total` plus the four sums of neighbours in int16x8 `products`, modulo 2^32 (sadalp, vpadal.s16)."""
         if self.arch == "armv7":
@@ -47,14 +53,18 @@ class Neon:
         pairs = k.call("int32x4", "llvm.aarch64.neon.saddlp", products)
         return k.wrapping_add(total, k.bitcast(pairs, "uint32", 4), 4)
 
-    def sums_of_neighbours(self, k: Builder, a: Expr, b: Expr) -> Expr:
-        """uint32x4: sums of neighbours in uint32x4 `a`, then in `b`, modulo 2^32 (addp, vpadd.i32)."""
+    def widened_pairs(self, k: Builder, values: Expr) -> Expr:
+        """uint32x4: sums of neighbours in int16x8 `values` (saddlp, vpaddl.s16)."""
+        name = "llvm.arm.neon.vpaddls" if self.arch == "armv7" else "llvm.aarch64.neon.saddlp"
+        return k.bitcast(k.call("int32x4", name, values), "uint32", 4)
+
+    def sums_of_neighbours(self, k: Builder, a: Expr, b: Expr, bits: int = 32) -> Expr:
+        """Sums of neighbours in `a`, then in `b`, unsigned vectors of 128 bits, modulo 2^bits (addp, vpadd)."""
+        lanes = 128 // bits
         if self.arch == "armv7":
-            parts = [
-                k.call("uint32x2", "llvm.arm.neon.vpadd", k.shuffle([v], range(2)), k.shuffle([v], range(2, 4))) for v in (a, b)
-            ]
-            return k.shuffle(parts, range(4))
-        return k.call("uint32x4", "llvm.aarch64.neon.addp", a, b)
+            ends = [[k.shuffle([v], range(at, at + lanes // 2)) for at in (0, lanes // 2)] for v in (a, b)]
+            return k.shuffle([k.call(f"uint{bits}x{lanes // 2}", "llvm.arm.neon.vpadd", *pair) for pair in ends], range(lanes))
+        return k.call(f"uint{bits}x{lanes}", "llvm.aarch64.neon.addp", a, b)
 
     def sum_lanes(self, k: Builder, vectors: Sequence[Expr]) -> Expr:
         """uint32x4 of the lane sums of four uint32x4."""
@@ -65,6 +75,7 @@ class Neon:
 A64 = Neon(
     arch="aarch64",
     widening_multiply="llvm.aarch64.neon.smull",
+    unsigned_widening_multiply="llvm.aarch64.neon.umull",
     saturating_shift="llvm.aarch64.neon.sqshl",
     doubling_high_multiply="llvm.aarch64.neon.sqdmulh",
     rounding_doubling_high_multiply="llvm.aarch64.neon.sqrdmulh",
@@ -75,6 +86,7 @@ A64 = Neon(
 A32 = Neon(
     arch="armv7",
     widening_multiply="llvm.arm.neon.vmulls",
+    unsigned_widening_multiply="llvm.arm.neon.vmullu",
     saturating_shift="llvm.arm.neon.vqshifts",
     doubling_high_multiply="llvm.arm.neon.vqdmulh",
     rounding_doubling_high_multiply="llvm.arm.neon.vqrdmulh",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bevel.backends.arm.neon import A64, Neon
 from bevel.backends.kernels.low_bit import FormStaging, sum_of_codes
 from bevel.backends.tvm import Buffer, Builder, Expr
 
@@ -28,10 +29,12 @@ class PlaneStaging(FormStaging):
     Attributes:
         planes: of a code, a power of two.
         granule: codes whose planes follow each other; a divisor of the channels.
+        neon: instructions of the target.
     """
 
     planes: int = 1
     granule: int = CHUNK
+    neon: Neon = A64
 
     @property
     def pixel_elements(self) -> int:
@@ -55,12 +58,12 @@ class PlaneStaging(FormStaging):
 
     def _write(self, k: Builder, scratch: Buffer, target: Expr, parts: Sequence[Expr]) -> None:
         """The planes of 64 codes in four vectors."""
-        quarters = [plane_of(k, parts, p) for p in range(self.planes)]
+        quarters = [plane_of(k, self.neon, parts, p) for p in range(self.planes)]
         size = CHUNK // 8 * self.planes
         if self.planes == 1:
-            k.store(scratch, target, k.shuffle([add_pairs(k, quarters[0], quarters[0])], range(size)), size)
+            k.store(scratch, target, k.shuffle([self.neon.sums_of_neighbours(k, quarters[0], quarters[0], 8)], range(size)), size)
             return
-        pairs = [add_pairs(k, quarters[p], quarters[p + 1]) for p in range(0, self.planes, 2)]
+        pairs = [self.neon.sums_of_neighbours(k, quarters[p], quarters[p + 1], 8) for p in range(0, self.planes, 2)]
         # Byte b of plane p is in vector p // 2, at 8 * (p % 2) + b.
         width = min(self.granule, CHUNK) // 8
         order = [p * 8 + first + b for first in range(0, 8, width) for p in range(self.planes) for b in range(width)]
@@ -76,10 +79,12 @@ class ApartStaging(FormStaging):
     Attributes:
         planes: of a code.
         copies: of every plane side by side; 1, or 2 for half as many codes.
+        neon: instructions of the target.
     """
 
     planes: int = 1
     copies: int = 1
+    neon: Neon = A64
 
     @property
     def pixel_elements(self) -> int:
@@ -110,19 +115,15 @@ class ApartStaging(FormStaging):
         """The vectors of all planes of codes in vectors."""
         per_chunk = CHUNK // WIDTH
         for p in range(self.planes):
-            chunks = [plane_of(k, parts[at : at + per_chunk], p) for at in range(0, len(parts), per_chunk)]
-            k.store(scratch, target + p * WIDTH, add_pairs(k, chunks[0], chunks[-1]), WIDTH)
+            chunks = [plane_of(k, self.neon, parts[at : at + per_chunk], p) for at in range(0, len(parts), per_chunk)]
+            k.store(scratch, target + p * WIDTH, self.neon.sums_of_neighbours(k, chunks[0], chunks[-1], 8), WIDTH)
 
 
-def add_pairs(k: Builder, a: Expr, b: Expr) -> Expr:
-    """Sums of neighbouring bytes, of one and then the other vector."""
-    return k.call("uint8x16", "llvm.aarch64.neon.addp", a, b)
-
-
-def plane_of(k: Builder, parts: Sequence[Expr], plane: int) -> Expr:
+def plane_of(k: Builder, neon: Neon, parts: Sequence[Expr], plane: int) -> Expr:
     """Pairs of neighbours of these 16 bytes add up to the 64 bits of `plane` of codes in four vectors."""
     place = k.bitwise_and(k.numbers(WIDTH), k.const(7, "int32", WIDTH))
     bit = k.cast(k.shift_left(k.const(1, "int32", WIDTH), place), "uint8", WIDTH)
     none = k.const(0, "uint8", WIDTH)
     chosen = [k.select(k.bitwise_and(v, k.const(1 << plane, "uint8", WIDTH)) > none, bit, none) for v in parts]
-    return add_pairs(k, add_pairs(k, chosen[0], chosen[1]), add_pairs(k, chosen[2], chosen[3]))
+    low, high = (neon.sums_of_neighbours(k, chosen[at], chosen[at + 1], 8) for at in (0, 2))
+    return neon.sums_of_neighbours(k, low, high, 8)
