@@ -14,7 +14,8 @@ import numpy as np
 
 from bevel.backends.kernel import Array, ConvProblem, Problem
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
-from bevel.backends.kernels.micro import HEADER, LINE_BYTES, MicroKernel
+from bevel.backends.kernels.micro import HEADER, LINE_BYTES, MicroKernel, Taps
+from bevel.backends.kernels.narrow_sums import sum_narrow
 from bevel.backends.kernels.staging import Staging
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.conv_int8_madd import Avx2Kernel
@@ -22,6 +23,9 @@ from bevel.backends.x86.conv_unpack import GROUP, FieldsConv, FieldsKernel, Fiel
 from bevel.ir.protocols import Target
 
 TABLE = 16
+HALF_BITS = 4
+# Of two products of any weights of 8 bits and halves of codes, that fit 16 bits.
+ADDITIONS = 32767 // (2 * 128 * ((1 << HALF_BITS) - 1))
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,14 @@ class LookupVnniKernel(LookupKernel, FieldsVnniKernel):
 
 @dataclass(frozen=True)
 class LookupAvx2Kernel(LookupKernel, Avx2Kernel):
-    """Multiply by vpmaddwd, the even and the odd bytes of codes and weights: exact for all 8-bit ones."""
+    """Multiply halves of codes, of four bits each, by vpmaddubsw: then 16 bits add several products, whatever the weights."""
 
     kgroup = GROUP
     x_dtype = "uint8"
     weight_dtype = "uint8"
     copy_lanes = 32
 
-    def accumulate(
+    def reduce(
         self,
         k: Builder,
         acc: Buffer,
@@ -105,30 +109,50 @@ class LookupAvx2Kernel(LookupKernel, Avx2Kernel):
         weights: Buffer,
         base: Expr,
         nv: int,
-        run: int,
+        taps: Taps,
         unroll: int,
         ahead: int,
     ) -> None:
-        """See `MicroKernel.accumulate`."""
+        """See `MicroKernel.reduce`."""
         width, words = self.lanes * GROUP, self.lanes * 2
-        eight = k.const(8, "int16", words)
-        with k.serial(run // GROUP) as group:
-            pairs = []
-            for offset in offsets:
-                quad = k.bitcast(k.load(x, origin + offset + group * GROUP, GROUP), "int32")
-                codes = k.bitcast(k.splat(quad, self.lanes), "int16", words)
-                odd = k.bitcast(k.shift_right(k.bitcast(codes, "uint16", words), k.const(8, "uint16", words)), "int16", words)
-                pairs.append((k.bitwise_and(codes, k.const(255, "int16", words)), odd))
+        halves = 1 if self.x_bits <= HALF_BITS else 2
+        tiles = len(offsets) * nv
+        sums = k.alloc(tiles * halves * words, "int16")
+
+        def step(row: Expr, column: Expr, index: Expr, first: bool) -> None:
+            at = base + (row * taps.columns + column) * taps.size + index * (nv // self.unit * width)
+            place = origin + row * taps.row_pitch + column * taps.column_pitch + index * GROUP
+            codes = [self._halves(k, k.load(x, place + offset, GROUP), halves) for offset in offsets]
             for q in range(nv // self.unit):
-                whole = k.load(weights, base + (group * (nv // self.unit) + q) * width, width)
+                whole = k.load(weights, at + q * width, width)
                 for f in range(self.unit):
-                    found = k.call("int8x32", "llvm.x86.avx2.pshuf.b", self.table(k, weights), self.field(k, whole, f))
-                    factors = k.bitcast(found, "int16", words)
-                    even, odd = k.shift_right(k.shift_left(factors, eight), eight), k.shift_right(factors, eight)
-                    for i, (even_codes, odd_codes) in enumerate(pairs):
-                        slot = (i * nv + q * self.unit + f) * self.lanes
-                        value = self.mac(k, k.load(acc, slot, self.lanes), even_codes, even)
-                        k.store(acc, slot, self.mac(k, value, odd_codes, odd), self.lanes)
+                    factors = k.call("int8x32", "llvm.x86.avx2.pshuf.b", self.table(k, weights), self.field(k, whole, f))
+                    for i, of_pixel in enumerate(codes):
+                        for number, half in enumerate(of_pixel):
+                            slot = ((i * nv + q * self.unit + f) * halves + number) * words
+                            products = k.call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", half, factors)
+                            k.store(sums, slot, products if first else k.load(sums, slot, words) + products, words)
+
+        def widen(zero: Expr | None) -> None:
+            for tile in range(tiles):
+                at = tile * self.lanes + (k.i32(0) if zero is None else zero)
+                total = k.load(acc, at, self.lanes)
+                for number in range(halves):
+                    some = k.load(sums, (tile * halves + number) * words, words)
+                    total = self.mac(k, total, some, k.const(1 << (HALF_BITS * number), "int16", words))
+                k.store(acc, at, total, self.lanes)
+
+        sum_narrow(k, taps, taps.run // GROUP, ADDITIONS, unroll, step, widen)
+
+    def _halves(self, k: Builder, quad: Expr, count: int) -> list[Expr]:
+        """Broadcasts of the low and the high half of four codes, or of codes that are a half."""
+        width = self.lanes * GROUP
+        codes = k.bitcast(k.splat(k.bitcast(quad, "int32"), self.lanes), "uint8", width)
+        if count == 1:
+            return [codes]
+        upper = k.shift_right(k.bitcast(codes, "uint16", width // 2), k.const(HALF_BITS, "uint16", width // 2))
+        mask = k.const((1 << HALF_BITS) - 1, "uint8", width)
+        return [k.bitwise_and(codes, mask), k.bitwise_and(k.bitcast(upper, "uint8", width), mask)]
 
 
 @dataclass(eq=False)
@@ -171,6 +195,6 @@ CONV_LOOKUP_AVX2 = LookupConv(
     dtype="uint8",
     out_dtypes=("uint8", "int32"),
     micro=LookupAvx2Kernel(),
-    shapes=((1, 8), (2, 4), (1, 4)),
-    pipeline=Pipeline(macs=0.75, loads=2, in_flight=4, unroll=1, convert=2),
+    shapes=((1, 4), (2, 2)),
+    pipeline=Pipeline(macs=0.7, loads=2, in_flight=4, unroll=1, convert=0.8),
 )
