@@ -33,7 +33,7 @@ from typing import Any
 
 from bevel.errors import InvalidPlan
 from bevel.ir.graph import Graph
-from bevel.ir.types import GROUP_SIZES
+from bevel.ir.types import GROUP_SIZES, MOST_GROUPED_BITS
 
 PLAN_VERSION = 1
 _FLOAT_BITS = 32
@@ -119,6 +119,23 @@ def group_size(granularity: str) -> int | None:
     return _GROUPED.get(granularity)
 
 
+def granularity_of(group: int | None, bits: Bits) -> str:
+    """The granularity of groups of `group` inputs, where that is what is asked for, for weights of at most so many bits.
+
+    Raises:
+        InvalidPlan: there are no such groups, or none of so many bits.
+    """
+    if group is None:
+        return "channel"
+    if group not in GROUP_SIZES:
+        raise InvalidPlan(f"weights in groups of {group} inputs: expected {', '.join(map(str, GROUP_SIZES))}")
+    if bits.weights > MOST_GROUPED_BITS:
+        raise InvalidPlan(
+            f"weights in groups of {group} inputs with bits {bits}: expected weights of 1 to {MOST_GROUPED_BITS} bits"
+        )
+    return f"group{group}"
+
+
 def parse_allowed(spec: str) -> tuple[Bits, ...]:
     """What "auto-lowbit" or "auto-lowbit:w4a8,w2a2" allows, most bits first; () for any other spelling of bits.
 
@@ -148,7 +165,7 @@ class LayerPlan:
         granularity: what shares a weight scale, of `GRANULARITIES`: "channel", "tensor", or "group32": one scale for each output
             channel and an integer factor for each group of 32 inputs.
         scales: how weight scales are chosen, of `SCALES`: "minmax" clips nothing, "mse" has least squared error, "auto" is
-            "mse" below 4 bits.
+            "mse" below 4 bits and for groups.
         levels: the values that weights round to, of `LEVELS`: "uniform", or a table of integers.
         rounding: how weights become codes, of `ROUNDINGS`: "nearest", or "gptq" by what they multiply (layers below 8 bits).
         dropped: the layer is bypassed.

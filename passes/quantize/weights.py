@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 LEVEL_MAX = 127
 # Scales that the search for the least squared error tries: shares of the one that clips nothing.
 _SEARCH = 128
-# "auto" searches below this many bits; above, clipping costs more than it gains once biases are corrected.
+# "auto" searches below this many bits, and for groups; else clipping costs more than it gains once biases are corrected.
 _SEARCHED_BITS = 4
 # Rounds of k-means; centres of sorted one-dimensional data settle well before.
 _KMEANS_ROUNDS = 50
@@ -58,7 +58,8 @@ class WeightForm:
     @property
     def searches(self) -> bool:
         """Whether scales are searched for the least squared error."""
-        return self.scales == "mse" or (self.scales == "auto" and self.bits < _SEARCHED_BITS)
+        few = self.bits < _SEARCHED_BITS or group_size(self.granularity) is not None
+        return self.scales == "mse" or (self.scales == "auto" and few)
 
     def of(self, shape: tuple[int, ...]) -> WeightForm:
         """The form that weights of `shape` have: one scale for each channel where groups cannot be."""

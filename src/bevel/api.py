@@ -33,6 +33,7 @@ def compile(
     method: str | None = None,
     weight_scales: str | None = None,
     rounding: str | None = None,
+    weight_group: int | None = None,
     bias_correction: bool = True,
     dims: Mapping[str, int | tuple[int, int]] | None = None,
     custom_ops: Sequence[str] = (),
@@ -53,14 +54,15 @@ def compile(
         bits: "fp32", "fp16", "8" (= "w8a8", integer-only), "wNaM" for weights of N and activations of M bits, or "auto-lowbit",
             "auto-lowbit:w4a8,w2a2" for the fastest of these in each layer (docs/quantization.md); default "8", or the plan's.
         plan: precision layer by layer, or the path of its JSON document; excludes `bits`, `method`,
-            `weight_scales` and `rounding`.
+            `weight_scales`, `rounding` and `weight_group`.
         calibration: arrays by input name, sample axis first, preprocessed as the model takes them; or the path of an .npz or of
             a directory of .npy files. A float model needs it for 8 bits.
         output: artifact directory; default MODEL.bevel in the current directory.
         samples: calibration samples to use at most.
         method: calibration method, for example "mse" or "percentile:99.9" (docs/calibration.md); default "percentile".
-        weight_scales: "minmax", "mse" or "auto"; default "auto", least squared error below 4 bits.
+        weight_scales: "minmax", "mse" or "auto"; default "auto", least squared error below 4 bits and for groups.
         rounding: of weights of fewer than 8 bits: "nearest" or "gptq" (docs/quantization.md); default "nearest".
+        weight_group: of inputs whose weights, of up to 4 bits, share an integer factor: 16, 32, 64 or 128; None for no groups.
         bias_correction: correct the biases of quantized layers on the calibration data.
         dims: of symbolic dimensions: an extent, or bounds (lo, hi) within which it is chosen at run time; a leading batch
             dimension is 1 unless given.
@@ -85,10 +87,10 @@ def compile(
         >>> artifact.manifest["integer_only"]  # doctest: +SKIP
         True
     """
-    if plan is not None and any(given is not None for given in (bits, method, weight_scales, rounding)):
+    if plan is not None and any(given is not None for given in (bits, method, weight_scales, rounding, weight_group)):
         raise UsageError(
-            "a plan decides bits, calibration method, weight scales and rounding: leave out bits, method, weight_scales and "
-            "rounding"
+            "a plan decides bits, calibration method, weight scales, groups and rounding: leave out bits, method, weight_scales, "
+            "weight_group and rounding"
         )
     chosen = plan if isinstance(plan, CompressionPlan) or plan is None else load_plan(plan)
     target = Path(output) if output is not None else default_output(Path(model), device)
@@ -111,6 +113,7 @@ def compile(
             keep_float=tuple(keep_float),
             weight_scales=weight_scales or "auto",
             rounding=rounding or "nearest",
+            weight_group=weight_group,
             bias_correction=bias_correction,
             states=dict(states or {}),
             tuning=Tuning(tune, tune_budget),

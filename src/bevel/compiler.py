@@ -34,6 +34,7 @@ from bevel.ir.plan import (
     W8A8,
     Bits,
     CompressionPlan,
+    granularity_of,
     parse_allowed,
     parse_bits,
 )
@@ -78,6 +79,7 @@ class Options:
         method: calibration method; the plan's, where there is one.
         weight_scales: how weight scales are chosen ("auto", "minmax" or "mse"); the plan's, where there is one.
         rounding: how weights of fewer than 8 bits are rounded ("nearest" or "gptq"); the plan's, where there is one.
+        weight_group: inputs whose weights share an integer factor, None for no groups; the plan's, where there is one.
         dims: of symbolic dimensions: an extent, or bounds (lo, hi) within which it is chosen at run time; a leading batch
             dimension is 1 unless given.
         plan: what to do layer by layer.
@@ -109,6 +111,7 @@ class Options:
     states: Mapping[str, str] = field(default_factory=dict)
     weight_scales: str = "auto"
     rounding: str = "nearest"
+    weight_group: int | None = None
     tuning: Tuning = field(default_factory=Tuning)
 
     def precision(self) -> Bits:
@@ -138,7 +141,8 @@ class Options:
         if self.rounding not in ROUNDINGS:
             raise UsageError(f"rounding {self.rounding!r}: expected one of {', '.join(ROUNDINGS)}")
         bits, allow = self.precision(), parse_allowed(self.bits)
-        return CompressionPlan(bits=bits, calibration=self.method, scales=self.weight_scales, rounding=self.rounding, allow=allow)
+        group = granularity_of(self.weight_group, allow[-1] if allow else bits)
+        return CompressionPlan("", bits, 8, self.method, group, self.weight_scales, rounding=self.rounding, allow=allow)
 
     def calibration_method(self) -> str:
         """The calibration method, as `parse_method` spells it.

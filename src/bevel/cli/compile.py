@@ -19,6 +19,7 @@ from bevel.errors import UsageError
 from bevel.ir.graph import Graph
 from bevel.ir.plan import DEFAULT_CALIBRATION, ROUNDINGS, SCALES, load_plan, loads_plan
 from bevel.ir.text import print_graph
+from bevel.ir.types import GROUP_SIZES
 from bevel.passes.pipeline import lookup_pass
 from bevel.preprocessing import load_preprocess
 from bevel.report import short_name, write_ranges
@@ -49,8 +50,14 @@ from bevel.tuning.options import MODES, Tuning
 @click.option(
     "--weight-scales",
     type=click.Choice(SCALES),
-    help="Weight scales: nothing clipped (minmax), least squared error (mse), or mse below 4 bits (auto).  [default: auto, or "
-    "the plan's]",
+    help="Weight scales: nothing clipped (minmax), least squared error (mse), or mse below 4 bits and for groups (auto).  "
+    "[default: auto, or the plan's]",
+)
+@click.option(
+    "--weight-group",
+    type=click.Choice([str(size) for size in GROUP_SIZES]),
+    help="Weights of up to 4 bits: groups of so many inputs with an integer factor each beside the scale of their channel "
+    "(docs/quantization.md).  [default: no groups, or the plan's]",
 )
 @click.option(
     "--rounding",
@@ -111,6 +118,7 @@ def command(
     samples: int,
     method: str | None,
     weight_scales: str | None,
+    weight_group: str | None,
     rounding: str | None,
     no_bias_correction: bool,
     ranges: Path | None,
@@ -143,10 +151,10 @@ def command(
     bevel compile model.onnx --device host --bits fp32 --custom-op mydomain.Swirl=swirl.c   # docs/custom.md
     bevel compile vad.onnx --device host --bits fp32 --state h=hn --state c=cn   # keeps its state between runs
     """
-    if plan is not None and any(given is not None for given in (bits, method, weight_scales, rounding)):
+    if plan is not None and any(given is not None for given in (bits, method, weight_scales, weight_group, rounding)):
         raise UsageError(
-            "--plan decides bits, calibration method, weight scales and rounding: leave out --bits, --method, --weight-scales "
-            "and --rounding"
+            "--plan decides bits, calibration method, weight scales, groups and rounding: leave out --bits, --method, "
+            "--weight-scales, --weight-group and --rounding"
         )
     loaded = load_plan(plan) if plan is not None else None
     chosen = Options(device, bits or "8", calib, samples, method or DEFAULT_CALIBRATION, options.parse_dims(dims), loaded, custom)
@@ -159,6 +167,7 @@ def command(
         keep_float=keep_float,
         weight_scales=weight_scales or "auto",
         rounding=rounding or "nearest",
+        weight_group=int(weight_group) if weight_group is not None else None,
         bias_correction=not no_bias_correction,
         states=options.parse_states(states),
         tuning=Tuning(tune, tune_budget),
