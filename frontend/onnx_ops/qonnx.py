@@ -1,7 +1,7 @@
 """QONNX: fake quantization to any number of bits, as Brevitas exports it.
 
     x --Quant(scale, zero point, bits)--> y          x: q<...>, which y stands for
-    w --BipolarQuant(scale)--> y                     y: q<i1, ...>, a constant of codes -1 and +1
+    x --BipolarQuant(scale)--> y                     y: q<i1, ...>, codes -1 and +1
 
 Weights become codes by the definition of the operators, whatever their rounding mode. An activation's type rounds to nearest, so
 other modes are refused there. https://github.com/fastmachinelearning/qonnx/tree/main/docs/qonnx-custom-ops is the definition.
@@ -136,18 +136,25 @@ def convert_quant(builder: Builder, node: OnnxNode) -> Operand:
 
 
 def convert_bipolar(builder: Builder, node: OnnxNode) -> Operand:
-    """BipolarQuant: the sign of each weight, 0 counting as positive."""
+    """BipolarQuant: the sign of each element, 0 counting as positive."""
     operand = node.operand(0)
     return _bipolar(builder, node, operand, *_scale(node, 1, len(node.shape(0))))
 
 
 def _bipolar(builder: Builder, node: OnnxNode, operand: Operand, scale: Array, axis: int | None) -> Operand:
-    if not isinstance(operand, np.ndarray):
-        node.refuse(
-            f"activation {node.input_name(0)!r} of -1 and +1", "bipolar weights, and activations of 1 bit that are 0 or 1"
-        )
-    real = normalize_array(operand, node.input_name(0))
     quant = Quant(Int(1), tuple(float(s) for s in scale), (0,), axis)
+    if isinstance(operand, Value):
+        if operand.is_constant or axis is not None:
+            node.refuse(
+                f"activation {node.input_name(0)!r} with {scale.size} scales, or a constant", "an activation with one scale"
+            )
+        # An input keeps its reals: signs are no rounding that callers know.
+        is_input = operand in builder.graph.inputs
+        made = node.emit("Clip", [operand], ClipAttrs(), type_=operand.type.with_elem(quant)) if is_input else None
+        return made or annotate(builder, node, operand, quant)
+    if not isinstance(operand, np.ndarray):
+        node.refuse("codes as an operand", "a real operand")
+    real = normalize_array(operand, node.input_name(0))
     return builder.graph.add_constant(node.input_name(0), quant.quantize(real), TensorType(real.shape, quant))
 
 

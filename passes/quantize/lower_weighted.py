@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +15,7 @@ from bevel.ir.graph import Node, Value
 from bevel.ir.ops.integer import RequantizeAttrs
 from bevel.ir.types import Codebook, Quant, multiplied_integers
 from bevel.passes.quantize.dyadic import channel_factors, exact
-from bevel.passes.quantize.lowering import Epilogue, Lowering, is_code, lowers, quant
+from bevel.passes.quantize.lowering import AT_LEAST_ZERO, Epilogue, Lowering, clamp_bounds, is_code, lowers, quant
 
 Array = npt.NDArray[Any]
 
@@ -25,8 +27,8 @@ def accumulator_scales(x: Quant, w: Quant | Codebook, channels: int) -> list[Fra
     return [exact(x.scale[0]) * exact(s) for s in scales[:channels]]
 
 
-def bias_codes(bias: Value | None, scales: list[Fraction], layer: str) -> Array:
-    """int64 bias at the accumulator scales: rint of the exact quotient, from reals or from codes of any scale.
+def bias_codes(bias: Value | None, scales: list[Fraction], layer: str, rounding: Callable[[Fraction], int] = round) -> Array:
+    """int64 bias at the accumulator scales: the exact quotient, rounded, from reals or from codes of any scale.
 
     Raises:
         UnsupportedModel: the bias is not finite.
@@ -42,7 +44,7 @@ def bias_codes(bias: Value | None, scales: list[Fraction], layer: str) -> Array:
         if not np.isfinite(bias.array).all():
             raise UnsupportedModel(f"layer {layer!r}: bias {bias.name!r} holds NaN or infinity; repair the model")
         reals = [exact(float(b)) for b in bias.array]
-    return np.asarray([round(r / s) for r, s in zip(reals, scales, strict=True)], dtype=object)
+    return np.asarray([rounding(r / s) for r, s in zip(reals, scales, strict=True)], dtype=object)
 
 
 def _proved(acc: Array, bias: Array, w: Array, x: Quant, layer: str) -> tuple[Array, list[int]]:
@@ -90,6 +92,8 @@ def _weights(weight: Value, layer: str) -> Quant | Codebook:
 def lower_weighted(ctx: Lowering, node: Node, end: Epilogue) -> None:
     """Conv(x, w, b) -> Requantize(IntConv(x, w, b'), m, n), Gemm likewise; Relu and Clip behind them become the clamp.
 
+    Signs of sums are exact: they do not depend on the scale, and the bias is rounded down.
+
     Raises:
         UnsupportedModel: asymmetric weights, scales that differ within an output channel, a table of other numbers than
             integers, or accumulators that could overflow.
@@ -99,15 +103,24 @@ def lower_weighted(ctx: Lowering, node: Node, end: Epilogue) -> None:
     x, w = quant(data), _weights(weight, layer)
     channels = weight.array.shape[0]
     scales = accumulator_scales(x, w, channels)
-    bias = bias_codes(node.inputs[2] if len(node.inputs) == 3 else None, scales, layer)
+    is_sign = end.value in ctx.signs
+    # A whole number and the bias are at least 0 together where that number and the bias rounded down are.
+    bias = bias_codes(node.inputs[2] if len(node.inputs) == 3 else None, scales, layer, math.floor if is_sign else round)
     integers = multiplied_integers(w, weight.array)
     magnitude = np.abs(integers.reshape(channels, -1).astype(np.int64)).sum(axis=1)
     proved, reach = _proved(magnitude, bias, weight.array, x, layer)
     bias32 = ctx.constant(f"{layer}.bias", proved)
     op = "IntConv" if node.op == "Conv" else "IntGemm"
     acc = ctx.emit(op, [ctx.operand(data), ctx.operand(weight), bias32], node.attrs, f"{layer}.acc", node.loc)
-    factors = channel_factors([s / exact(end.out.scale[0]) for s in scales], reach)
+    factors = channel_factors([Fraction(1) if is_sign else s / exact(end.out.scale[0]) for s in scales], reach)
     m = ctx.constant(f"{layer}.m", np.asarray([f[0] for f in factors], np.int32))
     n = ctx.constant(f"{layer}.n", np.asarray([f[1] for f in factors], np.int32))
     axis = 1 if node.op == "Conv" else acc.type.rank - 1
+    if is_sign:
+        if not all(lo < 0 <= hi for lo, hi in map(clamp_bounds, end.fused)):
+            raise UnsupportedModel(f"layer {layer!r}: an activation before its sign leaves one sign only; remove the layer")
+        attrs = RequantizeAttrs(AT_LEAST_ZERO, axis, 0, 1)
+        positive = ctx.emit("Requantize", [acc, m, n], attrs, f"{layer}.positive", node.loc)
+        ctx.finish_sign(end.value, positive, node.loc)
+        return
     ctx.finish(end.value, "Requantize", [acc, m, n], RequantizeAttrs(end.out, axis, end.lo, end.hi), node.loc)

@@ -6,7 +6,7 @@ value the lowered node stands for (the node's own result, or that of the activat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,11 @@ from bevel.errors import UnsupportedModel
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import NoAttrs, Trait, lookup
 from bevel.ir.ops.integer import OutAttrs
-from bevel.ir.types import F32, I8, Codebook, Quant, TensorType
+from bevel.ir.types import F32, I8, Codebook, Int, Quant, TensorType
 
 Array = npt.NDArray[Any]
+# Whether a number is at least 0, as codes of one bit: 1 + x, clamped, for any whole number x.
+AT_LEAST_ZERO = Quant(Int(1, signed=False), (1.0,), (1,))
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,12 @@ class Lowering:
     Attributes:
         source: ANNOTATED graph, never changed.
         target: INTEGER graph under construction.
+        signs: values of `source` whose type says -1 or +1 (`settle_codes`): rounding to it is taking the sign.
     """
 
-    def __init__(self, source: Graph) -> None:
+    def __init__(self, source: Graph, signs: Set[Value] = frozenset()) -> None:
         self.source = source
+        self.signs = signs
         self.target = Graph(source.name, Level.INTEGER, source.source_hash)
         self.target.states = dict(source.states)
         self._env: dict[Value, Value] = {}
@@ -148,7 +152,7 @@ class Lowering:
         if len(node.outputs) != 1:
             return None
         value, lo, hi, fused = node.output, -np.inf, np.inf, list[Node]()
-        while Trait.MOVEMENT not in lookup(node.op).traits:
+        while Trait.MOVEMENT not in lookup(node.op).traits and value not in self.signs:
             user = self.source.sole_user(value)
             if user is None or Trait.ACTIVATION not in lookup(user.op).traits:
                 break
@@ -222,6 +226,13 @@ class Lowering:
             y = function(x.scale[0] * (codes - x.zero_point[0]))
         steps = np.rint(np.where(np.isnan(y), 0.0, y) / end.out.scale[0]) + end.out.zero_point[0]
         return self.constant(f"{end.value.name}.table", np.clip(steps, end.lo, end.hi).astype(end.out.dtype))
+
+    def finish_sign(self, source: Value, positive: Value, loc: str) -> None:
+        """`source`, one of `signs`, from codes of AT_LEAST_ZERO."""
+        out = quant(source)
+        end = Epilogue(source, out, out.storage.min, out.storage.max)
+        table = self.table(lambda r: np.where(r < 0, -out.scale[0], out.scale[0]), AT_LEAST_ZERO, end)
+        self.finish(source, "Lut", [positive, table], OutAttrs(out), loc)
 
     def convert(self, value: Value, x: Quant, out: Quant, hint: str, loc: str) -> Value:
         """Codes of type `x` as codes of type `out`: unchanged where the types agree, else through a table."""

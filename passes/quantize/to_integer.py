@@ -13,9 +13,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+
 from bevel.errors import UsageError
 from bevel.ir.graph import Graph, Level, Node, Value
-from bevel.ir.ops import Trait, lookup
+from bevel.ir.ops import QuantRule, Trait, lookup
 from bevel.ir.ops.elementwise import ClipAttrs
 from bevel.ir.ops.integer import OutAttrs
 from bevel.ir.types import F32, I8, U8, Int, Quant
@@ -28,7 +30,7 @@ from bevel.passes.quantize import (
     lower_reduce,
     lower_weighted,
 )
-from bevel.passes.quantize.lowering import Lowering, is_code, quant, rule_for, whole_rule_for
+from bevel.passes.quantize.lowering import AT_LEAST_ZERO, Lowering, is_code, quant, rule_for, whole_rule_for
 
 # Importing them registers their rules.
 RULE_FILES = (lower_channelwise, lower_elementwise, lower_matmul, lower_movement, lower_pool, lower_reduce, lower_weighted)
@@ -52,9 +54,10 @@ class ToInteger:
                 f"to-integer: graph {graph.name!r} is at {graph.level.value} level, expected annotated; run calibrate first"
             )
         source = graph.clone()
+        signs = settle_signs(source)
         spread_types(source)
         settle_codes(source)
-        ctx = Lowering(source)
+        ctx = Lowering(source, signs)
         fused: set[Node] = set()
         for node in source.nodes:
             if node not in fused:
@@ -78,6 +81,18 @@ def spread_types(graph: Graph) -> None:
         moved = node.outputs[0]
         if moved.type.elem == F32 and len(elems) == 1 and is_code(node.inputs[0]):
             moved.type = moved.type.with_elem(node.inputs[0].type.elem)
+
+
+def settle_signs(graph: Graph) -> set[Value]:
+    """Give bipolar activations the form that kernels know, in place, and return them.
+
+    That is two bits with zero point 1: codes are 0 and 2, and a border of zeros has one too.
+    """
+    typed = [v for v in graph.values() if not v.is_constant and isinstance(v.type.elem, Quant)]
+    signs = {v for v in typed if quant(v).storage.bipolar}
+    for value in signs:
+        value.type = value.type.with_elem(Quant(Int(2, signed=False), quant(value).scale, (1,)))
+    return signs
 
 
 def settle_codes(graph: Graph) -> None:
@@ -106,6 +121,9 @@ def settle_codes(graph: Graph) -> None:
 
 def _lower(ctx: Lowering, node: Node) -> tuple[Node, ...]:
     """Lower one node; returns the activations fused into it."""
+    if node.outputs[0] in ctx.signs and not _gives_signs(ctx, node):
+        _sign(ctx, node)
+        return ()
     if _is_conversion(node) and _moves_sign(node.inputs[0], node.output):
         ctx.finish(node.output, "Recode", [ctx.operand(node.inputs[0])], OutAttrs(quant(node.output)), node.loc)
         return ()
@@ -121,6 +139,24 @@ def _lower(ctx: Lowering, node: Node) -> tuple[Node, ...]:
         return ()
     rule(ctx, node, end)
     return end.fused
+
+
+def _gives_signs(ctx: Lowering, node: Node) -> bool:
+    """True where the rule of `node` makes signs of sums, or moves signs or chooses among them."""
+    row = lookup(node.op)
+    chooses = row.quant is QuantRule.SAME and node.inputs[0].type.elem == node.output.type.elem and node.inputs[0] in ctx.signs
+    return rule_for(node) is not None and (Trait.WEIGHTED in row.traits or chooses)
+
+
+def _sign(ctx: Lowering, node: Node) -> None:
+    """Compute `node` in float32 and take the sign of its result: nothing but zero rounds to zero at the least scale."""
+    real = ctx.real(node.inputs[0])
+    if not _is_conversion(node):
+        reals = [ctx.real(v) for v in node.inputs]
+        real = ctx.emit(node.op, reals, node.attrs, f"{node.output.name}.real", node.loc)
+    least = replace(AT_LEAST_ZERO, scale=(float(np.finfo(np.float32).smallest_normal),))
+    positive = ctx.emit("Quantize", [real], OutAttrs(least), f"{node.output.name}.positive", node.loc)
+    ctx.finish_sign(node.output, positive, node.loc)
 
 
 def _is_conversion(node: Node) -> bool:

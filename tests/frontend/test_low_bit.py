@@ -298,12 +298,92 @@ def test_trunc(version: int, mode: str, tmp_path: Path) -> None:
     assert different.mean() < (0.1 if mode == "ROUND" else 1e-9)
 
 
+@pytest.mark.parametrize("op", ["BipolarQuant", "Quant"])
+def test_bipolar_activations_of_qonnx(op: str, tmp_path: Path) -> None:
+    """Signs of an input, of sums with a bias and of what has no integer form, borders of zeros between them: all exact."""
+    x, w1, w2, w3 = normal(4, 3, 6, 6), normal(16, 3, 3, 3, seed=6), normal(8, 16, 3, 3, seed=7), normal(5, 8, 3, 3, seed=8)
+    # Some sums with the bias are 0, whose sign is positive, and some biases lie between steps.
+    bias = np.where(np.arange(16) % 2 == 0, 0.1, 0.13).astype(F)
+
+    def signs(name: str, result: str) -> onnx.NodeProto:
+        if op == "BipolarQuant":
+            return q(op, [name, "s"], result)
+        return q(op, [name, "s", "zero", "one"], result, signed=1, narrow=0, rounding_mode="ROUND")
+
+    nodes = [
+        q("Quant", ["w1", "ws", "zero", "four"], "wr1", signed=1, narrow=1, rounding_mode="ROUND"),
+        *(q("BipolarQuant", [f"w{i}", "s"], f"wr{i}") for i in (2, 3)),
+        signs("x", "xr"),
+        node("Conv", ["xr", "wr1", "b"], ["c"], pads=[1, 1, 1, 1]),
+        node("Clip", ["c", "least", "most"], ["h"]),
+        signs("h", "cr"),
+        node("Conv", ["cr", "wr2"], ["d"], pads=[1, 1, 1, 1]),
+        node("MaxPool", ["d"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("Sin", ["p"], ["t"]),
+        signs("t", "dr"),
+        node("Conv", ["dr", "wr3"], ["e"]),
+        q("Quant", ["e", "os", "zero", "eight"], "y", signed=1, narrow=0, rounding_mode="ROUND"),
+    ]
+    constants = {
+        "w1": w1, "w2": w2, "w3": w3, "b": bias, "s": F(0.5), "ws": F(0.2), "os": F(0.25), "zero": F(0), "one": F(1),
+        "four": F(4), "eight": F(8), "least": F(-1), "most": F(1),
+    }  # fmt: skip
+    graph = canonicalize(import_onnx(save(tmp_path / "m.onnx", qonnx_model(nodes, {"x": ["n", 3, 6, 6]}, constants))))
+    s = F(0.5)
+
+    def sign(values: Any) -> Any:
+        return np.where(values >= 0, s, -s).astype(F)
+
+    def padded(values: Any) -> Any:
+        return np.pad(values, ((0, 0), (0, 0), (1, 1), (1, 1)))
+
+    first = convolved(padded(sign(x)), quant(w1, F(0.2), 0, 4, narrow=1)) + bias[:, None, None]
+    # Multiples of a hundredth: those next to zero are told apart from rounding.
+    second = convolved(padded(sign(np.round(first, 3))), sign(w2))
+    pooled = second.reshape(4, 8, 3, 2, 3, 2).max(axis=(3, 5))
+    wanted = quant(convolved(sign(np.sin(pooled)), sign(w3)), F(0.25), 0, 8)
+    integer = ToInteger().run(graph)
+    found = to_real(integer.outputs[0], run(integer, {"x": x})["y"])
+    np.testing.assert_array_equal(found, wanted)
+    # The second convolution feeds what has no integer form.
+    assert [n.op for n in integer.nodes].count("IntConv") == 2
+
+
+def test_signs_stay_codes_from_layer_to_layer(tmp_path: Path) -> None:
+    """Between integer layers, with pooling and borders, bipolar activations leave no float behind, and every sum is exact."""
+    x, w = normal(4, 3, 6, 6), normal(8, 3, 3, 3, seed=6)
+    w2 = normal(5, 8, 3, 3, seed=7)
+    nodes = [
+        q("Quant", ["x", "xs", "zero", "eight"], "xr", signed=1, narrow=0, rounding_mode="ROUND"),
+        *(q("BipolarQuant", [name, "s"], f"{name}r") for name in ("w", "w2")),
+        node("Conv", ["xr", "wr"], ["c"], pads=[1, 1, 1, 1]),
+        q("BipolarQuant", ["c", "s"], "cr"),
+        node("MaxPool", ["cr"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("Conv", ["p", "w2r"], ["d"], pads=[1, 1, 1, 1]),
+        q("Quant", ["d", "os", "zero", "eight"], "y", signed=1, narrow=0, rounding_mode="ROUND"),
+    ]
+    constants = {"w": w, "w2": w2, "s": F(0.5), "xs": F(0.125), "os": F(0.25), "zero": F(0), "eight": F(8)}
+    graph = canonicalize(import_onnx(save(tmp_path / "m.onnx", qonnx_model(nodes, {"x": ["n", 3, 6, 6]}, constants))))
+
+    def signs(values: Any) -> Any:
+        return np.where(values >= 0, F(0.5), F(-0.5))
+
+    def bordered(values: Any) -> Any:
+        return np.pad(values, ((0, 0), (0, 0), (1, 1), (1, 1)))
+
+    pooled = signs(convolved(bordered(quant(x, F(0.125), 0, 8)), signs(w))).reshape(4, 8, 3, 2, 3, 2).max(axis=(3, 5))
+    wanted = quant(convolved(bordered(pooled), signs(w2)), F(0.25), 0, 8)
+    integer = ToInteger().run(graph)
+    assert is_integer_only(integer)
+    np.testing.assert_array_equal(to_real(integer.outputs[0], run(integer, {"x": x})["y"]), wanted)
+
+
 REFUSED: dict[str, tuple[onnx.NodeProto, str]] = {
     "another rounding of an activation": (
         q("Quant", ["x", "s", "z", "four"], "y", rounding_mode="FLOOR"), "rounding_mode 'FLOOR' of an activation"),
     "an unknown rounding": (q("Quant", ["x", "s", "z", "four"], "y", rounding_mode="BEST"), "rounding_mode 'BEST'"),
     "half a bit": (q("Quant", ["x", "s", "z", "half"], "y"), "bit width"),
-    "bipolar activations": (q("BipolarQuant", ["x", "s"], "y"), "activation 'x' of -1 and \\+1"),
+    "scales of a bipolar activation": (q("BipolarQuant", ["x", "ss"], "y"), "an activation with one scale"),
     "an unknown attribute": (q("Quant", ["x", "s", "z", "four"], "y", sign=1), "unknown attributes"),
     "scales of an activation": (q("Quant", ["x", "ss", "z", "four"], "y"), "one scale for an activation"),
     "a scale of zero": (q("Quant", ["x", "z", "z", "four"], "y"), "positive finite scales"),
