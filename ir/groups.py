@@ -4,8 +4,8 @@ Integer sums have one scale for each output channel, so groups of inputs cannot 
 integer ones: real = scale[o] * factor[o, g] * code[o, i], with factors of 4 bits (Dai et al. 2021, "VS-Quant: Per-vector Scaled
 Quantization for Accurate Low-Precision Neural Network Inference"). Tensors hold the products, which fit int8, so that whatever
 multiplies int8 weights computes them; `Quant.groups` says that they are products, and here is what that means: factors are not
-kept beside them, they are found again. Another factorization of the same products computes the same, so the least factors stand
-for all.
+kept beside them, they are found again. Another factorization of the same products computes the same, so the one with the greatest
+factors, and least codes, stands for all.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def factored_rows(rows: Array, groups: Groups) -> tuple[Array, Array]:
     cut = by_group(rows.astype(np.int16), groups.size)
     low, high = cut.min(axis=-1, initial=0), cut.max(axis=-1, initial=0)
     factors = np.zeros(cut.shape[:-1], np.uint8)
-    for factor in range(FACTOR_MAX, 0, -1):
+    for factor in range(1, FACTOR_MAX + 1):
         fits = (low >= factor * groups.codes.min) & (high <= factor * groups.codes.max) & ~(cut % factor).any(axis=-1)
         factors[fits] = factor
     if not factors.all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,11 @@ PLANS = {
         stream=4,
         layers={"stem": LayerPlan(parse_bits("w4a4")), "logits": LayerPlan(parse_bits("w4a4"), granularity="tensor")},
     ),
+    "groups": CompressionPlan(
+        bits=parse_bits("w4a8"),
+        granularity="group16",
+        layers={"block2": LayerPlan(parse_bits("w2a4")), "logits": LayerPlan(parse_bits("w3a8"), granularity="group16")},
+    ),
     "tables": CompressionPlan(
         bits=parse_bits("w4a6"),
         levels="nf4",
@@ -108,7 +114,13 @@ def images(count: int) -> np.ndarray:
 
 OTHER_PROFILES = ("x86-64", "x86-64-avx2", "raspberry-pi-4", "raspberry-pi-5", "armv7-a7")
 # The kinds that differ most on the devices that differ most; the others where there is time.
-QUICK = {("w2a2", "x86-64-avx2"), ("w2a2", "raspberry-pi-4"), ("w3a3, a stream of 4, ends of 4", "raspberry-pi-5")}
+QUICK = {
+    ("w2a2", "x86-64-avx2"),
+    ("w2a2", "raspberry-pi-4"),
+    ("w3a3, a stream of 4, ends of 4", "raspberry-pi-5"),
+    ("groups", "x86-64-avx2"),
+    ("groups", "raspberry-pi-4"),
+}
 SWEEP = [
     pytest.param(name, profile, marks=() if profile == "host" or (name, profile) in QUICK else pytest.mark.slow)
     for name in PLANS
@@ -242,4 +254,27 @@ def test_manifest_says_what_each_layer_has(prepared: Any, tmp_path: Path) -> Non
     }
     assert bits == {
         "stem": "w8a8", "block1": "w2a2", "block2": "w2a2", "depthwise": "w2a2", "pointwise": "w2a2", "classes": "w8a8",
+    }  # fmt: skip
+
+
+def test_groups_multiply_what_the_interpreter_expands(prepared: Any, tmp_path: Path) -> None:
+    """Weights in groups are int8 weights to the interpreter; one kernel keeps them packed, the report says which."""
+    graph = prepared("groups")
+    plain = graph.clone()
+    for node in plain.nodes:
+        if node.op in ("IntConv", "IntGemm"):
+            w = node.inputs[1]
+            assert isinstance(w.type.elem, Quant)
+            w.type = w.type.with_elem(replace(w.type.elem, groups=None))
+    x = {"image": images(3)}
+    np.testing.assert_array_equal(interp.run(graph, x)["logits"], interp.run(plain, x)["logits"])
+    artifact = build(bind(graph, {}), load_profile("x86-64-avx2"), tmp_path / "net.bevel", Options("x86-64-avx2"))
+    found = {
+        layer["name"]: (layer["bits"], "_groups_" in layer["kernel"])
+        for layer in artifact.manifest["layers"]
+        if layer["op"].startswith(("IntConv", "IntGemm"))
+    }
+    assert found == {
+        "stem": ("w8a8", False), "block1": ("w4g16a8", False), "block2": ("w2g16a4", False), "depthwise": ("w4a8", False),
+        "pointwise": ("w4a8", False), "classes": ("w3g16a8", True),
     }  # fmt: skip

@@ -77,7 +77,7 @@ def layer_errors(source: Graph, graph: Graph) -> dict[str, float]:
         node = value.producer
         if node is not None and node.op == "Conv":
             elem = node.inputs[1].type.elem
-            bits = elem.storage.bits if isinstance(elem, Quant) else elem.codes.bits if isinstance(elem, Codebook) else 8
+            bits = elem.code_bits if isinstance(elem, Quant) else elem.codes.bits if isinstance(elem, Codebook) else 8
             if bits < 8:
                 found[value.name] = float(((array - values[value.name]) ** 2).mean() / values[value.name].var())
 
@@ -95,6 +95,7 @@ def layer_errors(source: Graph, graph: Graph) -> dict[str, float]:
         ("w1a8", {}),
         ("w4a8", {"granularity": "tensor"}),
         ("w3a8", {"levels": "kmeans"}),
+        ("w3a8", {"granularity": "group16"}),
     ],
     ids=str,
 )

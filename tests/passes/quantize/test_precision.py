@@ -161,6 +161,19 @@ def test_what_has_no_weights_has_no_form_of_weights(layer: LayerPlan) -> None:
         calibrated(layers={"b1.relu": layer})
 
 
+def test_a_layer_that_can_have_no_groups() -> None:
+    """The plan's default leaves it with one scale per channel; asked for by name they are refused, with the reason."""
+    graph = calibrated(bits="w4a8", granularity="group128")
+    groups = {n.output.name: n.inputs[1].type.elem.groups for n in graph.nodes if n.op == "Conv"}  # type: ignore[union-attr]
+    assert set(groups.values()) == {None}
+    with pytest.raises(InvalidPlan, match=r"'b1': granularity 'group128' is out of reach: its output channels have .* weights"):
+        calibrated(layers={"b1": LayerPlan(parse_bits("w4a8"), granularity="group128")})
+    with pytest.raises(InvalidPlan, match="only codes of up to 4 bits fit 8, these have 8"):
+        calibrated(layers={"b1": LayerPlan(granularity="group16")})
+    with pytest.raises(InvalidPlan, match="levels nf4 stand in a table"):
+        calibrated(layers={"b1": LayerPlan(parse_bits("w4a8"), granularity="group16", levels="nf4")})
+
+
 def test_pipeline_text() -> None:
     text = "calibrate{method=mse,bits=w4a3,stream=4,scales=minmax,levels=nf4}"
     (made,) = parse_pipeline(text)
