@@ -16,7 +16,9 @@ from bevel.backends.tvm import PrimFunc
 from bevel.devices.profile import load_profile
 from bevel.devices.resolve import resolve_transport
 from bevel.errors import CheckFailed
+from bevel.ir.groups import factored
 from bevel.ir.protocols import Target
+from bevel.ir.types import Groups, Int
 from bevel.tuning.program import Candidate, make_program
 from bevel.tuning.timing import LEAST_BLOCKS, DeviceTimer, calm, check_results, summarize
 from bevel.tuning.workload import constants
@@ -165,6 +167,12 @@ def test_random_constants_are_those_a_problem_promises() -> None:
     short = constants(DEPTHWISE)
     assert short is not None
     assert short.short_factors is not None
+    table = constants(replace(INT8, wide_weights=False, index_bits=2))
+    assert table is not None
+    assert np.unique(table.weights).size == 4
+    grouped = constants(replace(INT8, wide_weights=False, weight_group=16, group_bits=4))
+    assert grouped is not None
+    factored(grouped.weights, Groups(Int(4), 16))
     for problem in FEW_BITS:
         few = constants(problem)
         assert few is not None

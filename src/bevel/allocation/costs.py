@@ -93,7 +93,7 @@ class Costs:
 
     def of_few_bits(self, problem: ConvProblem) -> Iterator[Choice]:
         """Kernels that compute `problem`, but would not if its codes had 8 bits."""
-        eight = replace(problem, weight_bits=WHOLE, x_bits=WHOLE)
+        eight = _whole(problem)
         for choice in candidates(problem, self.tuner.target):
             if why_illegal(choice.generator, eight, self.tuner.target) is not None:
                 yield choice
@@ -133,12 +133,13 @@ class Costs:
     def _why_none(self, problem: ConvProblem, bits: Bits) -> str:
         """Why no kernel of few bits computes `problem`: reasons of those that a plain product of as few bits has."""
         target = self.tuner.target
-        if problem.weight_bits == problem.x_bits == WHOLE:
-            return f"at {bits} its weights are a table of 8-bit integers, which are multiplied like any others"
+        if problem == _whole(problem):
+            return f"at {bits} its weights are integers of 8 bits, which are multiplied like any others"
         # Nothing about it keeps a kernel away but its bits.
         plain = ConvProblem(1, 8, 8, 64, 64, dtype=problem.dtype, out_dtype=problem.dtype)
-        plain = replace(plain, weight_bits=problem.weight_bits, x_bits=problem.x_bits, light_weights=problem.light_weights)
-        whole = replace(plain, weight_bits=WHOLE, x_bits=WHOLE)
+        kinds = ("weight_bits", "x_bits", "index_bits", "weight_group", "group_bits", "light_weights")
+        plain = replace(plain, **{kind: getattr(problem, kind) for kind in kinds})
+        whole = _whole(plain)
 
         def is_for_few(generator: Generator) -> bool:
             return generator.legal(plain, target) is None and generator.legal(whole, target) is not None
@@ -151,3 +152,8 @@ class Costs:
             return f"no kernel for {bits} on {self.profile.name}: that for 8 bits computes it, in the same time"
         said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
         return f"no kernel for {bits} computes it: {said}"
+
+
+def _whole(problem: ConvProblem) -> ConvProblem:
+    """`problem` with codes and weights that say nothing of themselves but that they are bytes."""
+    return replace(problem, weight_bits=WHOLE, x_bits=WHOLE, index_bits=0, weight_group=0, group_bits=0)

@@ -14,6 +14,7 @@ import numpy as np
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, NodeProblem, Problem, Sum, problem_dims
 from bevel.backends.kernels.micro import FLOATS
 from bevel.backends.physical import PRODUCTS
+from bevel.ir.groups import FACTOR_MAX, group_count, spread
 
 _SEED = 20260522
 CODE_BITS = 8
@@ -111,8 +112,16 @@ def constants(problem: Problem) -> ConvConstants | None:
     return ConvConstants(weights, bias, multiplier, np.full(problem.oc, shift, np.int64), zero, y_zero, lo, hi, total)
 
 
-def _weights(problem: ConvProblem, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """int8 weights of as many bits as the problem has."""
+def _weights(problem: ConvProblem, shape: tuple[int, int, int, int], rng: np.random.Generator) -> Array:
+    """int8 weights of as many bits as the problem has, of as few values, or with factors of groups."""
+    if problem.weight_group:
+        half = 1 << (problem.group_bits - 1)
+        codes = rng.choice([-1, 1], shape) if half == 1 else rng.integers(-half, half, shape)
+        count = group_count(shape, problem.weight_group) // shape[2]
+        factors = rng.integers(1, min(FACTOR_MAX, 127 // half) + 1, (shape[0], shape[2], count))
+        return (codes * spread(factors, shape, problem.weight_group)).astype(np.int8)
+    if problem.index_bits:
+        return rng.choice(rng.permutation(np.arange(-127, 128))[: 1 << problem.index_bits], shape).astype(np.int8)
     if problem.weight_bits == 1:
         return rng.choice(np.array([-1, 1], np.int8), shape)
     if problem.weight_bits < CODE_BITS:
