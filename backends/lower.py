@@ -44,6 +44,7 @@ from bevel.backends.physical import (
 )
 from bevel.backends.schedule import Schedule
 from bevel.backends.select import KernelRanker, choose, rewritten, with_groups
+from bevel.backends.stairs import stairs
 from bevel.errors import UnsupportedOp, UsageError
 from bevel.ir.graph import Graph, Level, Node, Value
 from bevel.ir.ops import NoAttrs, Trait, lookup
@@ -224,6 +225,8 @@ class _Lowering:
             self._lower_conversion(node)
         elif node.op == "Recode":
             self._lower_recode(node)
+        elif node.op == "Lut" and node.inputs[1].is_constant:
+            self._lower_lut(node)
         else:
             self._lower_other(node)
 
@@ -263,6 +266,25 @@ class _Lowering:
             self._alias(node.output, source, source.layout)
         else:
             self._call_copy(_layer(node), source, self._define(node.output, source.layout))
+
+    def _lower_lut(self, node: Node) -> None:
+        """A table of codes, as thresholds where it climbs few steps."""
+        source, table = (self._operand(value, None) for value in node.inputs)
+        assert isinstance(source, Tensor)
+        assert isinstance(table, np.ndarray)
+        climbed = stairs(table, source.buf, buffer_of(node.output.type, source.layout, self.target))
+        if climbed is None:
+            self._lower_other(node)
+            return
+        attrs, thresholds = climbed
+        result = self._define(node.output, source.layout)
+        bufs = source.buf, Buf(thresholds.shape, thresholds.dtype.name)
+        problem = NodeProblem("Stairs", attrs, bufs, (result.buf,), (1.0, 1.0, 1.0))
+        cost = lookup(node.op).cost(node)
+        operands: list[Tensor | Array] = [source, thresholds]
+        self.calls.append(
+            Call(_layer(node), node.op, problem, operands, [result], macs=cost.macs, bytes=cost.bytes, bits=precision_of(node))
+        )
 
     def _lower_other(self, node: Node) -> None:
         """Any operator without a fused form of its own, with the activations that follow it as epilogue."""

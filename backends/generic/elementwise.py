@@ -327,6 +327,25 @@ class _Lut(Regional):
         return [whole(out, [(0, 0, x.strides())], body, table=1)]
 
 
+class _Stairs(Regional):
+    """The lowest code, and one more for each threshold below the operand; operands are stored codes and thresholds."""
+
+    def refuse(self, problem: NodeProblem) -> str | None:
+        return _CODES(problem)
+
+    def regions(self, problem: NodeProblem) -> list[Region]:
+        (x, thresholds), out = problem.inputs, problem.outputs[0]
+
+        def body(v: Lanes, xs: Sequence[Expr]) -> Expr:
+            code = v.const(problem.attrs.lowest, out.dtype)
+            for threshold in xs[1:]:
+                code = code + v.select(xs[0] > threshold, v.const(1, out.dtype), v.const(0, out.dtype))
+            return code
+
+        still = (0,) * len(out.shape)
+        return [whole(out, [(0, 0, x.strides()), *((1, step, still) for step in range(thresholds.size))], body)]
+
+
 _CODE_TYPES = ("int8", "uint8")
 _FLOAT = _needs("float32")
 _CODES = _needs(*_CODE_TYPES)
@@ -343,5 +362,6 @@ define("Requantize", Elementwise(_requantize, _converts(("int32",), _CODE_TYPES)
 define("IntAdd", Elementwise(_int_add, _CODES))
 define("IntMul", Elementwise(_int_mul, _CODES))
 define("Lut", _Lut())
+define("Stairs", _Stairs())
 define("Quantize", Elementwise(_quantize, _converts(("float32",), _CODE_TYPES)))
 define("Dequantize", Elementwise(_dequantize, _converts(_CODE_TYPES, ("float32",))))
