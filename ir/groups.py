@@ -20,6 +20,8 @@ from bevel.ir.types import Groups
 Array = npt.NDArray[Any]
 
 FACTOR_MAX = 15
+# The greatest factor that divides weights of a greatest common divisor; any divides zeros.
+_GREATEST = np.asarray([max(f for f in range(1, FACTOR_MAX + 1) if divisor % f == 0) for divisor in range(129)], np.uint8)
 
 
 def kernel_rows(weights: Array) -> Array:
@@ -82,12 +84,10 @@ def factored_rows(rows: Array, groups: Groups) -> tuple[Array, Array]:
     """
     cut = by_group(rows.astype(np.int16), groups.size)
     low, high = cut.min(axis=-1, initial=0), cut.max(axis=-1, initial=0)
-    factors = np.zeros(cut.shape[:-1], np.uint8)
-    for factor in range(1, FACTOR_MAX + 1):
-        fits = (low >= factor * groups.codes.min) & (high <= factor * groups.codes.max) & ~(cut % factor).any(axis=-1)
-        factors[fits] = factor
-    if not factors.all():
-        channel, row, group = (int(i) for i in np.argwhere(factors == 0)[0])
+    factors = _GREATEST[np.gcd.reduce(cut, axis=-1)]
+    fits = (low >= factors.astype(np.int16) * groups.codes.min) & (high <= factors.astype(np.int16) * groups.codes.max)
+    if not fits.all():
+        channel, row, group = (int(i) for i in np.argwhere(~fits)[0])
         raise ValueError(
             f"weights {cut[channel, row, group].tolist()} of output channel {channel} are no multiples of {groups.codes} by 1 to "
             f"{FACTOR_MAX}"

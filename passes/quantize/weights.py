@@ -28,6 +28,8 @@ Array = npt.NDArray[Any]
 LEVEL_MAX = 127
 # Scales that the search for the least squared error tries: shares of the one that clips nothing.
 _SEARCH = 128
+# Those that groups try, whose steps are whole multiples of their channel's anyway.
+_GROUP_SEARCH = 32
 # "auto" searches below this many bits, and for groups; else clipping costs more than it gains once biases are corrected.
 _SEARCHED_BITS = 4
 # Rounds of k-means; centres of sorted one-dimensional data settle well before.
@@ -133,7 +135,7 @@ def weight_grid(weights: Array, bias: Array, x_scale: float, form: WeightForm, l
     floor = _Floor(np.abs(bias.astype(np.float64)), x_scale, holds_zero=0 in levels)
     bits = math.ceil(form.bits)
     if (size := group_size(form.granularity)) is not None:
-        held, factors = _grouped(kernel_rows(weights.astype(np.float64)), size, levels, form, floor)
+        held, factors = _grouped(kernel_rows(weights.astype(np.float32)), size, levels.astype(np.float32), form, floor)
         elem = Quant(I8, held, (0,), axis=0, groups=Groups(Int(bits), size))
         each = spread(factors, weights.shape, size)
         return Grid(levels, elem, each * _by_channel(held, weights.ndim), each)
@@ -177,14 +179,16 @@ def _levels(rows: Array, magnitude: Array, form: WeightForm, layer: str) -> Arra
     return np.arange(-top if form.bits == 8 else -top - 1, top + 1, dtype=np.float64)
 
 
-def _searched(rows: Array, most: Array, levels: Array, form: WeightForm, counted: Array | bool = True) -> Array:
+def _searched(
+    rows: Array, most: Array, levels: Array, form: WeightForm, counted: Array | bool = True, shares: int = _SEARCH
+) -> Array:
     """The scale of each row, or of all, up to `most`, whose levels have least squared error; ties go to the greater.
 
     Only elements that are `counted` have an error.
     """
     least, best = np.full(len(rows), np.inf), most
-    for share in range(_SEARCH, 0, -1):
-        scales = most * (share / _SEARCH)
+    for share in range(shares, 0, -1):
+        scales = most * (share / shares)
         divisor = np.where(scales > 0, scales, 1.0)[:, None]
         error = ((rows - rounded(rows / divisor, levels) * divisor) ** 2 * counted).sum(axis=1)
         if form.granularity == "tensor":
@@ -208,7 +212,7 @@ def _grouped(rows: Array, size: int, levels: Array, form: WeightForm, floor: _Fl
     wanted = _unclipped(cut.reshape(-1, size), levels)
     if form.searches:
         each = np.broadcast_to(there, cut.shape).reshape(-1, size)
-        wanted = _searched(cut.reshape(-1, size), wanted, levels, form, each)
+        wanted = _searched(cut.reshape(-1, size), wanted, levels, form, each, _GROUP_SEARCH)
     wanted = wanted.reshape(cut.shape[:2])
 
     def fitted(scales: Array) -> tuple[Array, Array]:
