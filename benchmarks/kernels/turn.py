@@ -24,6 +24,8 @@ import numpy as np
 
 BURSTS, BLOCKS = 10, 10
 BLOCK_S = 0.0004
+# Calls that take long make bursts of fewer blocks, two at least.
+BURST_S = 0.02
 # Scale of every tensor; the time does not depend on it.
 SCALE = 0.02
 # Weights that share a scale in MatMulNBits.
@@ -47,7 +49,11 @@ def seconds(calls: Mapping[str, Sequence[Call]]) -> dict[str, float]:
     for _ in range(BURSTS):
         for name, some in calls.items():
             for call, count in zip(some, repetitions[name], strict=True):
-                best[name] = min(best[name], *(_block(call, count) / count for _ in range(BLOCKS)))
+                spent, blocks = 0.0, 0
+                while blocks < BLOCKS and (blocks < 2 or spent < BURST_S):
+                    took = _block(call, count)
+                    best[name] = min(best[name], took / count)
+                    spent, blocks = spent + took, blocks + 1
     return best
 
 

@@ -221,6 +221,8 @@ REPEATED = {
     "_unpack_vnni": ("vpdpbusd", "vpsrad"),
     "_bits_": ("vpopcnt", "vpmovqd"),
     "_products_": ("vpshufb", "vpsadbw"),
+    "_lookup_avx2": ("vpmaddubsw", "vpmaddwd"),
+    "_lookup_vnni": ("vpdpbusd", "vpsrad"),
 }
 
 
@@ -239,6 +241,13 @@ def test_narrow_sums_stay_in_registers(isa: str, tmp_path: Path) -> None:
                     symbol = f"k{len(functions)}"
                     functions[symbol] = generator.emit(p, tile, TARGETS[isa], symbol)
                     owners[symbol] = f"{generator.name} w{weight_bits}a{x_bits} {dict(tile)}", generator.name
+    if isa in LOOKUPS:
+        for index_bits in (2, 4):
+            p = conv(1, 2, 512, 128, dtype="uint8", out_dtype="uint8", index_bits=index_bits)
+            for tile in LOOKUPS[isa].tiles(p, TARGETS[isa]):
+                symbol = f"k{len(functions)}"
+                functions[symbol] = LOOKUPS[isa].emit(p, tile, TARGETS[isa], symbol)
+                owners[symbol] = f"{LOOKUPS[isa].name} table of {index_bits} bits {dict(tile)}", LOOKUPS[isa].name
     path = tmp_path / "k.o"
     path.write_bytes(compile_object(functions, TARGETS[isa]))
     wrong = []
