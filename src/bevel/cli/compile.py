@@ -178,9 +178,21 @@ def command(
     if ranges is not None:
         write_ranges(artifact, ranges)
     if save_plan is not None:
-        given = artifact.manifest["provenance"]["plan"]
-        (loads_plan(json.dumps(given)) if given is not None else chosen.whole_plan()).save(save_plan)
+        _save_plan(artifact, chosen, save_plan)
     emit(as_json, _document(artifact, seconds), _text(artifact, seconds))
+
+
+def _save_plan(artifact: Artifact, given: Options, path: Path) -> None:
+    """Write the plan that `artifact` was compiled with: the given one, with the bits that were left to the device.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    plan = artifact.manifest["provenance"]["plan"]
+    try:
+        (loads_plan(json.dumps(plan)) if plan is not None else given.whole_plan()).save(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
 
 
 def _dumping(wanted: str) -> Trace:
