@@ -43,8 +43,8 @@ from tests.backends.harness import (
 TARGETS = [pytest.param(t, id=t.name) for t in (X86_BASE, X86_AVX2, X86_AVX512)]
 TARGETS += [pytest.param(t, id=t.name, marks=pytest.mark.qemu) for t in (A72, A7)]
 
-# Inserted by lowering where an extent is known at run time only (test_dynamic.py).
-BORDER = {"Spread", "Compact"}
+# Of lowering's own: where an extent is known at run time only (test_dynamic.py), and for some tables (test_stairs.py).
+LOWERED = {"Spread", "Compact", "Stairs"}
 # Operators that arrive as `ConvProblem` alone; a Conv does unless the model computes its weights.
 CONVOLUTIONS = {"Gemm", "IntConv", "IntGemm"}
 
@@ -132,11 +132,11 @@ def batch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_every_operator_has_a_derived_kernel() -> None:
     names = {op.name for op in table()}
-    assert names - CONVOLUTIONS == set(DEFINITIONS) - {"Copy", *BORDER}
-    assert {case.op for case in cases()} == set(DEFINITIONS) - BORDER
+    assert names - CONVOLUTIONS == set(DEFINITIONS) - {"Copy", *LOWERED}
+    assert {case.op for case in cases()} == set(DEFINITIONS) - LOWERED
 
 
-@pytest.mark.parametrize("op", sorted(set(DEFINITIONS) - BORDER))
+@pytest.mark.parametrize("op", sorted(set(DEFINITIONS) - LOWERED))
 def test_equals_the_interpreter(batch: Batch, op: str) -> None:
     for run in (r for r in batch.runs if r.case.op == op):
         check(run)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bevel.backends.generic import GENERIC
 from bevel.backends.generic.definition import definition_of, emit
-from bevel.backends.kernel import Buf, NodeProblem
+from bevel.backends.kernel import Buf, DimRef, Extent, NodeProblem
 from bevel.backends.stairs import MOST_STEPS, stairs
 from bevel.ir.protocols import Target
 from tests.backends.harness import A7, A72, X86_AVX2, X86_AVX512, X86_BASE, Call, Compiled, skip_unless_runs
@@ -57,6 +58,26 @@ def test_thresholds_are_the_table(target: Target, tmp_path: Path) -> None:
             expected.append(entries[stored])
     for got, wanted, call in zip(Compiled(functions, target, tmp_path).run(calls), expected, calls, strict=True):
         np.testing.assert_array_equal(got[0], wanted, err_msg=call.symbol)
+
+
+def test_runtime_extents(tmp_path: Path) -> None:
+    """Loops end at the actual extent; nothing beyond is written."""
+    table = table_of(256, [20, 90, 200], 0)
+    buf = Buf((2, 40, 3), "int8", dims=(None, DimRef("seq", 40), None))
+    climbed = stairs(table, buf, buf)
+    assert climbed is not None
+    attrs, thresholds = climbed
+    problem = NodeProblem("Stairs", attrs, (buf, Buf(thresholds.shape, "int8")), (buf,))
+    assert GENERIC.legal(problem, X86_BASE) is None
+    length = GENERIC.runtime_extent(problem, {})
+    x = np.random.default_rng(3).integers(-128, 128, buf.shape).astype(np.int8)
+    calls = []
+    for extent in (1, 17, 40):
+        units = length.at({"seq": extent}) if isinstance(length, Extent) else length
+        calls.append(Call("k", [x, thresholds, np.array([extent], np.int32)], [(buf.shape, "int8")], [(0, units)]))
+    compiled = Compiled({"k": GENERIC.emit(problem, {}, X86_BASE, "k")}, X86_BASE, tmp_path)
+    for extent, (got,) in zip((1, 17, 40), compiled.run(calls), strict=True):
+        np.testing.assert_array_equal(got[:, :extent], table[x[:, :extent].astype(np.int64) + 128])
 
 
 def test_other_tables_are_looked_up() -> None:
