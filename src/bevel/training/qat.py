@@ -41,7 +41,7 @@ from bevel.training.torch_graph import FloatNet
 
 Array = npt.NDArray[Any]
 
-# Steps over which the rate rises; with a budget of minutes, the speed is measured on those after the first SETTLING.
+# Steps over which the rate rises; with a budget of minutes, the cost of a step is measured on those after the first SETTLING.
 RISING = 16
 SETTLING = 4
 # Weight of a step in the running means of loss and top-1.
@@ -181,6 +181,7 @@ class _Training:
     def run(self) -> Trained:
         """Train through all stages."""
         self.begun = self.saved = time.monotonic()
+        self.begun_processor = time.process_time()
         source, stage, state = self.graph, 0, None
         if self.watch.resume:
             assert self.watch.checkpoint is not None
@@ -214,14 +215,16 @@ class _Training:
             net.load_state_dict(state.net)
             optimizer.load_state_dict(state.optimizer)
         measured: list[float] = []
+        processor: list[float] = []
         net.dtype = self.product
         try:
             while not self.totals or self.done < first + self.totals[stage]:
-                begun = time.monotonic()
+                begun, begun_processor = time.monotonic(), time.process_time()
                 self._step(stage, self.done - first, net, optimizer)
                 measured.append(time.monotonic() - begun)
-                if not self.totals and len(measured) == RISING:
-                    self.totals = self._affordable(float(np.mean(measured[SETTLING:])))
+                processor.append(time.process_time() - begun_processor)
+                if not self.totals and len(processor) == RISING:
+                    self.totals = self._affordable(float(np.mean(processor[SETTLING:])))
                 self._tell(stage, measured)
                 if time.monotonic() - self.saved >= self.watch.every:
                     self._save(stage, net, annotated, optimizer)
@@ -279,10 +282,10 @@ class _Training:
         return loss
 
     def _affordable(self, per_step: float) -> list[int]:
-        """Steps of every stage that fit the budget at `per_step` seconds."""
+        """Steps of every stage that fit the budget at `per_step` seconds of the processor."""
         assert self.recipe.minutes is not None
         # What came before the first step, calibration and GPTQ, comes again before every later stage.
-        spent = time.monotonic() - self.begun
+        spent = time.process_time() - self.begun_processor
         preparation = max(0.0, spent - RISING * per_step)
         left = 60 * self.recipe.minutes - preparation * len(self.stages)
         return _shared(max(RISING + 1, int(left / per_step)), self.stages)

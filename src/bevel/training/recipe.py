@@ -24,7 +24,7 @@ class Recipe:
 
     Attributes:
         epochs: how often every sample is seen, in all; None where `minutes` decides.
-        minutes: wall-clock budget of training; the rate falls to zero within it.
+        minutes: of the processor, all threads together, that training may take; the rate falls to zero within them.
         batch: samples of a step.
         learning_rate: of Adam at its highest; parameters are free of scale (`fake_quant`).
         step_rate: learning rate of step sizes, relative to that of weights and biases.
