@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +15,12 @@ from bevel.backends import x86
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem
 from bevel.backends.kernels.generator import ConvGenerator
 from bevel.backends.select import choose, with_groups
+from bevel.backends.tvm import compile_object
 from bevel.ir.groups import kernel_rows, spread
 from bevel.ir.types import Groups, Int
 from tests.backends.harness import X86_AMX, X86_AVX2, X86_VNNI, ConvCase, reference_conv, run_convs, skip_unless_runs
 from tests.backends.low_bit_cases import SHAPES, constants_of, conv, inputs_of, variants
+from tests.backends.x86.test_machine_code import inner_loops
 
 TARGETS = {"avx2": X86_AVX2, "vnni": X86_VNNI}
 GENERATORS = {
@@ -107,6 +112,37 @@ def test_unpack_inverts_pack(isa: str) -> None:
     p = grouped(conv(1, 1, 4096, 1024, out_dtype="uint8"), 4, 32)
     found = case(p, isa, rng)
     assert generator.pack(p, found.tile, TARGETS[isa], found.constants)[0].nbytes == 4096 * 1024 * (4 + 4 / 32) / 8
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump (binutils)")
+@pytest.mark.parametrize(("isa", "multiply", "around"), [("avx2", "vpmaddubsw", "vpmaddwd"), ("vnni", "vpdpbusd", "vpmuldq")])
+def test_sums_of_a_group_stay_in_registers(isa: str, multiply: str, around: str, tmp_path: Path) -> None:
+    """Loops over codes neither read nor write the stack, whatever the tile; with AVX-512 those over groups do not, either.
+
+    Loops with the instruction that follows `around` them only look innermost, for LLVM's guards.
+    """
+    generator, functions, names = GENERATORS[isa], {}, {}
+    for bits, size in ((4, 32), (2, 64), (4, 128)):
+        p = grouped(conv(1, 2, 512, 512, out_dtype="uint8"), bits, size)
+        for tile in generator.tiles(p, TARGETS[isa]):
+            symbol = f"k{len(functions)}"
+            functions[symbol] = generator.emit(p, tile, TARGETS[isa], symbol)
+            names[symbol] = f"{bits} bits in groups of {size}, {dict(tile)}"
+    path = tmp_path / "k.o"
+    path.write_bytes(compile_object(functions, TARGETS[isa]))
+    wrong = []
+    for symbol, name in names.items():
+        command = ["objdump", "-d", "--no-show-raw-insn", f"--disassemble={symbol}", str(path)]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        loops = [
+            loop
+            for loop in inner_loops(listing)
+            if sum(line.startswith(multiply) for line in loop) > 1 and not any(line.startswith(around) for line in loop)
+        ]
+        stack = [line for loop in loops for line in loop if "(%rsp)" in line and re.search(r"%[xyz]mm", line)]
+        if not loops or stack:
+            wrong.append(f"{name}: {len(loops)} loops, stack {stack[:2]}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_choice() -> None:
