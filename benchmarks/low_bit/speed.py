@@ -1,6 +1,6 @@
 """Speed of one kind of layer against its bits, by device class: the figure of docs/quantization.md and its numbers.
 
-    python -m benchmarks.low_bit.speed [--device NAME ...] [--processes 5] [--write]
+    python -m benchmarks.low_bit.speed [--device NAME ...] [--form BITS ...] [--processes 5] [--write]
     python -m benchmarks.low_bit.speed --draw
 
 The 3x3 convolutions of ResNet-18's layers 2 to 4, padded and requantized, at every number of bits of
@@ -17,11 +17,10 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -52,6 +51,7 @@ COUNTED = LAYERS[1:2]
 FLOAT = "fp32"
 # Tables of weights are another matter.
 FORMS = tuple(form for form in KERNEL_FORMS if form.title == f"w{form.weight_bits}a{form.x_bits}")
+TITLES = [FLOAT, *(form.title for form in FORMS)]
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ def float_problem(layer: str) -> ConvProblem:
     return replace(SHAPES[layer].problem, dtype="float32", out_dtype="float32", short_factors=False)
 
 
-def measured(profile: Profile, processes: int) -> dict[str, dict[str, float]]:
-    """Multiply-accumulates a second of every form and layer, medians over processes."""
+def measured(profile: Profile, processes: int, titles: Collection[str]) -> dict[str, dict[str, float]]:
+    """Multiply-accumulates a second of forms, by title, and layers: of the fastest process, as others only ever slow one down."""
     target = profile.target()
-    problems = {(layer, form.title): problem_of(layer, form) for layer in LAYERS for form in FORMS}
-    problems |= {(layer, FLOAT): float_problem(layer) for layer in LAYERS}
+    problems = {(layer, form.title): problem_of(layer, form) for layer in LAYERS for form in FORMS if form.title in titles}
+    problems |= {(layer, FLOAT): float_problem(layer) for layer in LAYERS if FLOAT in titles}
     jobs: dict[str, Job] = {}
     for (layer, form), problem in problems.items():
         generator = choose(problem, target, layer).generator
@@ -99,7 +99,7 @@ def measured(profile: Profile, processes: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for (layer, form), problem in problems.items():
         times = [min(s for name, s in one.items() if name.startswith(f"{layer}|{form}|")) for one in turns]
-        found.setdefault(form, {})[layer] = problem.macs / median(times)
+        found.setdefault(form, {})[layer] = problem.macs / min(times)
     return found
 
 
@@ -138,33 +138,25 @@ def by_cycles(profile: Profile, layer: str, form: Form | None) -> float:
     return SHAPES[layer].problem.macs / cycles * profile.clock_ghz * GIGA
 
 
-def speeds(device: str, processes: int) -> dict[str, Any]:
-    """What the record holds of a device: how, where, and GMAC/s of every form, geometric means over the layers."""
+def speeds(device: str, processes: int, titles: Collection[str], before: Mapping[str, Any]) -> dict[str, Any]:
+    """What the record holds of a device: how, when, and GMAC/s of every form; those not in `titles` as they were `before`."""
     profile, kind = load_profile(device), CLASSES[device]
     if kind.measured:
-        found = measured(profile, processes)
+        found = measured(profile, processes, titles)
         how = f"measured, one thread of {machine()}"
     else:
-        found = {}
-        for form in (None, *FORMS):
-            title = form.title if form is not None else FLOAT
-            found[title] = {layer: by_cycles(profile, layer, form) for layer in COUNTED}
-            print(
-                device,
-                title,
-                {layer: f"{value / GIGA:.1f}" for layer, value in found[title].items()},
-                file=sys.stderr,
-                flush=True,
-            )
+        forms = {FLOAT: None, **{form.title: form for form in FORMS}}
+        found = {title: {at: by_cycles(profile, at, form) for at in COUNTED} for title, form in forms.items() if title in titles}
         how = f"not measured: llvm-mca's cycles for what qemu executes, {profile.clock_ghz} GHz; layer 3"
-    means = {form: math.exp(sum(map(math.log, by.values())) / len(by)) / GIGA for form, by in found.items()}
-    rounded = {form: {layer: round(value / GIGA, 2) for layer, value in by.items()} for form, by in found.items()}
+    layers = {form: {layer: round(value / GIGA, 2) for layer, value in by.items()} for form, by in found.items()}
+    layers = {**before.get("layers", {}), **layers}
+    means = {form: math.exp(sum(map(math.log, by.values())) / len(by)) for form, by in layers.items()}
     return {
         "title": kind.title,
         "how": how,
         "date": date.today().isoformat(),
         "gmacs": {form: round(value, 2) for form, value in means.items()},
-        "layers": rounded,
+        "layers": layers,
     }
 
 
@@ -172,6 +164,7 @@ def main() -> int:
     """Print the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", nargs="+", choices=list(CLASSES), default=list(CLASSES))
+    parser.add_argument("--form", nargs="+", choices=TITLES, default=TITLES, help="leave the others as they are in the record")
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--write", action="store_true", help=f"replace the devices' part of {RECORD.name} and draw the figure")
     parser.add_argument("--draw", action="store_true", help=f"draw {FIGURE.name} from {RECORD.name}")
@@ -179,7 +172,7 @@ def main() -> int:
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if not args.draw:
         for device in args.device:
-            record[device] = speeds(device, args.processes)
+            record[device] = speeds(device, args.processes, args.form, record.get(device, {}))
             print(device, record[device]["how"], json.dumps(record[device]["gmacs"]), flush=True)
     if args.write:
         RECORD.write_text(json.dumps({device: record[device] for device in CLASSES if device in record}, indent=1) + "\n")
