@@ -147,7 +147,7 @@ def speeds(device: str, processes: int, titles: Collection[str], before: Mapping
     else:
         forms = {FLOAT: None, **{form.title: form for form in FORMS}}
         found = {title: {at: by_cycles(profile, at, form) for at in COUNTED} for title, form in forms.items() if title in titles}
-        how = f"not measured: llvm-mca's cycles for what qemu executes, {profile.clock_ghz} GHz; layer 3"
+        how = f"not measured: llvm-mca's cycles of what qemu executes, {profile.clock_ghz} GHz"
     layers = {form: {layer: round(value / GIGA, 2) for layer, value in by.items()} for form, by in found.items()}
     layers = {**before.get("layers", {}), **layers}
     means = {form: math.exp(sum(map(math.log, by.values())) / len(by)) for form, by in layers.items()}
