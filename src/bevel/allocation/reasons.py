@@ -38,7 +38,8 @@ def why_refused(layer: Layer, work: Work, cost: Cost, eight: Cost, best: Cost, l
         return _why_slower(work, cost, eight, source, profile)
     other = best.gain(eight) if best is not eight else None
     if other is not None:
-        return f"gains {gain:.2f}x, {best.bits} gains {other[0]:.2f}x"
+        more = f"gains {gain:.2f}x, {best.bits} {other[0]:.2f}x"
+        return f"{more}: less than {least:.2f}x for giving up more bits" if gain > other[0] else more
     return f"gains {gain:.2f}x, less than the {least:.2f}x for which bits are given up"
 
 
