@@ -416,6 +416,7 @@ def compile_model(
     choices = {
         "bits": str(options.precision()),
         "weight_scales": options.whole_plan().scales,
+        "granularity": options.whole_plan().granularity,
         "rounding": options.whole_plan().rounding,
         "method": options.calibration_method(),
         "bias_correction": options.bias_correction,

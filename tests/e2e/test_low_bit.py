@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bevel.compiler import Options, bind, build, load_graph, prepare
+from bevel.compiler import Options, bind, build, compile_model, load_graph, prepare
 from bevel.devices.profile import load_profile
 from bevel.ir import interp
 from bevel.ir.graph import Graph, Level, Value
@@ -255,6 +255,16 @@ def test_manifest_says_what_each_layer_has(prepared: Any, tmp_path: Path) -> Non
     assert bits == {
         "stem": "w8a8", "block1": "w2a2", "block2": "w2a2", "depthwise": "w2a2", "pointwise": "w2a2", "classes": "w8a8",
     }  # fmt: skip
+
+
+def test_groups_without_a_plan(tmp_path: Path) -> None:
+    """The option makes another artifact, also where the one without it is in the cache."""
+    write_network(tmp_path / "net.onnx")
+    np.savez(tmp_path / "data.npz", image=images(8))
+    options = Options("host", "w4a8", tmp_path / "data.npz")
+    for group, bits in ((None, "w4a8"), (32, "w4g32a8")):
+        artifact, _ = compile_model(tmp_path / "net.onnx", tmp_path / "net.bevel", replace(options, weight_group=group))
+        assert {layer["name"]: layer["bits"] for layer in artifact.manifest["layers"]}["block1"] == bits
 
 
 def test_groups_multiply_what_the_interpreter_expands(prepared: Any, tmp_path: Path) -> None:
