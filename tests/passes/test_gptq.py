@@ -23,6 +23,7 @@ from bevel.passes.quantize import gptq
 from bevel.passes.quantize.calibrate import Calibrate
 from bevel.passes.quantize.gptq import Gptq
 from bevel.passes.quantize.to_integer import ToInteger
+from bevel.passes.quantize.weights import Grid, WeightForm, rounded, weight_grid
 
 Array = npt.NDArray[Any]
 
@@ -111,6 +112,42 @@ def test_layers_compute_nearer_to_the_float_graph(bits: str, plan: dict[str, str
     types = {n.output.name: type(n.inputs[1].type.elem) for n in nearest.nodes if n.op == "Conv"}
     assert types == {n.output.name: type(n.inputs[1].type.elem) for n in found.nodes if n.op == "Conv"}
     assert ToInteger().run(found).level is Level.INTEGER
+
+
+def _errors(best: Array, chosen: Array, grid: Grid, moments: gptq._Moments) -> Array:
+    """Squared error of what each output channel computes, with the ridge."""
+    _, own, ridge = moments._covariances()
+    error = moments._grouped(best - chosen * grid.steps)
+    metric = own + ridge * np.eye(own.shape[1])
+    return np.asarray(np.einsum("gok,gkl,gol->go", error, metric, error).reshape(-1))
+
+
+@pytest.mark.parametrize(("bits", "groups"), [(4, 1), (3, 4), (2, 16)])
+def test_scales_and_sweeps_lower_the_error_of_every_channel(monkeypatch: pytest.MonkeyPatch, bits: int, groups: int) -> None:
+    """Against the same weights rounded in turn once, at the scales of plain rounding, and against rounding to nearest."""
+    graph = Graph("net")
+    x = graph.add_input("x", TensorType((Dim("n"), 16, 12, 12), F32))
+    rng = np.random.default_rng(5)
+    w = rng.standard_normal((16, 16 // groups, 3, 3)).astype(np.float32)
+    node = graph.add_node("Conv", [x, graph.add_constant("w", w)], ConvAttrs((3, 3), pads=(1,) * 4, groups=groups))
+    moments = gptq._Moments(node)
+    data = np.tile(images(8), (1, 6, 1, 1))[:, :16] + rng.standard_normal((8, 16, 12, 12)).astype(np.float32) / 4
+    moments.update(data, data)
+    best, least = w.astype(np.float64), np.zeros(16)
+    grid = weight_grid(w, np.zeros(16, np.float32), 1.0, WeightForm(bits, "channel", "auto", "uniform"), "net")
+    nearest = _errors(best, rounded(best / grid.steps, grid.levels), grid, moments)
+    searched = _errors(best, *moments.rounded(best, grid, least, gptq.SHARES), moments)
+    swept = _errors(best, *moments.rounded(best, grid, least, (1.0,)), moments)
+    monkeypatch.setattr(gptq, "SWEEPS", 0)
+    once = _errors(best, *moments.rounded(best, grid, least, (1.0,)), moments)
+    with_scales = _errors(best, *moments.rounded(best, grid, least, gptq.SHARES), moments)
+    assert (swept <= once * (1 + 1e-9)).all()
+    assert (searched <= with_scales * (1 + 1e-9)).all()
+    assert (with_scales <= once * (1 + 1e-9)).all()
+    assert swept.sum() < once.sum()
+    assert with_scales.sum() < once.sum()
+    assert (searched <= nearest * (1 + 1e-9)).all()
+    assert searched.sum() < 0.8 * nearest.sum()
 
 
 def test_layers_of_8_bits_stay_as_they_are() -> None:
