@@ -52,7 +52,7 @@ class Case:
 
 # Minutes that imports and writing take besides, and the share by which a step may turn out dearer than the first ones were.
 MARGIN = 0.2
-DEARER = 0.05
+DEARER = 0.08
 FLIP = ("--augment", "flip")
 BOTH = (*FLIP, "--augment", "crop")
 CASES = (
