@@ -55,13 +55,21 @@ CASES = (
     Case(_plan("w4a8", levels="nf4"), note="nf4"),
     Case(_plan("w4a8", levels="kmeans"), note="kmeans"),
     Case(_plan("w4a8", levels="powers"), note="powers"),
+    Case(_plan("w4a8", rounding="gptq"), note="gptq"),
     Case(_plan("w4a4")),
+    Case(_plan("w4a4", rounding="gptq"), note="gptq"),
     Case(_plan("w4a4", stream=4), note="a stream of 4 bits"),
+    Case(_plan("w4a4", stream=4, rounding="gptq"), note="a stream of 4 bits, gptq"),
     Case(_plan("w3a8")),
     Case(_plan("w3a8", levels="kmeans"), note="kmeans"),
     Case(_plan("w3a3")),
+    Case(_plan("w3a3", rounding="gptq"), note="gptq"),
     Case(_plan("w2a8")),
+    Case(_plan("w2a8", rounding="gptq"), note="gptq"),
+    Case(_plan("w1.58a8")),
+    Case(_plan("w1.58a8", rounding="gptq"), note="gptq"),
     Case(_plan("w2a2")),
+    Case(_plan("w2a2", rounding="gptq"), note="gptq"),
 )
 
 
@@ -87,8 +95,8 @@ def main() -> None:
         "",
         f"{date.today().isoformat()}, {platform.machine()}, {os.cpu_count()} cores (shared), Python {platform.python_version()}, "
         f"numpy {np.__version__}.",
-        f"ResNet-20, fp32 88.10 %; {CALIBRATION_IMAGES} training images calibrate; weights rounded to nearest; 8 bits in the",
-        "first and the last layer.",
+        f"ResNet-20, fp32 88.10 %; {CALIBRATION_IMAGES} training images calibrate; weights rounded to nearest, or by gptq; 8",
+        "bits in the first and the last layer.",
         "`python -m benchmarks.accuracy.low_bit --data DIR --write`",
         "",
         "| plan | stream | images | top-1 |",
