@@ -285,6 +285,12 @@ class Builder:
             lanes: its lanes.
         """
         words = lanes * int(dtype.lstrip("uintfloa")) // 32
+        if lanes == 1:
+            # A count may turn out to be zero, and TVM cannot reinterpret a literal zero; one in memory (a register, after LLVM)
+            # it can.
+            held = self.alloc(1, dtype)
+            self.store(held, 0, value, 1)
+            value = self.load(held, 0, 1)
         name = "float32" if words == 1 else f"float32x{words}"
         fenced = self.call(name, "llvm.arithmetic.fence", self.bitcast(value, "float32", words))
         return self.bitcast(fenced, dtype, lanes)

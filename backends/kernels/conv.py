@@ -14,8 +14,10 @@ Loop nest, outermost first::
           epilogue
 
 A row group is one output row, or as many whole rows as fit in a tile when rows are short. A GEMM (1x1, unpadded, unstrided) is
-seen as rows of one pixel, so tiles of it ignore image borders. When there is a single row group, [lo, hi) counts output channel
-blocks, or groups of channels, instead. Every tile body is static: axes are split into chunks of two sizes that differ by one.
+seen as rows of one pixel, so tiles of it ignore image borders. [lo, hi) counts output channel blocks, or groups of channels,
+instead when there is a single row group; and output channel blocks when weights are larger than the input, since then threads
+read less, if there are as many blocks and scratch holds all staged rows. Every tile body is static: axes are split into chunks of two
+sizes that differ by one.
 
 Reduction runs are padded to whole K-groups with zero weights; integer kernels may read past a run (the codes are multiplied
 by zero, buffers are readable for 64 bytes past their end), float kernels have K-groups of one element and read exactly the run.
@@ -41,7 +43,7 @@ from itertools import product
 
 import numpy as np
 
-from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Tile
+from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Tile, is_dynamic
 from bevel.backends.kernels import parameters
 from bevel.backends.kernels.micro import CODES, FLOATS, HEADER, SUM, MicroKernel, Taps
 from bevel.backends.kernels.pending import Epilogue, Pending
@@ -140,8 +142,11 @@ class Geometry:
 
     @property
     def by_columns(self) -> bool:
-        """Whether threads share out channel blocks instead of row groups."""
-        return self.shape.batch * self.groups == 1
+        """Whether threads share out channel blocks instead of row groups; see the module's docstring."""
+        p, rows = self.shape, self.shape.batch * self.groups
+        if rows == 1 or p.batch > 1 or p.groups > 1 or p.weight_bits < 8 or is_dynamic(self.problem) or self.block < rows:
+            return rows == 1
+        return self.weight_bytes > p.h * p.w * p.c * np.dtype(p.dtype).itemsize and chunk_count(self.columns) >= rows
 
     @property
     def extent(self) -> int:
@@ -376,7 +381,7 @@ class _Nest:
         if g.by_columns:
             if g.staging.needed:
                 g.staging.copy(k, self.x, self.scratch, self.zero(), k.i32(0), k.i32(0), k.i32(g.shape.oh))
-            self.channel_blocks(k.i32(0), k.i32(0), k.i32(1), k.i32(0), lo, hi)
+            self.channel_blocks(k.i32(0), k.i32(0), k.i32(g.groups), k.i32(0), lo, hi)
             return
         image0, image1 = k.floordiv(lo, k.i32(g.groups)), k.floordiv(hi - 1, k.i32(g.groups)) + 1
         with k.serial(image0, image1) as image:
