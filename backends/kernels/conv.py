@@ -16,8 +16,8 @@ Loop nest, outermost first::
 A row group is one output row, or as many whole rows as fit in a tile when rows are short. A GEMM (1x1, unpadded, unstrided) is
 seen as rows of one pixel, so tiles of it ignore image borders. [lo, hi) counts output channel blocks, or groups of channels,
 instead when there is a single row group; and output channel blocks when weights are larger than the input, since then threads
-read less, if there are as many blocks and scratch holds all staged rows. Every tile body is static: axes are split into chunks of two
-sizes that differ by one.
+read less, if there are as many blocks and scratch holds all staged rows. Every tile body is static: axes are split into
+chunks of two sizes that differ by one.
 
 Reduction runs are padded to whole K-groups with zero weights; integer kernels may read past a run (the codes are multiplied
 by zero, buffers are readable for 64 bytes past their end), float kernels have K-groups of one element and read exactly the run.
