@@ -83,12 +83,14 @@ class FieldsKernel(MicroKernel):
         channels, taps, run = weights.shape
         codes = np.zeros((channels, taps, self.padded_run(run)), np.uint8)
         codes[:, :, :run] = self._stored(weights)
+        # What fills up groups is 0 in every field: it meets whatever lies behind the inputs.
+        signs = np.zeros_like(codes)
+        signs[:, :, :run] = self.code_offset if self.top_is_signed else 0
         parts = []
         for start, size in blocks:
-            block = codes[start : start + size].reshape(-1, self.unit, self.lanes, taps, codes.shape[2] // GROUP, GROUP)
-            if self.top_is_signed:
-                block = block.copy()
-                block[:, -1] ^= np.uint8(self.code_offset)
+            shape = (-1, self.unit, self.lanes, taps, codes.shape[2] // GROUP, GROUP)
+            block = codes[start : start + size].reshape(shape).copy()
+            block[:, -1] ^= signs[start : start + size].reshape(shape)[:, -1]
             shifts = self.field_bits * np.arange(self.unit, dtype=np.uint8)
             fields = np.bitwise_or.reduce(block << shifts[:, None, None, None, None], axis=1)
             parts.append(fields.transpose(2, 3, 0, 1, 4).ravel())

@@ -39,6 +39,8 @@ SHAPES = {
     "long": conv(3, 3, 320, 24, 3, **SAME),
     "ragged": conv(5, 6, 7, 10, 3, **SAME),
     "resnet128": conv(4, 9, 128, 24, 3, **SAME),
+    # Runs of no whole groups beside units of channels that are whole.
+    "gemv_ragged": conv(1, 3, 13, 203),
 }
 
 

@@ -46,7 +46,7 @@ GENERATORS = {
     for isa, kinds in KINDS.items()
 }
 # Whole vectors and not, every kind of border, stride, dilation and batch.
-FEW = ("resnet64", "resnet_down", "gemv_wide", "gemm", "batch", "dilated", "narrow", "ragged", "long")
+FEW = ("resnet64", "resnet_down", "gemv_wide", "gemm", "batch", "dilated", "narrow", "ragged", "long", "gemv_ragged")
 BITS = [(1, 1), (1, 2), (2, 2), (2, 1), (2, 4), (3, 3), (4, 2), (1, 4), (4, 8), (3, 6), (2, 8), (1, 8), (2, 5), (1, 7)]
 
 
