@@ -45,7 +45,7 @@ def plane_factors(bits: int) -> list[int]:
 
 @dataclass(frozen=True)
 class FormStaging(Staging, abc.ABC):
-    """Rows in a form, of x_dtype uint8.
+    """Rows in a form, of bytes.
 
     Sums, where they are kept, are int32 in front of the rows, one for each staged pixel: first of its own codes, then, where a
     window begins, of all codes under the window.
@@ -146,7 +146,7 @@ class FormStaging(Staging, abc.ABC):
         return k.bitcast(k.load(scratch, self.at + index * 4, 4), "int32")
 
     def _put_sum(self, k: Builder, scratch: Buffer, index: Expr, value: Expr) -> None:
-        k.store(scratch, self.at + index * 4, k.bitcast(value, "uint8", 4), 4)
+        k.store(scratch, self.at + index * 4, k.bitcast(value, self.x_dtype, 4), 4)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class CodeStaging(FormStaging):
 
 
 def sum_of_codes(k: Builder, x: Buffer, offset: Expr, count: int, widest: int = 16) -> Expr:
-    """The int32 sum of `count` uint8 codes from `offset` on, in vectors of at most `widest`."""
+    """The int32 sum of `count` codes from `offset` on, in vectors of at most `widest`."""
     total = k.i32(0)
     done = 0
     while done < count:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 
 from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
 from bevel.backends.kernels.factors import WIDTH, GroupLayout, layout_of
+from bevel.backends.kernels.fields import MOST_PIXELS
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
 from bevel.backends.kernels.micro import MicroKernel
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.conv_int8_madd import Avx2Kernel
 from bevel.backends.x86.conv_int8_vnni import VnniKernel
-from bevel.backends.x86.conv_unpack import INT16, MOST_PIXELS
+from bevel.backends.x86.conv_unpack import INT16
 from bevel.ir.protocols import Target
 
 # Codes of one bit are seldom worth factors.
