@@ -12,7 +12,13 @@ from bevel.backends.arm.conv_int8_neon import ARMV7_CONV_INT8, ARMV7_CONV_INT8_W
 from bevel.backends.arm.conv_int8_sdot import CONV_INT8_SDOT
 from bevel.backends.arm.conv_int8_short import ARMV7_CONV_INT8_SHORT, CONV_INT8_SHORT
 from bevel.backends.arm.conv_table import CONV_TABLE
-from bevel.backends.arm.conv_unpack import CONV_LOOKUP_NEON, CONV_LOOKUP_SDOT, CONV_UNPACK_NEON, CONV_UNPACK_SDOT
+from bevel.backends.arm.conv_unpack import (
+    CONV_LOOKUP_NEON,
+    CONV_LOOKUP_SDOT,
+    CONV_UNPACK_GROUPS_SDOT,
+    CONV_UNPACK_NEON,
+    CONV_UNPACK_SDOT,
+)
 from bevel.backends.arm.depthwise import (
     ARMV7_DEPTHWISE_F32,
     ARMV7_DEPTHWISE_INT8,
@@ -33,6 +39,7 @@ GENERATORS: Mapping[str, tuple[Generator, ...]] = {
         CONV_BITS,
         CONV_UNPACK_SDOT,
         CONV_LOOKUP_SDOT,
+        CONV_UNPACK_GROUPS_SDOT,
         CONV_UNPACK_NEON,
         CONV_LOOKUP_NEON,
         CONV_INT8_MMLA,

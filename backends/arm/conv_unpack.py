@@ -21,6 +21,7 @@ from bevel.backends.arm.conv_int8_neon import WideningKernel
 from bevel.backends.arm.conv_int8_sdot import SdotKernel
 from bevel.backends.arm.neon import half
 from bevel.backends.kernel import ConvProblem, Problem
+from bevel.backends.kernels.field_groups import GroupsConv, GroupsDotKernel
 from bevel.backends.kernels.fields import (
     MOST_PIXELS,
     TABLE,
@@ -65,6 +66,11 @@ class LookupSdotKernel(NeonFields, LookupDotKernel, SdotKernel):
     def factors(self, k: Builder, weights: Buffer, whole: Expr, f: int) -> Expr:
         """See `FieldsDotKernel.factors`."""
         return k.call(f"uint8x{TABLE}", LOOKUP, self.table(k, weights), self.field(k, whole, f))
+
+
+@dataclass(frozen=True)
+class GroupsSdotKernel(GroupsDotKernel, SdotKernel):
+    """Multiply by sdot."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +247,16 @@ CONV_LOOKUP_SDOT = LookupArmConv(
     shapes=((1, 8), (2, 8), (4, 4)),
     pipeline=Pipeline(macs=2, loads=2, in_flight=8, convert=1, fetch=0.06),
     cache=-1,
+)
+CONV_UNPACK_GROUPS_SDOT = GroupsConv(
+    name="arm_conv_unpack_groups_sdot",
+    arch="aarch64",
+    features=("neon", "dotprod"),
+    dtype="int8",
+    out_dtypes=("int8", "int32"),
+    micro=GroupsSdotKernel(),
+    shapes=((1, 8), (2, 4), (1, 4)),
+    pipeline=Pipeline(macs=2, loads=2, in_flight=8, convert=0.5, fetch=0.06),
 )
 # A Cortex-A72: sixteen products of four channels take four multiplications of two cycles.
 CONV_UNPACK_NEON = FieldsNeonConv(

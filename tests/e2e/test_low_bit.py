@@ -119,6 +119,7 @@ QUICK = {
     ("w2a2", "raspberry-pi-4"),
     ("w3a3, a stream of 4, ends of 4", "raspberry-pi-5"),
     ("groups", "x86-64-avx2"),
+    ("groups", "raspberry-pi-5"),
     ("groups", "raspberry-pi-4"),
 }
 SWEEP = [

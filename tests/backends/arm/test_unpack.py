@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from bevel.backends import arm
-from bevel.backends.arm.conv_unpack import FewRowsConv
+from bevel.backends.arm.conv_unpack import CONV_UNPACK_GROUPS_SDOT, FewRowsConv
 from bevel.backends.kernel import ConvConstants, ConvProblem, Generator
 from bevel.backends.kernels.fields import LookupConv
 from bevel.backends.kernels.generator import ConvGenerator
-from bevel.backends.select import choose
+from bevel.backends.select import choose, with_groups
 from bevel.backends.tvm import compile_object
 from bevel.errors import ToolchainError
 from bevel.ir.protocols import Cache, Target
+from bevel.ir.types import Groups, Int
 from tests.backends.arm.test_inner_loops import inner_loops
 from tests.backends.harness import (
     A53,
@@ -33,6 +34,7 @@ from tests.backends.harness import (
     skip_unless_runs,
 )
 from tests.backends.low_bit_cases import SHAPES, constants_of, conv, extremes, inputs_of, variants
+from tests.backends.x86 import test_groups
 
 pytestmark = pytest.mark.qemu
 
@@ -242,3 +244,47 @@ def test_instructions_and_bytes_relative_to_int8(target: Target, limits: dict[in
     shares = {bits: counts[bits] / counts[8] for bits in limits}
     assert all(shares[bits] <= limits[bits] for bits in limits), shares
     assert all(nbytes[bits] * 8 == nbytes[8] * bits for bits in limits), nbytes
+
+
+def test_products_of_groups(tmp_path: Path) -> None:
+    """With sdot: shapes, bits, sizes and epilogues in turn with all tiles are exact, and products and bias come back."""
+    skip_unless_runs(A76)
+    rng, generator, cases = np.random.default_rng(83), CONV_UNPACK_GROUPS_SDOT, []
+    for index, base in enumerate(test_groups.FEW.values()):
+        p = replace(test_groups.grouped(base, (4, 2, 3)[index % 3], (32, 16, 64, 128)[index % 4]), dtype="int8")
+        kinds = variants(p)
+        p = kinds[index % len(kinds)]
+        constants = replace(data_of(p, rng), weights=test_groups.weights_of(p, rng))
+        for tile in generator.tiles(p, A76):
+            cases.append(ConvCase(generator, p, tile, inputs_of(p, rng), constants))
+            weights, bias = generator.unpack(p, tile, generator.pack(p, tile, A76, constants))
+            assert np.array_equal(weights, constants.weights), p
+            assert np.array_equal(bias, constants.bias), p
+    check(cases, A76, tmp_path)
+
+
+def test_choice_of_groups() -> None:
+    """Few rows on a core with the dot product; elsewhere problems stay as they are."""
+    p = conv(1, 1, 1024, 1024, dtype="int8", out_dtype="int8")
+    found = with_groups(p, Groups(Int(4), 32), A76)
+    assert choose(found, A76, "layer").generator is CONV_UNPACK_GROUPS_SDOT
+    assert with_groups(p, Groups(Int(4), 32), A72) == p
+    assert with_groups(replace(p, w=5), Groups(Int(4), 32), A76) == replace(p, w=5)
+
+
+@pytest.mark.skipif(shutil.which(f"{GNU_TRIPLES['aarch64']}-objdump") is None, reason="needs aarch64-linux-gnu-objdump")
+def test_sums_of_a_group_stay_in_registers(tmp_path: Path) -> None:
+    """Loops over the codes of a group leave the stack alone, whatever the tile."""
+    functions, names = {}, {}
+    for bits, size in ((4, 128), (2, 64)):
+        p = replace(test_groups.grouped(conv(1, 2, 512, 512, out_dtype="int8"), bits, size), dtype="int8")
+        for tile in CONV_UNPACK_GROUPS_SDOT.tiles(p, A76):
+            symbol = f"k{len(functions)}"
+            functions[symbol] = CONV_UNPACK_GROUPS_SDOT.emit(p, tile, A76, symbol)
+            names[symbol] = f"{bits} bits in groups of {size}, {dict(tile)}"
+    path = tmp_path / "k.o"
+    path.write_bytes(compile_object(functions, A76))
+    loops = [loop for loop in inner_loops(path, A76) if loop.mnemonics >= {"and", "sdot"}]
+    assert {loop.symbol for loop in loops} == set(functions)
+    wrong = [f"{names[loop.symbol]}: {loop.vector_stack_references}" for loop in loops if loop.vector_stack_references]
+    assert not wrong, "\n".join(wrong)
