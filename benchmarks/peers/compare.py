@@ -68,7 +68,7 @@ def compare(subject: Subject, bits: str, names: Sequence[str], args: argparse.Na
         try:
             peers |= find_peers([name], subject.model, artifact, subject.inputs, calibration, isa=args.isa)
         except BevelError as error:
-            refused[name] = str(error)
+            refused[name] = str(error).replace(f"{subject.model.parent}/", "")
     reference = reference_outputs(subject.model, subject.inputs, artifact)
     while True:
         try:
