@@ -39,7 +39,7 @@ from bevel.backends.kernels.low_bit import (
     signed_codes,
     unsigned_codes,
 )
-from bevel.backends.kernels.micro import HEADER, MicroKernel, Taps
+from bevel.backends.kernels.micro import HEADER, MicroKernel, RegisterTile, Taps
 from bevel.backends.kernels.narrow_sums import store_zeros, sum_narrow
 from bevel.backends.kernels.staging import Staging
 from bevel.backends.tvm import Buffer, Builder, Expr
@@ -189,46 +189,33 @@ class BitsKernel(NeonInteger):
             whole[start : start + size] = signed_codes(codes, self.weight_bits)
         return whole
 
-    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
+    def init(self, k: Builder, tile: RegisterTile, bias: Buffer, channel: Expr) -> None:
         """Joined sums start at zero; `result` adds the bias."""
-        store_zeros(k, acc, self.acc_dtype, len(offsets) * nv * self.slot, self.acc_lanes // self.lanes)
+        store_zeros(k, tile.acc, self.acc_dtype, tile.slots * self.slot, self.acc_lanes // self.lanes)
 
-    def reduce(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        taps: Taps,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def reduce(self, k: Builder, tile: RegisterTile, taps: Taps) -> None:
         """See `MicroKernel.reduce`."""
-        channels = nv * self.lanes
+        channels = tile.nv * self.lanes
         xs, ws = self.vectors
         # Vectors of weights are whole where they were unfolded into scratch, in which x is, or never need be.
-        whole = weights is x or self.planes == 1
+        whole = tile.weights is tile.x or self.planes == 1
         size = WIDTH if whole else self.plane_bytes
         steps = self.padded_run(taps.run) // self.kgroup
-        counts = k.alloc(len(offsets) * channels * xs * ws * WIDTH, "uint8")
-        columns = k.alloc(len(offsets) * xs * WIDTH, "uint8")
+        counts = k.alloc(tile.mr * channels * xs * ws * WIDTH, "uint8")
+        columns = k.alloc(tile.mr * xs * WIDTH, "uint8")
         planes = k.alloc(channels * ws * WIDTH, "uint8")
 
         def step(row: Expr, column: Expr, index: Expr, first: bool) -> None:
-            place = origin + row * taps.row_pitch + column * taps.column_pitch + index * (xs * WIDTH)
-            start = base + ((row * taps.columns + column) * steps + index) * (channels * ws * size)
+            place = tile.origin + row * taps.row_pitch + column * taps.column_pitch + index * (xs * WIDTH)
+            start = tile.base + ((row * taps.columns + column) * steps + index) * (channels * ws * size)
 
             def load_inputs(i: int) -> None:
                 for p in range(xs):
-                    k.store(columns, (i * xs + p) * WIDTH, k.load(x, place + offsets[i] + p * WIDTH, WIDTH), WIDTH)
+                    k.store(columns, (i * xs + p) * WIDTH, k.load(tile.x, place + tile.offsets[i] + p * WIDTH, WIDTH), WIDTH)
 
             def load_weights(c: int) -> None:
                 for q in range(ws):
-                    plane = k.load(weights, start + (c * ws + q) * size, size)
+                    plane = k.load(tile.weights, start + (c * ws + q) * size, size)
                     k.store(planes, (c * ws + q) * WIDTH, plane if whole else self._repeated(k, plane), WIDTH)
 
             def add_counts(i: int, c: int) -> None:
@@ -242,8 +229,8 @@ class BitsKernel(NeonInteger):
                     k.store(counts, at * WIDTH, count, WIDTH)
 
             # The side of fewer vectors stays in registers.
-            pixels = range(len(offsets))
-            if channels * ws <= len(offsets) * xs:
+            pixels = range(tile.mr)
+            if channels * ws <= tile.mr * xs:
                 for c in range(channels):
                     load_weights(c)
                 for i in pixels:
@@ -260,21 +247,21 @@ class BitsKernel(NeonInteger):
 
         def widen(zero: Expr | None) -> None:
             factors = self._factors(k)
-            for i in range(len(offsets)):
+            for i in range(tile.mr):
                 for c in range(channels):
                     lanes = self.acc_lanes // self.lanes
                     at = (i * channels + c) * lanes + (k.i32(0) if zero is None else zero)
-                    total = k.const(0, "uint16", 8) if self.deep else k.load(acc, at, lanes)
+                    total = k.const(0, "uint16", 8) if self.deep else k.load(tile.acc, at, lanes)
                     for part, halves in enumerate(factors):
                         value = k.load(counts, ((i * channels + c) * (xs * ws) + part) * WIDTH, WIDTH)
                         for start, (negative, factor) in zip((0, 8), halves, strict=True):
                             product = self.neon.multiply_unsigned(k, half(k, value, start), factor)
                             total = total - product if negative else total + product
                     if self.deep:
-                        total = self.neon.add_pairs(k, k.load(acc, at, lanes), k.bitcast(total, "int16", 8))
-                    k.store(acc, at, total, lanes)
+                        total = self.neon.add_pairs(k, k.load(tile.acc, at, lanes), k.bitcast(total, "int16", 8))
+                    k.store(tile.acc, at, total, lanes)
 
-        sum_narrow(k, taps, steps, self.additions, unroll, step, widen)
+        sum_narrow(k, taps, steps, self.additions, tile.unroll, step, widen)
 
     def _factors(self, k: Builder) -> list[list[tuple[bool, Expr]]]:
         """For each vector of counts and its halves: whether they count negative, and what bits of each lane do, as uint8x8."""

@@ -7,10 +7,10 @@ activation are float32, and the result is rounded once. Weights `[block][tap][K]
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
-from bevel.backends.kernels.micro import MicroKernel
+from bevel.backends.kernels.micro import MicroKernel, RegisterTile
 from bevel.backends.tvm import Buffer, Builder, Expr
 
 # Products per half-precision sum: longer ones lose digits, shorter ones spend more time on widening. Largest error of ResNet-8's
@@ -44,32 +44,19 @@ class HalfKernel(MicroKernel):
         """`fmla` by element: LLVM folds the broadcast."""
         return k.call("float16x8", "llvm.fma", x, w, acc)
 
-    def accumulate(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        run: int,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def accumulate(self, k: Builder, tile: RegisterTile, run: int) -> None:
         """See `MicroKernel.accumulate`; `acc` is float32, the sums of each block half."""
-        sums = range(0, len(offsets) * nv * self.lanes, self.lanes)
+        sums = range(0, tile.slots * self.lanes, self.lanes)
 
         def block(first: Expr, size: int) -> None:
             half = k.alloc(len(sums) * self.lanes, "float16")
             for at in sums:
                 k.store(half, at, k.const(0.0, "float16", self.lanes), self.lanes)
-            at = base + first * (nv * self.lanes)
-            super(HalfKernel, self).accumulate(k, half, x, origin + first, offsets, weights, at, nv, size, unroll, ahead)
+            part = replace(tile.at(first, first * (tile.nv * self.lanes)), acc=half)
+            super(HalfKernel, self).accumulate(k, part, size)
             for slot in sums:
                 wide = k.cast(k.load(half, slot, self.lanes), "float32", self.lanes)
-                k.store(acc, slot, k.load(acc, slot, self.lanes) + wide, self.lanes)
+                k.store(tile.acc, slot, k.load(tile.acc, slot, self.lanes) + wide, self.lanes)
 
         whole, rest = divmod(run, BLOCK)
         if whole:

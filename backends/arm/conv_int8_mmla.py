@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from bevel.backends.arm.requantize import NeonInteger
 from bevel.backends.kernel import ConvProblem, Problem
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
-from bevel.backends.kernels.micro import HEADER
+from bevel.backends.kernels.micro import HEADER, RegisterTile
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
 
@@ -29,49 +29,36 @@ class MatrixKernel(NeonInteger):
         count = len(offsets)
         return range(count) if count % 2 == 0 else [*range(count - 1), count]
 
-    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
+    def init(self, k: Builder, tile: RegisterTile, bias: Buffer, channel: Expr) -> None:
         """Start at the biases: those of a pair of channels, for both pixels."""
-        for j in range(nv):
+        for j in range(tile.nv):
             value = k.load(bias, HEADER + channel + j * self.lanes, self.lanes)
-            for pair in range(_pairs(offsets)):
+            for pair in range(_pairs(tile.offsets)):
                 for half in (0, 1):
                     both = k.shuffle([value], [2 * half, 2 * half + 1] * 2)
-                    k.store(acc, ((2 * pair + half) * nv + j) * self.lanes, both, self.lanes)
+                    k.store(tile.acc, ((2 * pair + half) * tile.nv + j) * self.lanes, both, self.lanes)
 
-    def accumulate(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        run: int,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def accumulate(self, k: Builder, tile: RegisterTile, run: int) -> None:
         """See `MicroKernel.accumulate`; a load of 16 codes serves two K-groups, the last may read past the run."""
         groups = -(-run // self.kgroup)
-        pairs = [(offsets[i], offsets[min(i + 1, len(offsets) - 1)]) for i in range(0, len(offsets), 2)]
+        pairs = [(tile.offsets[i], tile.offsets[min(i + 1, tile.mr - 1)]) for i in range(0, tile.mr, 2)]
 
         def some(first: Expr, count: int) -> None:
             columns = []
             for both in pairs:
-                codes = [k.load(x, origin + offset + first * self.kgroup, 8 * count) for offset in both]
+                codes = [k.load(tile.x, tile.origin + offset + first * self.kgroup, 8 * count) for offset in both]
                 starts = [(8 * u, 8 * (count + u)) for u in range(count)]
                 columns.append([k.shuffle(codes, [*range(a, a + 8), *range(b, b + 8)]) for a, b in starts])
             for u in range(count):
-                at = base + (first + u) * (nv * self.lanes * self.kgroup)
-                for j in range(nv):
+                at = tile.base + (first + u) * (tile.nv * self.lanes * self.kgroup)
+                for j in range(tile.nv):
                     for half in (0, 1):
-                        w = k.load(weights, at + (2 * j + half) * 16, 16)
+                        w = k.load(tile.weights, at + (2 * j + half) * 16, 16)
                         for pair, column in enumerate(columns):
-                            slot = ((2 * pair + half) * nv + j) * self.lanes
-                            total = k.load(acc, slot, self.lanes)
+                            slot = ((2 * pair + half) * tile.nv + j) * self.lanes
+                            total = k.load(tile.acc, slot, self.lanes)
                             total = k.call("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", total, column[u], w)
-                            k.store(acc, slot, total, self.lanes)
+                            k.store(tile.acc, slot, total, self.lanes)
 
         if groups >= 4:
             with k.serial(groups // 2) as g:
@@ -82,17 +69,17 @@ class MatrixKernel(NeonInteger):
         if groups % 2:
             some(k.i32(groups - 1), 1)
 
-    def finish(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int) -> None:
+    def finish(self, k: Builder, tile: RegisterTile) -> None:
         """Sums of one pixel and four channels side by side."""
-        for pair in range(_pairs(offsets)):
-            for j in range(nv):
-                slots = [((2 * pair + half) * nv + j) * self.lanes for half in (0, 1)]
+        for pair in range(_pairs(tile.offsets)):
+            for j in range(tile.nv):
+                slots = [((2 * pair + half) * tile.nv + j) * self.lanes for half in (0, 1)]
                 # Loads are evaluated where they are used, which is after the first slot has been written.
                 first = k.alloc(self.lanes, self.acc_dtype)
-                k.store(first, k.i32(0), k.load(acc, slots[0], self.lanes), self.lanes)
-                sums = [k.load(first, k.i32(0), self.lanes), k.load(acc, slots[1], self.lanes)]
+                k.store(first, k.i32(0), k.load(tile.acc, slots[0], self.lanes), self.lanes)
+                sums = [k.load(first, k.i32(0), self.lanes), k.load(tile.acc, slots[1], self.lanes)]
                 for pixel, slot in enumerate(slots):
-                    k.store(acc, slot, k.shuffle(sums, [2 * pixel, 2 * pixel + 1, 2 * pixel + 4, 2 * pixel + 5]), self.lanes)
+                    k.store(tile.acc, slot, k.shuffle(sums, [2 * pixel, 2 * pixel + 1, 2 * pixel + 4, 2 * pixel + 5]), self.lanes)
 
 
 def _pairs(offsets: Sequence[int]) -> int:

@@ -9,14 +9,13 @@ side, slower on others. Weights `[block][tap][K/16][channel][16]`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bevel.backends.arm.neon import A32, half
 from bevel.backends.arm.requantize import NeonInteger
 from bevel.backends.kernel import ConvProblem, Problem
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
-from bevel.backends.kernels.micro import HEADER
+from bevel.backends.kernels.micro import HEADER, RegisterTile
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
 
@@ -36,41 +35,28 @@ class WideningKernel(NeonInteger):
     # Partial sums wrap: the bias that absorbs the zero point makes the total right modulo 2^32.
     acc_dtype = "uint32"
 
-    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
+    def init(self, k: Builder, tile: RegisterTile, bias: Buffer, channel: Expr) -> None:
         """Partial sums start at zero; `result` adds the bias."""
-        for at in range(0, len(offsets) * nv * self.slot, 4):
-            k.store(acc, at, k.const(0, "uint32", 4), 4)
+        for at in range(0, tile.slots * self.slot, 4):
+            k.store(tile.acc, at, k.const(0, "uint32", 4), 4)
 
-    def accumulate(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        run: int,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def accumulate(self, k: Builder, tile: RegisterTile, run: int) -> None:
         """See `MicroKernel.accumulate`; a last group of at most 8 elements takes one multiply instead of two."""
-        channels = nv * self.lanes
+        channels = tile.nv * self.lanes
 
         def group(index: Expr, lanes: int) -> None:
             # Held in an array so that every pixel is loaded once, before the first weight.
-            columns = k.alloc(len(offsets) * lanes, "int8")
-            for i, offset in enumerate(offsets):
-                k.store(columns, i * lanes, k.load(x, origin + offset + index * self.kgroup, lanes), lanes)
+            columns = k.alloc(tile.mr * lanes, "int8")
+            for i, offset in enumerate(tile.offsets):
+                k.store(columns, i * lanes, k.load(tile.x, tile.origin + offset + index * self.kgroup, lanes), lanes)
             for c in range(channels):
-                w = k.load(weights, base + (index * channels + c) * self.kgroup, lanes)
-                for i in range(len(offsets)):
+                w = k.load(tile.weights, tile.base + (index * channels + c) * self.kgroup, lanes)
+                for i in range(tile.mr):
                     at = (i * channels + c) * 4
-                    total = k.load(acc, at, 4)
+                    total = k.load(tile.acc, at, 4)
                     for products in self.products(k, k.load(columns, i * lanes, lanes), w, lanes):
                         total = self.neon.add_pairs(k, total, products)
-                    k.store(acc, at, total, 4)
+                    k.store(tile.acc, at, total, 4)
 
         whole, rest = divmod(run, self.kgroup)
         if rest > 8:

@@ -8,13 +8,11 @@ so weights of -128 are exact. Weights `[block][tap][K/4][channel][4]`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from bevel.backends.arm.neon import A32
 from bevel.backends.arm.requantize import NeonInteger
 from bevel.backends.kernel import ConvProblem, Problem
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
-from bevel.backends.kernels.micro import HEADER
+from bevel.backends.kernels.micro import HEADER, RegisterTile
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
 
@@ -40,10 +38,10 @@ class BroadcastKernel(NeonInteger):
         """Two halves of two channels each."""
         return [k.load(weights, offset + at, 8) for at in (0, 8)]
 
-    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
+    def init(self, k: Builder, tile: RegisterTile, bias: Buffer, channel: Expr) -> None:
         """Partial sums start at zero; `result` adds the bias."""
-        for at in range(0, len(offsets) * nv * self.slot, 4):
-            k.store(acc, at, k.const(0, "uint32", 4), 4)
+        for at in range(0, tile.slots * self.slot, 4):
+            k.store(tile.acc, at, k.const(0, "uint32", 4), 4)
 
     def mac(self, k: Builder, acc: Expr, x: Expr, w: Expr) -> Expr:
         """Two channels per half of the weights."""

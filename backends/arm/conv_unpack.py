@@ -14,7 +14,6 @@ one row and two, 11 and 16 products a cycle on the A76, 4.6 and 6.4 on the A72, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bevel.backends.arm.conv_int8_neon import WideningKernel
@@ -33,7 +32,7 @@ from bevel.backends.kernels.fields import (
     LookupKernel,
 )
 from bevel.backends.kernels.generator import FIRST_CACHE_BYTES, Pipeline
-from bevel.backends.kernels.micro import MicroKernel, Taps
+from bevel.backends.kernels.micro import MicroKernel, RegisterTile, Taps
 from bevel.backends.kernels.narrow_sums import store_zeros, sum_narrow
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
@@ -88,48 +87,35 @@ class FieldsWideningKernel(NeonFields, WideningKernel):
         largest = 128 if self.x_bits == 8 else (1 << self.x_bits) - 1
         return INT16 // (2 * ((1 << self.field_bits) - 1) * largest)
 
-    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
+    def init(self, k: Builder, tile: RegisterTile, bias: Buffer, channel: Expr) -> None:
         """Partial sums start at zero, in memory; `result` adds the bias."""
-        store_zeros(k, acc, "uint32", len(offsets) * nv * self.slot, 4)
+        store_zeros(k, tile.acc, "uint32", tile.slots * self.slot, 4)
 
-    def reduce(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        taps: Taps,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def reduce(self, k: Builder, tile: RegisterTile, taps: Taps) -> None:
         """See `MicroKernel.reduce`."""
-        slots = len(offsets) * nv * self.lanes
+        slots = tile.slots * self.lanes
         sums = k.alloc(slots * 8, "int16")
 
         def step(row: Expr, column: Expr, index: Expr, first: bool) -> None:
-            at = base + (row * taps.columns + column) * taps.size + index * (nv // self.unit * self.lanes * self.width)
-            place = origin + row * taps.row_pitch + column * taps.column_pitch + index * self.kgroup
-            columns = [k.load(x, place + offset, self.kgroup) for offset in offsets]
-            for q in range(nv // self.unit):
+            at = tile.base + (row * taps.columns + column) * taps.size + index * (tile.nv // self.unit * self.lanes * self.width)
+            place = tile.origin + row * taps.row_pitch + column * taps.column_pitch + index * self.kgroup
+            columns = [k.load(tile.x, place + offset, self.kgroup) for offset in tile.offsets]
+            for q in range(tile.nv // self.unit):
                 for c in range(self.lanes):
-                    whole = k.load(weights, at + (q * self.lanes + c) * self.width, self.width)
+                    whole = k.load(tile.weights, at + (q * self.lanes + c) * self.width, self.width)
                     for f in range(self.unit):
                         codes = k.bitcast(self.field(k, whole, f), "int8", self.width)
                         for i, pixel in enumerate(columns):
-                            slot = ((i * nv + q * self.unit + f) * self.lanes + c) * 8
+                            slot = ((i * tile.nv + q * self.unit + f) * self.lanes + c) * 8
                             low, high = (self.neon.multiply(k, half(k, pixel, start), half(k, codes, start)) for start in (0, 8))
                             k.store(sums, slot, (low if first else k.load(sums, slot, 8) + low) + high, 8)
 
         def widen(zero: Expr | None) -> None:
             for slot in range(slots):
                 at = slot * 4 + (k.i32(0) if zero is None else zero)
-                k.store(acc, at, self.neon.add_pairs(k, k.load(acc, at, 4), k.load(sums, slot * 8, 8)), 4)
+                k.store(tile.acc, at, self.neon.add_pairs(k, k.load(tile.acc, at, 4), k.load(sums, slot * 8, 8)), 4)
 
-        sum_narrow(k, taps, -(-taps.run // self.kgroup), self.additions, unroll, step, widen)
+        sum_narrow(k, taps, -(-taps.run // self.kgroup), self.additions, tile.unroll, step, widen)
 
 
 @dataclass(frozen=True)
@@ -141,39 +127,27 @@ class LookupWideningKernel(NeonFields, LookupKernel, WideningKernel):
         """Bytes of a vector of fields: a K-group of one channel."""
         return self.kgroup
 
-    def accumulate(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        run: int,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def accumulate(self, k: Builder, tile: RegisterTile, run: int) -> None:
         """See `MicroKernel.accumulate`."""
-        units = nv // self.unit
+        units = tile.nv // self.unit
         with k.serial(run // self.kgroup) as index:
             # Held in an array so that every pixel is loaded once, before the first weight.
-            columns = k.alloc(len(offsets) * self.kgroup, "int8")
-            for i, offset in enumerate(offsets):
-                k.store(columns, i * self.kgroup, k.load(x, origin + offset + index * self.kgroup, self.kgroup), self.kgroup)
+            columns = k.alloc(tile.mr * self.kgroup, "int8")
+            for i, offset in enumerate(tile.offsets):
+                codes = k.load(tile.x, tile.origin + offset + index * self.kgroup, self.kgroup)
+                k.store(columns, i * self.kgroup, codes, self.kgroup)
             for q in range(units):
                 for c in range(self.lanes):
-                    whole = k.load(weights, base + ((index * units + q) * self.lanes + c) * self.width, self.width)
+                    whole = k.load(tile.weights, tile.base + ((index * units + q) * self.lanes + c) * self.width, self.width)
                     for f in range(self.unit):
-                        looked_up = k.call(f"uint8x{TABLE}", LOOKUP, self.table(k, weights), self.field(k, whole, f))
+                        looked_up = k.call(f"uint8x{TABLE}", LOOKUP, self.table(k, tile.weights), self.field(k, whole, f))
                         w = k.bitcast(looked_up, "int8", self.width)
-                        for i in range(len(offsets)):
-                            at = ((i * nv + q * self.unit + f) * self.lanes + c) * 4
-                            total = k.load(acc, at, 4)
+                        for i in range(tile.mr):
+                            at = ((i * tile.nv + q * self.unit + f) * self.lanes + c) * 4
+                            total = k.load(tile.acc, at, 4)
                             for products in self.products(k, k.load(columns, i * self.kgroup, self.kgroup), w, self.kgroup):
                                 total = self.neon.add_pairs(k, total, products)
-                            k.store(acc, at, total, 4)
+                            k.store(tile.acc, at, total, 4)
 
 
 @dataclass(eq=False)

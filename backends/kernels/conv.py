@@ -45,7 +45,7 @@ import numpy as np
 
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Tile, is_dynamic
 from bevel.backends.kernels import parameters
-from bevel.backends.kernels.micro import CODES, FLOATS, HEADER, SUM, MicroKernel, Taps
+from bevel.backends.kernels.micro import CODES, FLOATS, HEADER, SUM, MicroKernel, RegisterTile, Taps
 from bevel.backends.kernels.pending import Epilogue, Pending
 from bevel.backends.kernels.scratch import Vectors, vector_bytes
 from bevel.backends.kernels.staging import Staging
@@ -518,28 +518,26 @@ class _Nest:
         else:
             weights, base = self.weights, micro.block_start(channel, g.taps, g.run)
         ahead = g.taps * taps.size if g.fetches_ahead else 0
+        acc = self.scratch if micro.sums_bytes else k.alloc((max(acc_rows) + 1) * nv * micro.slot, micro.acc_dtype)
+        tile = RegisterTile(acc, self.source, source, offsets, weights, base, nv, self.unroll, ahead)
         # A tile's pixels follow each other in the output: it is one row wide or has all columns.
-        if micro.sums_bytes:
-            kept = g.keeps_sums and valid == nv * micro.lanes and list(micro.acc_rows(offsets)) == list(range(len(offsets)))
-            pending = self.pending
-            if not kept:
-                times = -(-max(rows * width for _, rows, width in g.bodies) // micro.pauses(taps))
-                taps = replace(taps, meanwhile=lambda: pending.work(times, self.pixel(nv, valid)))
-            micro.init(k, self.scratch, offsets, nv, self.bias, channel)
-            micro.reduce(k, self.scratch, self.source, source, offsets, weights, base, nv, taps, self.unroll, ahead)
-            if kept:
-                micro.store_results(k, self.y, target - g.lead(rows, width) * p.oc, p.oc, offsets, nv)
-                return
-            micro.store_sums(k, self.scratch, g.sums_at // micro.sums_row_bytes, offsets, nv)
-            pending.push(target, channel, acc_rows)
-            return
-        acc = k.alloc((max(acc_rows) + 1) * nv * micro.slot, micro.acc_dtype)
-        micro.init(k, acc, offsets, nv, self.bias, channel)
-        micro.reduce(k, acc, self.source, source, offsets, weights, base, nv, taps, self.unroll, ahead)
-        micro.finish(k, acc, offsets, nv)
-        for i, row in enumerate(acc_rows):
-            inputs = g.staging.input_sum(k, self.source, source + offsets[i]) if micro.code_offset else None
-            self.epilogue(acc, k.i32(row), target + i * p.oc, channel, nv, valid, inputs)
+        whole = valid == nv * micro.lanes and list(micro.acc_rows(offsets)) == list(range(len(offsets)))
+        kept = micro.sums_bytes > 0 and g.keeps_sums and whole
+        if micro.sums_bytes and not kept:
+            times = -(-max(rows * width for _, rows, width in g.bodies) // micro.pauses(taps))
+            taps = replace(taps, meanwhile=lambda: self.pending.work(times, self.pixel(nv, valid)))
+        micro.init(k, tile, self.bias, channel)
+        micro.reduce(k, tile, taps)
+        if kept:
+            micro.store_results(k, tile, self.y, target - g.lead(rows, width) * p.oc, p.oc)
+        elif micro.sums_bytes:
+            micro.store_sums(k, tile, g.sums_at // micro.sums_row_bytes)
+            self.pending.push(target, channel, acc_rows)
+        else:
+            micro.finish(k, tile)
+            for i, row in enumerate(acc_rows):
+                inputs = g.staging.input_sum(k, self.source, source + offsets[i]) if micro.code_offset else None
+                self.epilogue(acc, k.i32(row), target + i * p.oc, channel, nv, valid, inputs)
 
     def acc_rows(self, rows: int, width: int) -> Sequence[int]:
         """Where the sums of each pixel of a tile are, in rows from its first; without the lead's."""

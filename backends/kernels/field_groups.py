@@ -15,7 +15,7 @@ from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
 from bevel.backends.kernels.factors import WIDTH, GroupLayout, layout_of
 from bevel.backends.kernels.fields import MOST_PIXELS
 from bevel.backends.kernels.generator import ConvGenerator
-from bevel.backends.kernels.micro import MicroKernel
+from bevel.backends.kernels.micro import MicroKernel, RegisterTile
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
 
@@ -90,64 +90,52 @@ class GroupsDotKernel(GroupsKernel):
         """Always."""
         return True
 
-    def accumulate(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        run: int,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def accumulate(self, k: Builder, tile: RegisterTile, run: int) -> None:
         """See `MicroKernel.accumulate`."""
         lanes, layout = self.lanes, self.layout
         width = lanes * WIDTH
-        units, slots = nv // self.unit, len(offsets) * nv
+        units, slots = tile.nv // self.unit, tile.slots
         # Behind the sums of every pixel and vector those of what its unsigned fields have too much.
-        sums = k.alloc((slots + len(offsets)) * lanes, "int32")
+        sums = k.alloc((slots + tile.mr) * lanes, "int32")
         excess = k.const(256 - layout.offset, "uint8", width)
 
         def add(slot: int, column: Expr, factors: Expr) -> None:
             k.store(sums, slot * lanes, self.mac(k, k.load(sums, slot * lanes, lanes), column, factors), lanes)
 
         def group(first: Expr, at: Expr, steps: int) -> None:
-            for slot in range(slots + len(offsets)):
+            for slot in range(slots + tile.mr):
                 k.store(sums, slot * lanes, k.const(0, "int32", lanes), lanes)
-            codes = base + at + layout.factor_bytes(nv)
-            done = steps // unroll * unroll if steps >= 2 * unroll else 0
+            codes = tile.base + at + layout.factor_bytes(tile.nv)
+            done = steps // tile.unroll * tile.unroll if steps >= 2 * tile.unroll else 0
 
             def some(start: Expr, count: int) -> None:
-                columns = [self.operands(k, x, origin + offset + first + start * WIDTH, count) for offset in offsets]
+                places = [tile.origin + offset + first + start * WIDTH for offset in tile.offsets]
+                columns = [self.operands(k, tile.x, place, count) for place in places]
                 for u in range(count):
                     for i, column in enumerate(columns):
                         add(slots + i, column[u], excess)
                     for q in range(units):
-                        whole = k.load(weights, codes + ((start + u) * units + q) * width, width)
+                        whole = k.load(tile.weights, codes + ((start + u) * units + q) * width, width)
                         for f in range(self.unit):
                             kept = k.const((1 << (layout.field_bits * (f + 1))) - 1, "uint8", width)
                             fields = whole if f == self.unit - 1 else k.bitwise_and(whole, kept)
                             for i, column in enumerate(columns):
-                                add(i * nv + q * self.unit + f, column[u], fields)
+                                add(i * tile.nv + q * self.unit + f, column[u], fields)
 
             if done:
-                with k.serial(done // unroll) as turn:
-                    some(turn * unroll, unroll)
+                with k.serial(done // tile.unroll) as turn:
+                    some(turn * tile.unroll, tile.unroll)
             if steps > done:
                 some(k.i32(done), steps - done)
             for q in range(units):
-                factors = layout.load_factors(k, weights, base + at + q * layout.factor_bytes(self.unit))
+                factors = layout.load_factors(k, tile.weights, tile.base + at + q * layout.factor_bytes(self.unit))
                 for f, factor in enumerate(factors):
-                    for i in range(len(offsets)):
-                        slot = i * nv + q * self.unit + f
+                    for i in range(tile.mr):
+                        slot = i * tile.nv + q * self.unit + f
                         total = self._total(k, sums, slot, slots + i, f) * factor
-                        self._raise(k, acc, slot * lanes, total)
+                        self._raise(k, tile.acc, slot * lanes, total)
 
-        self.by_groups(k, run, nv, group)
+        self.by_groups(k, run, tile.nv, group)
 
     def _total(self, k: Builder, sums: Buffer, slot: int, excess: int, field: int) -> Expr:
         """The sum of a field's codes."""

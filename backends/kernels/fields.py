@@ -23,7 +23,7 @@ import numpy as np
 from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
 from bevel.backends.kernels.generator import ConvGenerator
 from bevel.backends.kernels.low_bit import CodeStaging, reductions, signed_codes, unsigned_codes
-from bevel.backends.kernels.micro import HEADER, LINE_BYTES, MicroKernel
+from bevel.backends.kernels.micro import HEADER, LINE_BYTES, MicroKernel, RegisterTile
 from bevel.backends.kernels.staging import Staging
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
@@ -154,51 +154,38 @@ class FieldsDotKernel(FieldsKernel):
         """Where there is more than a sign."""
         return self.weight_bits > 1
 
-    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
+    def init(self, k: Builder, tile: RegisterTile, bias: Buffer, channel: Expr) -> None:
         """Sums start at zero; `result` adds the bias."""
-        for at in range(0, len(offsets) * nv * self.lanes, self.lanes):
-            k.store(acc, at, k.const(0, "int32", self.lanes), self.lanes)
+        for at in range(0, tile.slots * self.lanes, self.lanes):
+            k.store(tile.acc, at, k.const(0, "int32", self.lanes), self.lanes)
 
     def factors(self, k: Builder, weights: Buffer, whole: Expr, f: int) -> Expr:
         """What codes are multiplied by for the sum of field `f` of packed bytes."""
         kept = k.const((1 << (self.field_bits * (f + 1))) - 1, "uint8", self.width)
         return whole if f == self.unit - 1 else k.bitwise_and(whole, kept)
 
-    def accumulate(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        run: int,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def accumulate(self, k: Builder, tile: RegisterTile, run: int) -> None:
         """See `MicroKernel.accumulate`."""
         width = self.width
-        units = nv // self.unit
+        units = tile.nv // self.unit
 
         def some(first: Expr, count: int) -> None:
-            columns = [self.operands(k, x, origin + offset + first * self.kgroup, count) for offset in offsets]
+            columns = [self.operands(k, tile.x, tile.origin + offset + first * self.kgroup, count) for offset in tile.offsets]
             for u in range(count):
                 for q in range(units):
-                    whole = k.load(weights, base + ((first + u) * units + q) * width, width)
+                    whole = k.load(tile.weights, tile.base + ((first + u) * units + q) * width, width)
                     for f in range(self.unit):
-                        factors = self.factors(k, weights, whole, f)
+                        factors = self.factors(k, tile.weights, whole, f)
                         for i, column in enumerate(columns):
-                            slot = (i * nv + q * self.unit + f) * self.lanes
-                            value = self.mac(k, k.load(acc, slot, self.lanes), column[u], factors)
-                            k.store(acc, slot, value, self.lanes)
+                            slot = (i * tile.nv + q * self.unit + f) * self.lanes
+                            value = self.mac(k, k.load(tile.acc, slot, self.lanes), column[u], factors)
+                            k.store(tile.acc, slot, value, self.lanes)
 
         groups = -(-run // self.kgroup)
-        done = groups // unroll * unroll if groups >= 2 * unroll else 0
+        done = groups // tile.unroll * tile.unroll if groups >= 2 * tile.unroll else 0
         if done:
-            with k.serial(done // unroll) as turn:
-                some(turn * unroll, unroll)
+            with k.serial(done // tile.unroll) as turn:
+                some(turn * tile.unroll, tile.unroll)
         if groups > done:
             some(k.i32(done), groups - done)
 

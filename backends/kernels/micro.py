@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,6 +61,47 @@ class Taps:
                     tap(kh * self.columns + kw, row + kw * self.column_pitch)
             else:
                 tap(kh, row)
+
+
+@dataclass(frozen=True, eq=False)
+class RegisterTile:
+    """The sums of some pixels and vectors of channels, what they are made from, and how; places are in elements of a buffer.
+
+    Attributes:
+        acc: the sums, or scratch where they go through memory; slot (i * nv + j) belongs to pixel i and result vector j.
+        x: input, of the kernel's `x_dtype`.
+        origin: where a reduction run of a pixel at offset 0 begins in `x`.
+        offsets: of each pixel from there.
+        weights: packed weights.
+        base: where that run of these channels begins there.
+        nv: result vectors.
+        unroll: K-groups per loop iteration.
+        ahead: how far behind these weights those of the next block are, which are fetched meanwhile; 0 for none.
+    """
+
+    acc: Buffer
+    x: Buffer
+    origin: Expr
+    offsets: Sequence[int]
+    weights: Buffer
+    base: Expr
+    nv: int
+    unroll: int
+    ahead: int = 0
+
+    @property
+    def mr(self) -> int:
+        """Pixels."""
+        return len(self.offsets)
+
+    @property
+    def slots(self) -> int:
+        """Accumulators: one for each pixel and result vector."""
+        return self.mr * self.nv
+
+    def at(self, position: Expr, weights: Expr) -> RegisterTile:
+        """The same sums, made from what lies `position` elements further on in `x` and `weights` further on in the weights."""
+        return replace(self, origin=self.origin + position, base=self.base + weights)
 
 
 class MicroKernel(abc.ABC):
@@ -179,7 +220,7 @@ class MicroKernel(abc.ABC):
         """Undo what `enter` did; once, at the end of a kernel. By default nothing."""
         return
 
-    def finish(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int) -> None:
+    def finish(self, k: Builder, tile: RegisterTile) -> None:
         """Put the sums where `result` reads them, after the last reduction run. By default they are there."""
         return
 
@@ -187,11 +228,11 @@ class MicroKernel(abc.ABC):
         """How often a tile calls `meanwhile`."""
         raise NotImplementedError(f"{type(self).__name__} keeps sums in registers")
 
-    def store_sums(self, k: Builder, scratch: Buffer, row: int, offsets: Sequence[int], nv: int) -> None:
-        """Instead of `finish`, where sums go through memory: write those of a tile from `row` on, as `result` reads them."""
+    def store_sums(self, k: Builder, tile: RegisterTile, row: int) -> None:
+        """Instead of `finish`, where sums go through memory: write them to `acc` from `row` on, as `result` reads them."""
         raise NotImplementedError(f"{type(self).__name__} keeps sums in registers")
 
-    def store_results(self, k: Builder, y: Buffer, target: Expr, pitch: int, offsets: Sequence[int], nv: int) -> None:
+    def store_results(self, k: Builder, tile: RegisterTile, y: Buffer, target: Expr, pitch: int) -> None:
         """Instead of `store_sums`, where sums are results: write them to `y` from `target` on, pixels `pitch` elements apart."""
         raise NotImplementedError(f"{type(self).__name__} keeps sums in registers")
 
@@ -211,89 +252,45 @@ class MicroKernel(abc.ABC):
         """`acc` plus the products of one K-group."""
         raise NotImplementedError(f"{type(self).__name__} overrides accumulate")
 
-    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
+    def init(self, k: Builder, tile: RegisterTile, bias: Buffer, channel: Expr) -> None:
         """Start the accumulators of a tile; by default at the bias of channels [channel, channel + nv * lanes)."""
-        for j in range(nv):
+        for j in range(tile.nv):
             value = k.load(bias, HEADER + channel + j * self.lanes, self.lanes)
             if self.acc_dtype == "uint32":
                 value = k.bitcast(value, "uint32", self.lanes)
-            for i in range(len(offsets)):
-                k.store(acc, (i * nv + j) * self.lanes, value, self.lanes)
+            for i in range(tile.mr):
+                k.store(tile.acc, (i * tile.nv + j) * self.lanes, value, self.lanes)
 
-    def reduce(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        taps: Taps,
-        unroll: int,
-        ahead: int,
-    ) -> None:
-        """Add all reduction runs to every accumulator; arguments as for `accumulate`, for the first of the runs."""
+    def reduce(self, k: Builder, tile: RegisterTile, taps: Taps) -> None:
+        """Add all reduction runs to every accumulator; `tile` begins at the first."""
+        taps.loop(k, lambda index, position: self.accumulate(k, tile.at(position, index * taps.size), taps.run))
 
-        def tap(index: Expr, position: Expr) -> None:
-            at = base + index * taps.size
-            self.accumulate(k, acc, x, origin + position, offsets, weights, at, nv, taps.run, unroll, ahead)
-
-        taps.loop(k, tap)
-
-    def accumulate(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        run: int,
-        unroll: int,
-        ahead: int,
-    ) -> None:
-        """Add one reduction run of `run` elements to every accumulator.
-
-        Args:
-            k: builder.
-            acc: slot (i * nv + j) belongs to pixel i and result vector j.
-            x: buffer of `x_dtype`.
-            origin: element offset in `x` of the run of a pixel at offset 0.
-            offsets: of each pixel from there.
-            weights: packed weights.
-            base: element offset of this tap and block.
-            nv: result vectors.
-            run: reduction elements; the last K-group may be partly padding.
-            unroll: K-groups per loop iteration.
-            ahead: elements from these weights to those of the next block, which are fetched meanwhile; 0 for none.
-        """
+    def accumulate(self, k: Builder, tile: RegisterTile, run: int) -> None:
+        """Add one reduction run of `run` elements to every accumulator; the last K-group may be partly padding."""
         groups = -(-run // self.kgroup)
-        step = nv * self.lanes * self.kgroup
-        vectors_per_line = max(1, LINE_BYTES // (self.lanes * self.kgroup * np.dtype(self.weight_dtype).itemsize))
+        nv, vector = tile.nv, self.lanes * self.kgroup
+        vectors_per_line = max(1, LINE_BYTES // (vector * np.dtype(self.weight_dtype).itemsize))
 
         def some(first: Expr, count: int) -> None:
-            columns = [self.operands(k, x, origin + offset + first * self.kgroup, count) for offset in offsets]
+            columns = [self.operands(k, tile.x, tile.origin + offset + first * self.kgroup, count) for offset in tile.offsets]
             for u in range(count):
-                w = [self.load_weights(k, weights, base + (first + u) * step + j * self.lanes * self.kgroup) for j in range(nv)]
-                if ahead:
-                    for j in range(nv):
+                places = [tile.base + (first + u) * (nv * vector) + j * vector for j in range(nv)]
+                w = [self.load_weights(k, tile.weights, place) for place in places]
+                if tile.ahead:
+                    for j, place in enumerate(places):
                         if (u * nv + j) % vectors_per_line == 0:
-                            self.fetch(k, weights, base + (first + u) * step + j * self.lanes * self.kgroup + ahead)
+                            self.fetch(k, tile.weights, place + tile.ahead)
                 for i, column in enumerate(columns):
                     for j in range(nv):
                         at = (i * nv + j) * self.slot
-                        value = self.mac(k, k.load(acc, at, self.slot), column[u], w[j])
-                        k.store(acc, at, value, self.slot)
+                        value = self.mac(k, k.load(tile.acc, at, self.slot), column[u], w[j])
+                        k.store(tile.acc, at, value, self.slot)
 
         done = 0
-        if groups >= max(2 * unroll, UNROLLED_GROUPS):
-            done = groups // unroll * unroll
-            with k.serial(groups // unroll) as g:
-                some(g * unroll, unroll)
+        if groups >= max(2 * tile.unroll, UNROLLED_GROUPS):
+            done = groups // tile.unroll * tile.unroll
+            with k.serial(groups // tile.unroll) as g:
+                some(g * tile.unroll, tile.unroll)
         if groups > done:
             some(k.i32(done), groups - done)
 

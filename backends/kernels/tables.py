@@ -33,7 +33,7 @@ from bevel.backends.kernels.low_bit import (
     sum_of_codes,
     unsigned_codes,
 )
-from bevel.backends.kernels.micro import HEADER, MicroKernel, Taps
+from bevel.backends.kernels.micro import HEADER, MicroKernel, RegisterTile, Taps
 from bevel.backends.kernels.narrow_sums import store_zeros, sum_narrow
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.ir.protocols import Target
@@ -231,43 +231,30 @@ class TableKernel(MicroKernel, abc.ABC):
         Where sums stay apart, those of the first table for all these channels lie before those of the second.
         """
 
-    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
+    def init(self, k: Builder, tile: RegisterTile, bias: Buffer, channel: Expr) -> None:
         """Joined sums start at zero; `result` adds the bias."""
-        store_zeros(k, acc, self.acc_dtype, len(offsets) * nv * self.slot, 2 * self.lanes)
+        store_zeros(k, tile.acc, self.acc_dtype, tile.slots * self.slot, 2 * self.lanes)
 
-    def reduce(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        taps: Taps,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def reduce(self, k: Builder, tile: RegisterTile, taps: Taps) -> None:
         """See `MicroKernel.reduce`."""
         width, tables = self.bytes, self.tables
-        vectors = nv * self.lanes * self.planes // width
+        vectors = tile.nv * self.lanes * self.planes // width
         # Unfolded indices are in scratch, as the tables are.
-        unfolded = weights is x
+        unfolded = tile.weights is tile.x
         step_elements = vectors * width if unfolded else vectors * width // 2
         tap_elements = taps.run // GROUP * step_elements
-        sums = k.alloc(len(offsets) * vectors * tables * width, "uint8")
+        sums = k.alloc(tile.mr * vectors * tables * width, "uint8")
 
         def step(row: Expr, column: Expr, index: Expr, first: bool) -> None:
-            at = base + (row * taps.columns + column) * tap_elements + index * step_elements
+            at = tile.base + (row * taps.columns + column) * tap_elements + index * step_elements
             if unfolded:
-                indices = [k.load(weights, at + v * width, width) for v in range(vectors)]
+                indices = [k.load(tile.weights, at + v * width, width) for v in range(vectors)]
             else:
-                indices = [vector for v in range(vectors // 2) for vector in self._indices(k, weights, at + v * width)]
-            place = origin + row * taps.row_pitch + column * taps.column_pitch + index * (TABLE * tables)
-            for i, offset in enumerate(offsets):
+                indices = [vector for v in range(vectors // 2) for vector in self._indices(k, tile.weights, at + v * width)]
+            place = tile.origin + row * taps.row_pitch + column * taps.column_pitch + index * (TABLE * tables)
+            for i, offset in enumerate(tile.offsets):
                 for t in range(tables):
-                    entries = k.load(x, place + offset + t * TABLE, TABLE)
+                    entries = k.load(tile.x, place + offset + t * TABLE, TABLE)
                     table = k.shuffle([entries] * (width // TABLE), list(range(TABLE)) * (width // TABLE))
                     for v in range(vectors):
                         slot = ((i * vectors + v) * tables + t) * width
@@ -275,14 +262,14 @@ class TableKernel(MicroKernel, abc.ABC):
                         k.store(sums, slot, found if first else k.load(sums, slot, width) + found, width)
 
         def widen(zero: Expr | None) -> None:
-            for i in range(len(offsets)):
+            for i in range(tile.mr):
                 for v in range(vectors):
                     at = (i * vectors + v) * tables
                     parts = [k.load(sums, (at + t) * width, width) for t in range(tables)]
-                    slot = i * nv * self.slot + v * (width // self.planes * self.slot // self.lanes)
-                    self.join_planes(k, acc, slot + (k.i32(0) if zero is None else zero), parts)
+                    slot = i * tile.nv * self.slot + v * (width // self.planes * self.slot // self.lanes)
+                    self.join_planes(k, tile.acc, slot + (k.i32(0) if zero is None else zero), parts)
 
-        sum_narrow(k, taps, taps.run // GROUP, self.additions, unroll, step, widen)
+        sum_narrow(k, taps, taps.run // GROUP, self.additions, tile.unroll, step, widen)
 
     def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
         """Joined sums plus the bias, which wraps: it absorbs the zero point."""

@@ -37,7 +37,7 @@ import numpy as np
 
 from bevel.backends.kernel import Array, ConvConstants, ConvProblem, Tile
 from bevel.backends.kernels.conv import pack_bias
-from bevel.backends.kernels.micro import HEADER, MicroKernel
+from bevel.backends.kernels.micro import HEADER, MicroKernel, RegisterTile
 from bevel.backends.kernels.tiling import Chunks, chunk_count, split, store_valid
 from bevel.backends.kernels.transforms import ONE, TAPS, Arithmetic, points, weight_matrix
 from bevel.backends.tvm import Builder, Expr, PrimFunc
@@ -339,7 +339,8 @@ class _Nest:
                     source = g.inputs_at + point * g.point_inputs + patch * g.channels
                     # Blocks before this one hold `channel` output channels.
                     base = channel * (g.points * p.c) + point * block
-                    g.micro.accumulate(k, acc, self.scratch, source, offsets, self.weights, base, nv, p.c, self.unroll, 0)
+                    sums = RegisterTile(acc, self.scratch, source, offsets, self.weights, base, nv, self.unroll)
+                    g.micro.accumulate(k, sums, p.c)
                     target = g.products_at + point * g.point_products + patch * (nv * lanes)
                     for slot in range(tiles.size * nv):
                         value = k.load(acc, k.i32(slot * lanes), lanes)

@@ -24,7 +24,7 @@ from bevel.backends.kernels.low_bit import (
     sum_of_codes,
     unsigned_codes,
 )
-from bevel.backends.kernels.micro import HEADER, MicroKernel
+from bevel.backends.kernels.micro import HEADER, MicroKernel, RegisterTile
 from bevel.backends.kernels.staging import Staging
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.conv_int8_amx import CONV_INT8_AMX
@@ -144,40 +144,28 @@ class WordsKernel(VnniKernel):
             whole[start : start + size] = signed_codes(codes, self.weight_bits)
         return whole
 
-    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
+    def init(self, k: Builder, tile: RegisterTile, bias: Buffer, channel: Expr) -> None:
         """Counts start at zero; `result` adds the bias."""
-        for at in range(0, len(offsets) * nv * self.slot, VECTOR):
-            k.store(acc, at, k.const(0, "int64", VECTOR), VECTOR)
+        for at in range(0, tile.slots * self.slot, VECTOR):
+            k.store(tile.acc, at, k.const(0, "int64", VECTOR), VECTOR)
 
-    def accumulate(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        run: int,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def accumulate(self, k: Builder, tile: RegisterTile, run: int) -> None:
         """See `MicroKernel.accumulate`."""
-        vectors = nv * self.lanes // VECTOR
+        vectors = tile.nv * self.lanes // VECTOR
         size = VECTOR * WORD_BYTES
         # A trip count that LLVM does not know: it would unroll short loops and run out of registers.
         with k.serial(k.opaque(k.i32(run // WORD), "int32")) as word:
-            at = base + word * (vectors * self.weight_bits * size)
-            planes = [k.bitcast(k.load(weights, at + n * size, size), "int64", VECTOR) for n in range(vectors * self.weight_bits)]
-            for i, offset in enumerate(offsets):
+            at = tile.base + word * (vectors * self.weight_bits * size)
+            starts = [at + n * size for n in range(vectors * self.weight_bits)]
+            planes = [k.bitcast(k.load(tile.weights, start, size), "int64", VECTOR) for start in starts]
+            for i, offset in enumerate(tile.offsets):
                 for p in range(self.x_bits):
-                    place = origin + offset + (word * self.x_bits + p) * WORD_BYTES
-                    bits = k.splat(k.bitcast(k.load(x, place, WORD_BYTES), "int64"), VECTOR)
+                    place = tile.origin + offset + (word * self.x_bits + p) * WORD_BYTES
+                    bits = k.splat(k.bitcast(k.load(tile.x, place, WORD_BYTES), "int64"), VECTOR)
                     for n, plane in enumerate(planes):
-                        slot = i * nv * self.slot + (n * self.x_bits + p) * VECTOR
+                        slot = i * tile.nv * self.slot + (n * self.x_bits + p) * VECTOR
                         count = k.call(f"int64x{VECTOR}", "llvm.ctpop", k.bitwise_and(bits, plane))
-                        k.store(acc, slot, k.load(acc, slot, VECTOR) + count, VECTOR)
+                        k.store(tile.acc, slot, k.load(tile.acc, slot, VECTOR) + count, VECTOR)
 
     def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
         """Counts times what their planes count, plus the bias, which wraps: it absorbs the zero point."""

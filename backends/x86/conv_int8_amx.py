@@ -22,7 +22,7 @@ import numpy as np
 from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
 from bevel.backends.kernels.conv import Geometry
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline, fetched_inputs, fetched_weights, kept_bytes
-from bevel.backends.kernels.micro import HEADER, Taps
+from bevel.backends.kernels.micro import HEADER, RegisterTile, Taps
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.conv_int8_vnni import CONV_INT8_VNNI, VnniKernel
 from bevel.ir.protocols import Target
@@ -136,72 +136,59 @@ class AmxKernel(VnniKernel):
         """Threads that use no tiles are switched faster."""
         k.effect("llvm.x86.tilerelease")
 
-    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
+    def init(self, k: Builder, tile: RegisterTile, bias: Buffer, channel: Expr) -> None:
         """Every row of a tile of sums is the same 16 biases: rows 0 bytes apart."""
-        found, _ = bands(offsets)
+        found, _ = bands(tile.offsets)
         for b in range(len(found)):
-            for j in range(nv):
+            for j in range(tile.nv):
                 address = k.address(bias, HEADER + channel + j * self.lanes)
-                k.effect("llvm.x86.tileloadd64", _tile(k, b * nv + j), address, k.const(0, "int64"))
+                k.effect("llvm.x86.tileloadd64", _tile(k, b * tile.nv + j), address, k.const(0, "int64"))
 
-    def reduce(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        taps: Taps,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def reduce(self, k: Builder, tile: RegisterTile, taps: Taps) -> None:
         """See `MicroKernel.reduce`; `unroll` counts steps, in which each band and vector is multiplied once."""
-        found, _ = bands(offsets)
+        found, _ = bands(tile.offsets)
         step = self.step(taps.run)
         steps = self.padded_run(taps.run) // step
-        codes, first_weights = len(found) * nv, len(found) * (nv + 1)
+        codes, first_weights = len(found) * tile.nv, len(found) * (tile.nv + 1)
         turns = TILES - first_weights
         tile_bytes = step // self.kgroup * ROW_BYTES
         pitches, row_bytes = [k.const(band.pitch or step, "int64") for band in found], k.const(ROW_BYTES, "int64")
-        looped = steps // unroll * unroll if steps >= 2 * unroll else 0
+        looped = steps // tile.unroll * tile.unroll if steps >= 2 * tile.unroll else 0
 
-        def load_codes(b: int, position: Expr, index: Expr) -> None:
-            address = k.address(x, origin + position + found[b].first + index * step)
+        def load_codes(part: RegisterTile, b: int, index: Expr) -> None:
+            address = k.address(part.x, part.origin + found[b].first + index * step)
             k.effect("llvm.x86.tileloadd64", _tile(k, codes + b), address, pitches[b])
 
         def load_weights(j: int, place: Expr) -> None:
-            k.effect("llvm.x86.tileloadd64", _tile(k, first_weights + j % turns), k.address(weights, place), row_bytes)
+            k.effect("llvm.x86.tileloadd64", _tile(k, first_weights + j % turns), k.address(tile.weights, place), row_bytes)
             # A row of a tile of weights is a cache line.
-            for row in range(step // self.kgroup if ahead else 0):
-                self.fetch(k, weights, place + (row * ROW_BYTES + ahead))
+            for row in range(step // self.kgroup if tile.ahead else 0):
+                self.fetch(k, tile.weights, place + (row * ROW_BYTES + tile.ahead))
 
-        def one(position: Expr, start: Expr, index: Expr) -> None:
+        def one(part: RegisterTile, index: Expr) -> None:
             # The other bands' codes are loaded, and results made, while tiles that are there multiply.
-            load_codes(0, position, index)
-            for first in range(0, nv, turns):
-                vectors = range(first, min(first + turns, nv))
+            load_codes(part, 0, index)
+            for first in range(0, tile.nv, turns):
+                vectors = range(first, min(first + turns, tile.nv))
                 for j in vectors:
-                    load_weights(j, start + index * (nv * tile_bytes) + j * tile_bytes)
+                    load_weights(j, part.base + index * (tile.nv * tile_bytes) + j * tile_bytes)
                 if first == 0 and taps.meanwhile is not None:
                     taps.meanwhile()
                 for b in range(len(found)):
                     if b > 0 and first == 0:
-                        load_codes(b, position, index)
+                        load_codes(part, b, index)
                     for j in vectors:
                         operands = _tile(k, codes + b), _tile(k, first_weights + j % turns)
-                        k.effect("llvm.x86.tdpbusd", _tile(k, b * nv + j), *operands)
+                        k.effect("llvm.x86.tdpbusd", _tile(k, b * tile.nv + j), *operands)
 
         def tap(number: Expr, position: Expr) -> None:
-            start = base + number * taps.size
+            part = tile.at(position, number * taps.size)
             if looped:
-                with k.serial(looped // unroll) as g:
-                    for u in range(unroll):
-                        one(position, start, g * unroll + u)
+                with k.serial(looped // tile.unroll) as g:
+                    for u in range(tile.unroll):
+                        one(part, g * tile.unroll + u)
             for u in range(looped, steps):
-                one(position, start, k.i32(u))
+                one(part, k.i32(u))
 
         taps.loop(k, tap)
 
@@ -209,21 +196,21 @@ class AmxKernel(VnniKernel):
         """One after every step."""
         return taps.rows * taps.columns * self.padded_run(taps.run) // self.step(taps.run)
 
-    def store_sums(self, k: Builder, scratch: Buffer, row: int, offsets: Sequence[int], nv: int) -> None:
+    def store_sums(self, k: Builder, tile: RegisterTile, row: int) -> None:
         """Tile after tile: the bands of the first vector of channels, then those of the next."""
-        found, _ = bands(offsets)
+        found, _ = bands(tile.offsets)
         for b in range(len(found)):
-            for j in range(nv):
-                address = k.address(scratch, k.i32((row + j * _rows(nv) + b * ROWS) * ROW_BYTES))
-                k.effect("llvm.x86.tilestored64", _tile(k, b * nv + j), address, k.const(ROW_BYTES, "int64"))
+            for j in range(tile.nv):
+                address = k.address(tile.acc, k.i32((row + j * _rows(tile.nv) + b * ROWS) * ROW_BYTES))
+                k.effect("llvm.x86.tilestored64", _tile(k, b * tile.nv + j), address, k.const(ROW_BYTES, "int64"))
 
-    def store_results(self, k: Builder, y: Buffer, target: Expr, pitch: int, offsets: Sequence[int], nv: int) -> None:
+    def store_results(self, k: Builder, tile: RegisterTile, y: Buffer, target: Expr, pitch: int) -> None:
         """See `MicroKernel.store_results`."""
-        found, _ = bands(offsets)
+        found, _ = bands(tile.offsets)
         for b in range(len(found)):
-            for j in range(nv):
+            for j in range(tile.nv):
                 address = k.address(y, target + (b * ROWS * pitch + j * self.lanes))
-                k.effect("llvm.x86.tilestored64", _tile(k, b * nv + j), address, k.const(pitch * 4, "int64"))
+                k.effect("llvm.x86.tilestored64", _tile(k, b * tile.nv + j), address, k.const(pitch * 4, "int64"))
 
     def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
         """Sums as they are in memory; a loop that stores them unchanged must not become a call of memcpy."""

@@ -20,6 +20,7 @@ import numpy as np
 from bevel.backends.kernel import Array, ConvProblem, Problem
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
 from bevel.backends.kernels.int16_sums import WIDTH, Terms, arrange, restore
+from bevel.backends.kernels.micro import RegisterTile
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.conv_int8_madd import Avx2Kernel
 from bevel.ir.protocols import Target
@@ -74,45 +75,32 @@ class MaddubsKernel(Avx2Kernel):
                 whole[start : start + size, tap] = restore(terms, whole.shape[2])
         return whole[:, :, :run]
 
-    def accumulate(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        run: int,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def accumulate(self, k: Builder, tile: RegisterTile, run: int) -> None:
         """Add the pairs of terms of one tap, then the terms alone."""
-        size = nv * self.lanes * WIDTH
+        size = tile.nv * self.lanes * WIDTH
         # Channels and taps before this block and tap, each of which has an entry's share of the table.
-        before = k.floordiv(base, k.i32(self.padded_run(run)))
-        position, pairs, alone = (self._int32(k, weights, before * ENTRY + 4 * i) for i in range(3))
+        before = k.floordiv(tile.base, k.i32(self.padded_run(run)))
+        position, pairs, alone = (self._int32(k, tile.weights, before * ENTRY + 4 * i) for i in range(3))
         places = position + (pairs * 2 + alone) * size
-        coming = self._int32(k, weights, (before + ahead // self.padded_run(run)) * ENTRY) if ahead else None
+        coming = self._int32(k, tile.weights, (before + tile.ahead // self.padded_run(run)) * ENTRY) if tile.ahead else None
 
         def some(first: Expr, count: int) -> None:
-            starts = [origin + self._int32(k, weights, places + (first + u) * 4) for u in range(count)]
-            for i, offset in enumerate(offsets):
-                codes = [self._codes(k, x, start + offset) for start in starts]
-                for j in range(nv):
+            starts = [tile.origin + self._int32(k, tile.weights, places + (first + u) * 4) for u in range(count)]
+            for i, offset in enumerate(tile.offsets):
+                codes = [self._codes(k, tile.x, start + offset) for start in starts]
+                for j in range(tile.nv):
                     at = position + first * size + j * self.lanes * WIDTH
-                    sums = [self._products(k, code, k.load(weights, at + u * size, 32)) for u, code in enumerate(codes)]
+                    sums = [self._products(k, code, k.load(tile.weights, at + u * size, 32)) for u, code in enumerate(codes)]
                     total = sums[0] if count == 1 else sums[0] + sums[1]
                     wide = k.call("int32x8", "llvm.x86.avx2.pmadd.wd", total, k.const(1, "int16", 16))
-                    slot = (i * nv + j) * self.lanes
-                    value = k.wrapping_add(k.load(acc, slot, 8), k.bitcast(wide, "uint32", 8), 8)
-                    k.store(acc, slot, value, 8)
+                    slot = (i * tile.nv + j) * self.lanes
+                    value = k.wrapping_add(k.load(tile.acc, slot, 8), k.bitcast(wide, "uint32", 8), 8)
+                    k.store(tile.acc, slot, value, 8)
 
         with k.serial(pairs) as pair:
             some(pair * 2, 2)
             for line in range(0, 2 * size if coming is not None else 0, LINE):
-                self.fetch(k, weights, coming + pair * (2 * size) + line)
+                self.fetch(k, tile.weights, coming + pair * (2 * size) + line)
         with k.serial(alone) as term:
             some(pairs * 2 + term, 1)
 

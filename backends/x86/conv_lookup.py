@@ -5,12 +5,11 @@ vpshufb turns the fields of `bevel.backends.kernels.fields` into weights of eigh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bevel.backends.kernels.fields import LookupConv, LookupDotKernel, LookupKernel
 from bevel.backends.kernels.generator import Pipeline
-from bevel.backends.kernels.micro import Taps
+from bevel.backends.kernels.micro import RegisterTile, Taps
 from bevel.backends.kernels.narrow_sums import sum_narrow
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.conv_int8_madd import Avx2Kernel
@@ -40,50 +39,36 @@ class LookupAvx2Kernel(LookupKernel, Avx2Kernel):
     weight_dtype = "uint8"
     copy_lanes = 32
 
-    def reduce(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        taps: Taps,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def reduce(self, k: Builder, tile: RegisterTile, taps: Taps) -> None:
         """See `MicroKernel.reduce`."""
         width, words = self.lanes * GROUP, self.lanes * 2
         halves = 1 if self.x_bits <= HALF_BITS else 2
-        tiles = len(offsets) * nv
-        sums = k.alloc(tiles * halves * words, "int16")
+        sums = k.alloc(tile.slots * halves * words, "int16")
 
         def step(row: Expr, column: Expr, index: Expr, first: bool) -> None:
-            at = base + (row * taps.columns + column) * taps.size + index * (nv // self.unit * width)
-            place = origin + row * taps.row_pitch + column * taps.column_pitch + index * GROUP
-            codes = [self._halves(k, k.load(x, place + offset, GROUP), halves) for offset in offsets]
-            for q in range(nv // self.unit):
-                whole = k.load(weights, at + q * width, width)
+            at = tile.base + (row * taps.columns + column) * taps.size + index * (tile.nv // self.unit * width)
+            place = tile.origin + row * taps.row_pitch + column * taps.column_pitch + index * GROUP
+            codes = [self._halves(k, k.load(tile.x, place + offset, GROUP), halves) for offset in tile.offsets]
+            for q in range(tile.nv // self.unit):
+                whole = k.load(tile.weights, at + q * width, width)
                 for f in range(self.unit):
-                    factors = k.call("int8x32", "llvm.x86.avx2.pshuf.b", self.table(k, weights), self.field(k, whole, f))
+                    factors = k.call("int8x32", "llvm.x86.avx2.pshuf.b", self.table(k, tile.weights), self.field(k, whole, f))
                     for i, of_pixel in enumerate(codes):
                         for number, half in enumerate(of_pixel):
-                            slot = ((i * nv + q * self.unit + f) * halves + number) * words
+                            slot = ((i * tile.nv + q * self.unit + f) * halves + number) * words
                             products = k.call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", half, factors)
                             k.store(sums, slot, products if first else k.load(sums, slot, words) + products, words)
 
         def widen(zero: Expr | None) -> None:
-            for tile in range(tiles):
-                at = tile * self.lanes + (k.i32(0) if zero is None else zero)
-                total = k.load(acc, at, self.lanes)
+            for slot in range(tile.slots):
+                at = slot * self.lanes + (k.i32(0) if zero is None else zero)
+                total = k.load(tile.acc, at, self.lanes)
                 for number in range(halves):
-                    some = k.load(sums, (tile * halves + number) * words, words)
+                    some = k.load(sums, (slot * halves + number) * words, words)
                     total = self.mac(k, total, some, k.const(1 << (HALF_BITS * number), "int16", words))
-                k.store(acc, at, total, self.lanes)
+                k.store(tile.acc, at, total, self.lanes)
 
-        sum_narrow(k, taps, taps.run // GROUP, ADDITIONS, unroll, step, widen)
+        sum_narrow(k, taps, taps.run // GROUP, ADDITIONS, tile.unroll, step, widen)
 
     def _halves(self, k: Builder, quad: Expr, count: int) -> list[Expr]:
         """Broadcasts of the low and the high half of four codes, or of codes that are a half."""

@@ -19,7 +19,7 @@ import numpy as np
 from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
 from bevel.backends.kernels.low_bit import heaviest
-from bevel.backends.kernels.micro import MicroKernel, Taps
+from bevel.backends.kernels.micro import MicroKernel, RegisterTile, Taps
 from bevel.backends.kernels.narrow_sums import sum_narrow
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.conv_int8_madd import Avx2Kernel
@@ -91,47 +91,33 @@ class Int16SumsKernel(Avx2Kernel):
             packed = (np.concatenate([halves & np.uint8(15), halves >> np.uint8(4)], axis=1) - np.uint8(HALF)).ravel()
         return super().unpack_weights(packed, shape, blocks).view(np.int8)
 
-    def reduce(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        taps: Taps,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def reduce(self, k: Builder, tile: RegisterTile, taps: Taps) -> None:
         """See `MicroKernel.reduce`."""
-        tiles = [(i, offset, j) for i, offset in enumerate(offsets) for j in range(nv)]
-        sums = k.alloc(len(tiles) * 16, "int16")
+        sums = k.alloc(tile.slots * 16, "int16")
         width = self.lanes * self.kgroup
         # Unfolded, where they are packed.
-        tap_elements = self.padded_run(taps.run) * nv * self.lanes
+        tap_elements = self.padded_run(taps.run) * tile.nv * self.lanes
 
         def step(row: Expr, column: Expr, index: Expr, first: bool) -> None:
-            at = base + (row * taps.columns + column) * tap_elements + index * (nv * width)
-            factors = [k.load(weights, at + j * width, width) for j in range(nv)]
-            place = origin + row * taps.row_pitch + column * taps.column_pitch + index * self.kgroup
-            for i, offset in enumerate(offsets):
-                quad = k.bitcast(k.load(x, place + offset, self.kgroup), "int32")
+            at = tile.base + (row * taps.columns + column) * tap_elements + index * (tile.nv * width)
+            factors = [k.load(tile.weights, at + j * width, width) for j in range(tile.nv)]
+            place = tile.origin + row * taps.row_pitch + column * taps.column_pitch + index * self.kgroup
+            for i, offset in enumerate(tile.offsets):
+                quad = k.bitcast(k.load(tile.x, place + offset, self.kgroup), "int32")
                 codes = k.bitcast(k.splat(quad, self.lanes), "uint8", width)
-                for j in range(nv):
-                    slot = (i * nv + j) * 16
+                for j in range(tile.nv):
+                    slot = (i * tile.nv + j) * 16
                     products = k.call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", codes, factors[j])
                     k.store(sums, slot, products if first else k.load(sums, slot, 16) + products, 16)
 
         def widen(zero: Expr | None) -> None:
-            for slot in range(len(tiles)):
+            for slot in range(tile.slots):
                 at = slot * 8 + (k.i32(0) if zero is None else zero)
                 wide = k.call("int32x8", "llvm.x86.avx2.pmadd.wd", k.load(sums, slot * 16, 16), k.const(1, "int16", 16))
-                k.store(acc, at, k.wrapping_add(k.load(acc, at, 8), k.bitcast(wide, "uint32", 8), 8), 8)
+                k.store(tile.acc, at, k.wrapping_add(k.load(tile.acc, at, 8), k.bitcast(wide, "uint32", 8), 8), 8)
 
         steps = -(-taps.run // self.kgroup)
-        sum_narrow(k, taps, steps, self.additions, unroll, step, widen)
+        sum_narrow(k, taps, steps, self.additions, tile.unroll, step, widen)
 
 
 class Int16SumsConv(ConvGenerator):

@@ -19,7 +19,7 @@ import numpy as np
 from bevel.backends.kernel import Array, ConvProblem, Problem
 from bevel.backends.kernels.generator import ConvGenerator, Pipeline
 from bevel.backends.kernels.low_bit import reductions, signed_codes, unsigned_codes
-from bevel.backends.kernels.micro import HEADER, MicroKernel, Taps
+from bevel.backends.kernels.micro import HEADER, MicroKernel, RegisterTile, Taps
 from bevel.backends.kernels.narrow_sums import store_zeros, sum_narrow
 from bevel.backends.tvm import Buffer, Builder, Expr
 from bevel.backends.x86.conv_int8_madd import Avx2Kernel
@@ -74,50 +74,37 @@ class ProductsKernel(MicroKernel):
         """The inverse of `pack_weights`."""
         return signed_codes(super().unpack_weights(packed >> np.uint8(self.x_bits), shape, blocks), self.weight_bits)
 
-    def init(self, k: Builder, acc: Buffer, offsets: Sequence[int], nv: int, bias: Buffer, channel: Expr) -> None:
+    def init(self, k: Builder, tile: RegisterTile, bias: Buffer, channel: Expr) -> None:
         """Sums start at zero; `result` adds the bias."""
-        store_zeros(k, acc, self.acc_dtype, len(offsets) * nv * self.slot, self.words)
+        store_zeros(k, tile.acc, self.acc_dtype, tile.slots * self.slot, self.words)
 
-    def reduce(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        taps: Taps,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def reduce(self, k: Builder, tile: RegisterTile, taps: Taps) -> None:
         """See `MicroKernel.reduce`."""
-        width, channels = self.kgroup, nv * self.lanes
+        width, channels = self.kgroup, tile.nv * self.lanes
         entries = (self.products - self.products.min()).astype(np.uint8)
         table = _repeated(k, entries, width)
-        sums = k.alloc(len(offsets) * channels * width, "uint8")
+        sums = k.alloc(tile.mr * channels * width, "uint8")
 
         def step(row: Expr, column: Expr, index: Expr, first: bool) -> None:
-            at = base + (row * taps.columns + column) * taps.size + index * (channels * width)
-            place = origin + row * taps.row_pitch + column * taps.column_pitch + index * width
-            codes = [k.load(x, place + offset, width) for offset in offsets]
+            at = tile.base + (row * taps.columns + column) * taps.size + index * (channels * width)
+            place = tile.origin + row * taps.row_pitch + column * taps.column_pitch + index * width
+            codes = [k.load(tile.x, place + offset, width) for offset in tile.offsets]
             for n in range(channels):
-                factors = k.load(weights, at + n * width, width)
+                factors = k.load(tile.weights, at + n * width, width)
                 for i, some in enumerate(codes):
                     slot = (i * channels + n) * width
                     found = k.call(f"uint8x{width}", self.lookup, table, k.bitwise_or(some, factors))
                     k.store(sums, slot, found if first else k.load(sums, slot, width) + found, width)
 
         def widen(zero: Expr | None) -> None:
-            for slot in range(len(offsets) * channels):
+            for slot in range(tile.mr * channels):
                 at = slot * self.words + (k.i32(0) if zero is None else zero)
                 found = k.call(
                     f"int64x{self.words}", self.add_bytes, k.load(sums, slot * width, width), k.const(0, "uint8", width)
                 )
-                k.store(acc, at, k.load(acc, at, self.words) + found, self.words)
+                k.store(tile.acc, at, k.load(tile.acc, at, self.words) + found, self.words)
 
-        sum_narrow(k, taps, taps.run // width, 255 // int(entries.max()), unroll, step, widen)
+        sum_narrow(k, taps, taps.run // width, 255 // int(entries.max()), tile.unroll, step, widen)
 
     def result(self, k: Builder, acc: Buffer, i: Expr, j: int, nv: int, bias: Buffer, channel: Expr) -> Expr:
         """The words of every channel added up, less what entries are moved up by, plus the bias, which wraps."""

@@ -6,14 +6,13 @@ masked out and added as often as fits (`bevel.backends.kernels.narrow_sums`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bevel.backends.kernels.fields import FieldsConv, FieldsDotKernel, FieldsKernel
 from bevel.backends.kernels.generator import Pipeline
-from bevel.backends.kernels.micro import Taps
+from bevel.backends.kernels.micro import RegisterTile, Taps
 from bevel.backends.kernels.narrow_sums import sum_narrow
-from bevel.backends.tvm import Buffer, Builder, Expr
+from bevel.backends.tvm import Builder, Expr
 from bevel.backends.x86.conv_int8_madd import Avx2Kernel
 from bevel.backends.x86.conv_int8_vnni import VnniKernel
 
@@ -40,36 +39,23 @@ class FieldsMaddubsKernel(FieldsKernel, Avx2Kernel):
         """Of two products each that fit int16."""
         return INT16 // (2 * ((1 << self.field_bits) - 1) * ((1 << self.x_bits) - 1))
 
-    def reduce(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        taps: Taps,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def reduce(self, k: Builder, tile: RegisterTile, taps: Taps) -> None:
         """See `MicroKernel.reduce`."""
         width = self.lanes * GROUP
-        slots = len(offsets) * nv
+        slots = tile.slots
         sums = k.alloc(slots * 16, "int16")
 
         def step(row: Expr, column: Expr, index: Expr, first: bool) -> None:
-            at = base + (row * taps.columns + column) * taps.size + index * (nv // self.unit * width)
-            place = origin + row * taps.row_pitch + column * taps.column_pitch + index * GROUP
-            quads = [k.bitcast(k.load(x, place + offset, GROUP), "int32") for offset in offsets]
+            at = tile.base + (row * taps.columns + column) * taps.size + index * (tile.nv // self.unit * width)
+            place = tile.origin + row * taps.row_pitch + column * taps.column_pitch + index * GROUP
+            quads = [k.bitcast(k.load(tile.x, place + offset, GROUP), "int32") for offset in tile.offsets]
             codes = [k.bitcast(k.splat(quad, self.lanes), "uint8", width) for quad in quads]
-            for q in range(nv // self.unit):
-                whole = k.load(weights, at + q * width, width)
+            for q in range(tile.nv // self.unit):
+                whole = k.load(tile.weights, at + q * width, width)
                 for f in range(self.unit):
                     factors = self.field(k, whole, f)
                     for i, column_codes in enumerate(codes):
-                        slot = (i * nv + q * self.unit + f) * 16
+                        slot = (i * tile.nv + q * self.unit + f) * 16
                         products = k.call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", column_codes, factors)
                         k.store(sums, slot, products if first else k.load(sums, slot, 16) + products, 16)
 
@@ -79,9 +65,9 @@ class FieldsMaddubsKernel(FieldsKernel, Avx2Kernel):
             for slot in range(slots):
                 at = slot * 8 + (k.i32(0) if zero is None else zero)
                 wide = k.call("int32x8", "llvm.x86.avx2.pmadd.wd", k.load(sums, slot * 16, 16), factor)
-                k.store(acc, at, k.wrapping_add(k.load(acc, at, 8), k.bitcast(wide, "uint32", 8), 8), 8)
+                k.store(tile.acc, at, k.wrapping_add(k.load(tile.acc, at, 8), k.bitcast(wide, "uint32", 8), 8), 8)
 
-        sum_narrow(k, taps, -(-taps.run // GROUP), self.additions, unroll, step, widen)
+        sum_narrow(k, taps, -(-taps.run // GROUP), self.additions, tile.unroll, step, widen)
 
 
 # A vector of four bits takes half an and, one of two bits three quarters of one, beside a multiplication for each field.

@@ -6,13 +6,13 @@ of ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bevel.backends.kernels.factors import WIDTH
 from bevel.backends.kernels.field_groups import GroupsConv, GroupsDotKernel, GroupsKernel
 from bevel.backends.kernels.generator import Pipeline
-from bevel.backends.tvm import Buffer, Builder, Expr
+from bevel.backends.kernels.micro import RegisterTile
+from bevel.backends.tvm import Builder, Expr
 from bevel.backends.x86.conv_int8_madd import Avx2Kernel
 from bevel.backends.x86.conv_int8_vnni import VnniKernel
 from bevel.backends.x86.conv_unpack import INT16
@@ -38,25 +38,12 @@ class GroupsMaddubsKernel(GroupsKernel, Avx2Kernel):
         """Of two products each that fit int16."""
         return INT16 // (2 * (1 << (self.weight_bits - 1)) * ((1 << self.x_bits) - 1))
 
-    def accumulate(
-        self,
-        k: Builder,
-        acc: Buffer,
-        x: Buffer,
-        origin: Expr,
-        offsets: Sequence[int],
-        weights: Buffer,
-        base: Expr,
-        nv: int,
-        run: int,
-        unroll: int,
-        ahead: int,
-    ) -> None:
+    def accumulate(self, k: Builder, tile: RegisterTile, run: int) -> None:
         """See `MicroKernel.accumulate`."""
         layout = self.layout
         width = self.lanes * WIDTH
-        units, slots = nv // self.unit, len(offsets) * nv
-        sums = k.alloc((slots + len(offsets)) * 16, "uint16")
+        units, slots = tile.nv // self.unit, tile.slots
+        sums = k.alloc((slots + tile.mr) * 16, "uint16")
         excess = k.const(256 - layout.offset, "uint8", width)
 
         def add(slot: int, column: Expr, factors: Expr, *, first: bool) -> None:
@@ -65,20 +52,20 @@ class GroupsMaddubsKernel(GroupsKernel, Avx2Kernel):
             k.store(sums, slot * 16, value if first else k.load(sums, slot * 16, 16) + value, 16)
 
         def step(first: Expr, codes: Expr, u: Expr, *, sets: bool) -> None:
-            place = origin + first + u * WIDTH
-            quads = [k.bitcast(k.load(x, place + offset, WIDTH), "int32") for offset in offsets]
+            place = tile.origin + first + u * WIDTH
+            quads = [k.bitcast(k.load(tile.x, place + offset, WIDTH), "int32") for offset in tile.offsets]
             columns = [k.bitcast(k.splat(quad, self.lanes), "uint8", width) for quad in quads]
             for i, column in enumerate(columns):
                 add(slots + i, column, excess, first=sets)
             for q in range(units):
-                whole = k.load(weights, codes + (u * units + q) * width, width)
+                whole = k.load(tile.weights, codes + (u * units + q) * width, width)
                 for f in range(self.unit):
                     fields = self._field(k, whole, f)
                     for i, column in enumerate(columns):
-                        add(i * nv + q * self.unit + f, column, fields, first=sets)
+                        add(i * tile.nv + q * self.unit + f, column, fields, first=sets)
 
         def group(first: Expr, at: Expr, steps: int) -> None:
-            codes = base + at + layout.factor_bytes(nv)
+            codes = tile.base + at + layout.factor_bytes(tile.nv)
             for start in range(0, steps, self.additions):
                 count = min(self.additions, steps - start)
                 step(first, codes, k.i32(start), sets=True)
@@ -86,23 +73,23 @@ class GroupsMaddubsKernel(GroupsKernel, Avx2Kernel):
                     # A trip count that LLVM does not know: it would unroll the loop, mix steps and run out of registers.
                     with k.serial(k.opaque(k.i32(count - 1), "int32")) as u:
                         step(first, codes, start + 1 + u, sets=False)
-                widen(base + at)
+                widen(tile.base + at)
 
         def widen(records: Expr) -> None:
             # An index that LLVM does not know: wide sums in registers would drive the narrow ones out.
             zero = k.opaque(k.i32(1), "int32") - 1
             for q in range(units):
-                for f, factor in enumerate(layout.load_factors(k, weights, records + q * layout.factor_bytes(self.unit))):
+                for f, factor in enumerate(layout.load_factors(k, tile.weights, records + q * layout.factor_bytes(self.unit))):
                     twice = k.bitwise_or(factor, k.shift_left(factor, k.const(16, "int32", self.lanes)))
-                    for i in range(len(offsets)):
-                        slot = i * nv + q * self.unit + f
+                    for i in range(tile.mr):
+                        slot = i * tile.nv + q * self.unit + f
                         total = k.load(sums, slot * 16, 16) + k.load(sums, (slots + i) * 16, 16)
                         pairs = k.bitcast(total, "int16", 16), k.bitcast(twice, "int16", 16)
                         wide = k.bitcast(k.call("int32x8", "llvm.x86.avx2.pmadd.wd", *pairs), "uint32", 8)
                         place = slot * 8 + zero
-                        k.store(acc, place, k.wrapping_add(k.load(acc, place, 8), wide, 8), 8)
+                        k.store(tile.acc, place, k.wrapping_add(k.load(tile.acc, place, 8), wide, 8), 8)
 
-        self.by_groups(k, run, nv, group)
+        self.by_groups(k, run, tile.nv, group)
 
     def _field(self, k: Builder, whole: Expr, f: int) -> Expr:
         """Unsigned codes of one field."""
