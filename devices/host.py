@@ -189,7 +189,7 @@ def _memory_mib(meminfo: str, default: int) -> int:
 def class_profile(arch: str, features: frozenset[str]) -> Profile:
     """The richest shipped profile this instruction set covers: whose figures describe it best."""
     names = {
-        "x86_64": ("x86-64-amx", "x86-64-avx512-vnni", "x86-64-avx-vnni", "x86-64-avx2", "x86-64"),
+        "x86_64": ("x86-64-amx", "x86-64-avx512-vpopcntdq", "x86-64-avx512-vnni", "x86-64-avx-vnni", "x86-64-avx2", "x86-64"),
         "aarch64": ("raspberry-pi-5", "raspberry-pi-4"),
         "armv7": ("armv7-a7",),
     }.get(arch, ())

@@ -202,7 +202,7 @@ def fetched_weights(g: Geometry, run: Chunks, kept: float) -> int:
 
     Pixel tiles pass over the weights of a block, which stay in the cache if they fit.
     """
-    block = run.size * g.taps * g.padded_run * g.micro.lanes * np.dtype(g.micro.weight_dtype).itemsize
+    block = g.taps * g.micro.tap_elements(g.run, run.size) * np.dtype(g.micro.weight_dtype).itemsize
     return g.problem.groups * run.count * block * (1 if block <= kept else sum(count for count, _, _ in g.bodies))
 
 

@@ -19,6 +19,7 @@ from bevel.backends.x86.conv_int8_madd import Avx2Kernel
 from bevel.backends.x86.conv_int8_maddubs import CONV_INT8_MADDUBS
 from bevel.backends.x86.conv_int8_vnni import CONV_INT8_AVX_VNNI, CONV_INT8_VNNI, VnniKernel
 from bevel.backends.x86.conv_low_bit_maddubs import CONV_LOW_BIT_MADDUBS
+from bevel.backends.x86.conv_unpack import CONV_UNPACK_VNNI
 
 
 @dataclass(frozen=True)
@@ -182,5 +183,5 @@ CONV_TABLE_AVX512 = TableConv(
     shapes=(),
     pixels=(12, 8, 6),
     pipeline=Pipeline(macs=3.5, loads=4, in_flight=4, unroll=1),
-    rivals=(CONV_INT8_AMX, CONV_INT8_VNNI, CONV_LOW_BIT_MADDUBS, CONV_INT8_MADDUBS),
+    rivals=(CONV_INT8_AMX, CONV_INT8_VNNI, CONV_UNPACK_VNNI, CONV_LOW_BIT_MADDUBS, CONV_INT8_MADDUBS),
 )

@@ -79,7 +79,7 @@ CONV_UNPACK_VNNI = FieldsConv(
     out_dtypes=("uint8", "int32"),
     micro=FieldsVnniKernel(),
     shapes=((1, 8), (2, 8), (3, 8), (4, 4), (1, 16)),
-    pipeline=Pipeline(macs=2, loads=2, in_flight=10, unroll=2, convert=0.4, fetch=0.01),
+    pipeline=Pipeline(macs=2, loads=2, in_flight=10, unroll=2, convert=0.1, fetch=0.005),
 )
 CONV_UNPACK_AVX2 = FieldsConv(
     name="x86_conv_unpack_avx2",

@@ -68,7 +68,7 @@ QNNPACK, NBITS, REFERENCE = "QNNPACK", "MatMulNBits", "C prototypes"
 # bevel's own, which no compile chooses.
 PRODUCTS = "tables of products"
 PRODUCT_KERNELS = {"avx2": CONV_PRODUCTS_AVX2, "avx512": CONV_PRODUCTS_AVX512}
-PROFILES = {"avx2": "x86-64-avx2", "avx512": "x86-64-avx512-vnni"}
+PROFILES = {"avx2": "x86-64-avx2", "avx512": "x86-64-avx512-vpopcntdq"}
 # How names of the kernels of a reference program begin that compute with as many bits, and its names of shapes that differ.
 HAND_WRITTEN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "avx2": {
@@ -199,8 +199,7 @@ def replaced(isa: str, lines: Sequence[str]) -> str:
         "the input included. int8 weights fit seven bits, those of one bit are -1 or 1, of a table 16 values of seven bits.\n"
         f"Calls repeat one just made, so weights are where caches hold them. torch's int8 kernels: {PEER} is held to AVX2,\n"
         f"{QNNPACK} has SSE2; as convolution or as matrix product, whichever is faster. {REFERENCE}: the fastest of as many\n"
-        "bits in C intrinsics, products of matrices that leave int32 sums; with AVX-512 those of one bit count with VPOPCNTDQ,\n"
-        "which the profile of these kernels does not have.\n"
+        "bits in C intrinsics, products of matrices that leave int32 sums.\n"
     )
     return head + "".join(f"\n## {name}\n{part.rstrip()}\n" for name, part in sorted(parts.items()))
 

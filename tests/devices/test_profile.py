@@ -35,6 +35,7 @@ SHIPPED = (
     "x86-64-avx-vnni",
     "x86-64-avx2",
     "x86-64-avx512-vnni",
+    "x86-64-avx512-vpopcntdq",
 )
 
 
@@ -69,6 +70,7 @@ def test_features_select_kernels_by_class() -> None:
         "x86-64-avx2": {"sse2", "avx2", "fma"},
         "x86-64-avx-vnni": {"sse2", "avx2", "fma", "avx_vnni"},
         "x86-64-avx512-vnni": {"sse2", "avx2", "fma", "avx512", "avx512_vnni"},
+        "x86-64-avx512-vpopcntdq": {"sse2", "avx2", "fma", "avx512", "avx512_vnni", "avx512_vpopcntdq"},
         "x86-64-amx": {"sse2", "avx2", "fma", "avx512", "avx512_vnni", "amx_int8"},
         "armv7-a7": {"neon", "vfpv4"},
         "raspberry-pi-3": {"neon"},

@@ -213,6 +213,15 @@ def test_vectors_are_unpacked(bits: int) -> None:
     assert choose(p, X86_AVX2, "layer").generator.name in ("x86_conv_unpack_avx2", "x86_conv_table_avx2")
 
 
+@pytest.mark.parametrize(
+    ("target", "x_bits", "kernel"), [(X86_VPOPCNTDQ, 1, "bits"), (X86_VNNI, 1, "table"), (X86_VNNI, 8, "unpack")]
+)
+def test_vectors_of_few_bits_meet_weights_of_one(target: Target, x_bits: int, kernel: str) -> None:
+    """Counting and lookups take several products at once, unpacking takes them one by one, with codes of any bits."""
+    p = conv(1, 1, 2048, 2048, dtype="uint8", out_dtype="uint8", weight_bits=1, x_bits=x_bits)
+    assert choose(p, target, "layer").generator.name.startswith(f"x86_conv_{kernel}_")
+
+
 # What each kernel repeats, and what widens its sums, in the loop around: LLVM's guards make that one look innermost too.
 REPEATED = {
     "_table_": ("vpshufb", "vpmaddubsw"),
