@@ -29,8 +29,6 @@ from bevel.ir.protocols import Target
 ENTRY = 2
 # Fewer pixels are bound by the weights' bytes, of which terms have more.
 LEAST_PIXELS = 3
-# Bytes of a cache line.
-LINE = 64
 
 
 class MaddubsKernel(Avx2Kernel):
@@ -82,7 +80,6 @@ class MaddubsKernel(Avx2Kernel):
         before = k.floordiv(tile.base, k.i32(self.padded_run(run)))
         position, pairs, alone = (self._int32(k, tile.weights, before * ENTRY + 4 * i) for i in range(3))
         places = position + (pairs * 2 + alone) * size
-        coming = self._int32(k, tile.weights, (before + tile.ahead // self.padded_run(run)) * ENTRY) if tile.ahead else None
 
         def some(first: Expr, count: int) -> None:
             starts = [tile.origin + self._int32(k, tile.weights, places + (first + u) * 4) for u in range(count)]
@@ -99,8 +96,6 @@ class MaddubsKernel(Avx2Kernel):
 
         with k.serial(pairs) as pair:
             some(pair * 2, 2)
-            for line in range(0, 2 * size if coming is not None else 0, LINE):
-                self.fetch(k, tile.weights, coming + pair * (2 * size) + line)
         with k.serial(alone) as term:
             some(pairs * 2 + term, 1)
 
