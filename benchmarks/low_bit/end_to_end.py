@@ -127,8 +127,10 @@ def main() -> int:
     args = parser.parse_args()
     lines: list[str] = []
     with tempfile.TemporaryDirectory(prefix="bevel-low-bit-") as temporary:
+        folder = args.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         for model in args.model:
-            found = measure(model, args.device, Tuning(args.tune), args.processes, args.keep or Path(temporary))
+            found = measure(model, args.device, Tuning(args.tune), args.processes, folder)
             lines += [*table(model, found), *layers(found[-1])]
             print("\n".join(lines), flush=True)
     note = f"{date.today().isoformat()}, {machine()}; {args.processes} processes of each, in turn; --tune={args.tune}; load "
