@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from bevel.backends.kernel import Problem
@@ -26,7 +27,7 @@ from bevel.errors import ToolchainError
 from bevel.ir.protocols import Target
 from bevel.tuning.options import Tuning
 from bevel.tuning.program import Candidate
-from bevel.tuning.timing import DeviceTimer, KernelTimer, Progress
+from bevel.tuning.timing import DeviceTimer, KernelTimer, Progress, Timing
 from bevel.tuning.winners import (
     Heat,
     kernel_of,
@@ -42,6 +43,8 @@ from bevel.tuning.workload import measurable
 # Kernels of one batch, if its problems are not single ones of more: enough to pay for the compilers' start, few enough to lose.
 BATCH = 36
 LOCK_WAIT_S = 600.0
+# Kernels of the first batch that take part in the others, so that times of all batches compare.
+ANCHORS = 3
 # What an addend puts into the text of a problem.
 ADDEND = ", addend=True"
 
@@ -248,6 +251,9 @@ class Tuner:
     ) -> None:
         """Measure `missing` batch by batch until the budget, what was spent of it before included, ends.
 
+        Neighbours and heat slow a device for minutes. Some kernels of the first batch take part in every other, whose times are
+        divided by how much slower these are than before: problems of different batches are compared where bits are chosen.
+
         Args:
             missing: candidates of each problem, in order of importance.
             timer: that measures.
@@ -256,14 +262,18 @@ class Tuner:
             clock: seconds, for the budget.
         """
         begin, done, longest = clock(), 0, 0.0
+        anchors: list[tuple[Candidate, float]] = []
         for batch in _batches(missing):
             before = clock()
             # A batch that would not end in time is not begun.
             if self.tuning.budget_s is not None and self.spent_s + before - begin + longest >= self.tuning.budget_s:
                 break
             say("tune", done, len(missing))
-            for found, timings in zip(batch, timer.time(batch), strict=True):
-                times = {kernel_of(c.choice): (t.ns, t.spread) for c, t in zip(found, timings, strict=True)}
+            measured = timer.time([*batch, *([candidate] for candidate, _ in anchors)])
+            level = _level([(before, again.ns) for (_, before), [again] in zip(anchors, measured[len(batch) :], strict=True)])
+            anchors = anchors or _anchors(batch, measured)
+            for found, timings in zip(batch, measured, strict=False):
+                times = {kernel_of(c.choice): (t.ns / level, t.spread) for c, t in zip(found, timings, strict=True)}
                 heat = Heat(now(), self.device, measuring_version(), times, fresh=True)
                 keep(found[0].problem, heat, timings[0].canary_noise)
                 self.heats[repr(found[0].problem)] = heat
@@ -284,6 +294,18 @@ def _batches(missing: Sequence[Sequence[Candidate]]) -> Iterator[list[Sequence[C
         batch.append(found)
     if batch:
         yield batch
+
+
+def _anchors(batch: Sequence[Sequence[Candidate]], measured: Sequence[Sequence[Timing]]) -> list[tuple[Candidate, float]]:
+    """The fastest candidates of the first problems, and their times."""
+    timed = (zip(found, timings, strict=True) for found, timings in zip(batch, measured, strict=True))
+    fastest = (min(pairs, key=lambda pair: pair[1].ns) for pairs in timed)
+    return [(candidate, timing.ns) for candidate, timing in fastest if timing.blocks][:ANCHORS]
+
+
+def _level(times: Sequence[tuple[float, float]]) -> float:
+    """How much slower the device is than before, by times of the same kernels, first and again."""
+    return median(again / before for before, again in times) if times else 1.0
 
 
 @contextmanager
