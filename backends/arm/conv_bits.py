@@ -31,7 +31,7 @@ from bevel.backends.arm.planes import CHUNK, WIDTH, ApartStaging, PlaneStaging, 
 from bevel.backends.arm.requantize import NeonInteger
 from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
 from bevel.backends.kernels.conv import Geometry
-from bevel.backends.kernels.generator import IN_ORDER_CPUS, ConvGenerator, Pipeline
+from bevel.backends.kernels.generator import IN_ORDER_CPUS, Pipeline, RivalConv
 from bevel.backends.kernels.low_bit import (
     plane_factors,
     planes_of,
@@ -298,15 +298,13 @@ class BitsKernel(NeonInteger):
 
 
 @dataclass(eq=False)
-class BitsConv(ConvGenerator):
+class BitsConv(RivalConv):
     """Convolutions of weights and inputs of few bits.
 
     Attributes:
-        rivals: generators that multiply, faster where there are many pairs of planes.
         unrolled: steps an iteration where planes of x are apart.
     """
 
-    rivals: tuple[ConvGenerator, ...] = ()
     unrolled: int = 1
 
     def kernel(self, problem: Problem) -> MicroKernel:
@@ -350,12 +348,6 @@ class BitsConv(ConvGenerator):
         """Estimated cycles; see `bevel.backends.kernel.Estimated`."""
         usual = {**tile, "unroll": self.pipeline.unroll}
         return super().cycles(problem, target, usual) * max(self._bits_kernel(problem).vectors)
-
-    def pays(self, problem: Problem, target: Target) -> bool:
-        """Where it is estimated to take fewer cycles than what multiplies."""
-        mine = min(self.cycles(problem, target, tile) for tile in self.tiles(problem, target))
-        others = [g for g in self.rivals if g.legal(problem, target) is None]
-        return all(mine < min(g.cycles(problem, target, tile) for tile in g.tiles(problem, target)) for g in others)
 
     def _bits_kernel(self, problem: Problem) -> BitsKernel:
         kernel = self.kernel(problem)

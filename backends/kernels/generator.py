@@ -186,6 +186,26 @@ class ConvGenerator:
         return conv.emit(_conv(problem), tile, self.kernel(problem), symbol)
 
 
+@dataclass(eq=False)
+class RivalConv(ConvGenerator):
+    """Convolutions by other means, taken where they are estimated to be faster than those of other generators.
+
+    Attributes:
+        rivals: generators that may be faster.
+    """
+
+    rivals: tuple[ConvGenerator, ...] = ()
+
+    def pays(self, problem: Problem, target: Target) -> bool:
+        """Where it is estimated to take fewer cycles than every rival."""
+
+        def least(generator: ConvGenerator) -> float:
+            return min(generator.cycles(problem, target, tile) for tile in generator.tiles(problem, target))
+
+        mine = least(self)
+        return all(mine < least(rival) for rival in self.rivals if rival.legal(problem, target) is None)
+
+
 def _results(g: Geometry) -> int:
     """Vectors of results."""
     p = g.problem

@@ -24,7 +24,7 @@ import numpy as np
 
 from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
 from bevel.backends.kernels.conv import Geometry
-from bevel.backends.kernels.generator import ConvGenerator
+from bevel.backends.kernels.generator import RivalConv
 from bevel.backends.kernels.low_bit import (
     FormStaging,
     planes_of,
@@ -288,16 +288,14 @@ class TableKernel(MicroKernel, abc.ABC):
 
 
 @dataclass(eq=False)
-class TableConv(ConvGenerator):
+class TableConv(RivalConv):
     """Convolutions of weights of few bits.
 
     Attributes:
         pixels: of tiles that never spill, with one table for four codes.
-        rivals: generators that multiply, faster where there are many planes or few channels.
     """
 
     pixels: tuple[int, ...] = ()
-    rivals: tuple[ConvGenerator, ...] = ()
 
     def kernel(self, problem: Problem) -> MicroKernel:
         """For the bits of the problem."""
@@ -331,12 +329,6 @@ class TableConv(ConvGenerator):
         g = Geometry(problem, kernel, tile["mr"], tile["nv"])
         made = g.shape.batch * g.staging.input_rows(g.shape.oh) * g.staging.row_elements
         return super().cycles(problem, target, tile) * share + made / 32 * MAKING
-
-    def pays(self, problem: Problem, target: Target) -> bool:
-        """Where it is estimated to take fewer cycles than what multiplies."""
-        mine = min(self.cycles(problem, target, tile) for tile in self.tiles(problem, target))
-        others = [g for g in self.rivals if g.legal(problem, target) is None]
-        return all(mine < min(g.cycles(problem, target, tile) for tile in g.tiles(problem, target)) for g in others)
 
     def _table_kernel(self, problem: Problem) -> TableKernel:
         kernel = self.kernel(problem)

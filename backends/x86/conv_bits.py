@@ -16,7 +16,7 @@ import numpy as np
 
 from bevel.backends.kernel import Array, ConvProblem, Problem, Tile
 from bevel.backends.kernels.conv import Geometry
-from bevel.backends.kernels.generator import ConvGenerator, Pipeline
+from bevel.backends.kernels.generator import Pipeline, RivalConv
 from bevel.backends.kernels.low_bit import (
     FormStaging,
     plane_factors,
@@ -188,15 +188,8 @@ class WordsKernel(VnniKernel):
         return k.bitcast(k.wrapping_add(first, k.bitcast(sums, "uint32", self.lanes), self.lanes), "int32", self.lanes)
 
 
-@dataclass(eq=False)
-class WordsConv(ConvGenerator):
-    """Convolutions of weights and inputs of one or two bits.
-
-    Attributes:
-        rivals: generators that may be faster.
-    """
-
-    rivals: tuple[ConvGenerator, ...] = ()
+class WordsConv(RivalConv):
+    """Convolutions of weights and inputs of one or two bits."""
 
     def kernel(self, problem: Problem) -> MicroKernel:
         """For the bits of the problem."""
@@ -225,12 +218,6 @@ class WordsConv(ConvGenerator):
     def _cycles(self, g: Geometry) -> float:
         """Every pair of planes is counted."""
         return super()._cycles(g) * g.problem.weight_bits * g.problem.x_bits
-
-    def pays(self, problem: Problem, target: Target) -> bool:
-        """Where it is estimated to take fewer cycles than the others."""
-        mine = min(self.cycles(problem, target, tile) for tile in self.tiles(problem, target))
-        others = [g for g in self.rivals if g.legal(problem, target) is None]
-        return all(mine < min(g.cycles(problem, target, tile) for tile in g.tiles(problem, target)) for g in others)
 
 
 # Two of and, vpopcntq and addition a cycle, of which only additions wait for each other; fitted beside the estimates of rivals.
