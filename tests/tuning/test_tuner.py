@@ -84,7 +84,7 @@ def tuned(timer: FakeTimer, of: Sequence[Problem], tuning: Tuning, store: Store 
         if store is not None:
             store_heat(store, store.device(BOARD), TARGET, problem, heat, noise)
 
-    tuner.run(wanted(tuning.mode, of), timer, keep, lambda *_: None, timer.clock)
+    tuner.run(wanted(tuning.mode, of), tuner.known(of), timer, keep, lambda *_: None, timer.clock)
     return tuner
 
 
@@ -155,7 +155,7 @@ def test_the_budget_ends_it_with_the_largest_problems_done() -> None:
     assert len(timer.batches) == 2
     # What one part of a compilation spent, the next cannot.
     tuner.tuning = Tuning("fast", budget_s=2.0)
-    tuner.run(wanted("fast", many[2 * each :]), timer, lambda *_: None, lambda *_: None, timer.clock)
+    tuner.run(wanted("fast", many[2 * each :]), [], timer, lambda *_: None, lambda *_: None, timer.clock)
     assert len(timer.batches) == 2
     whole = tuned(FakeTimer([3.0, 2.0, 1.0]), many, Tuning("fast"))
     assert whole.unmeasured == 0
@@ -173,6 +173,12 @@ def test_batches_compare_however_slow_the_device_has_become() -> None:
     tuner = tuned(FakeTimer([3.0, 2.0, 1.0], slower=[1.0, 1.5, 0.9]), many, Tuning("fast"))
     for problem in many:
         assert sorted(ns for ns, _ in tuner.heats[repr(problem)].times.values()) == pytest.approx([1.0, 2.0, 3.0])
+    # And from one compilation to the next.
+    known, more = tuner.known(many), problems(3 * each + 1)[-1:]
+    assert len(known) == ANCHORS
+    timer = FakeTimer([3.0, 2.0, 1.0], slower=[1.5], known={(c.problem, kernel_of(c.choice)): ns for c, ns in known})
+    tuner.run(wanted("fast", more), known, timer, lambda *_: None, lambda *_: None, timer.clock)
+    assert sorted(ns for ns, _ in tuner.heats[repr(more[0])].times.values()) == pytest.approx([1.0, 2.0, 3.0])
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:

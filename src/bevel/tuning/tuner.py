@@ -43,12 +43,14 @@ from bevel.tuning.workload import measurable
 # Kernels of one batch, if its problems are not single ones of more: enough to pay for the compilers' start, few enough to lose.
 BATCH = 36
 LOCK_WAIT_S = 600.0
-# Kernels of the first batch that take part in the others, so that times of all batches compare.
+# Kernels that take part in every batch, so that times of all batches compare.
 ANCHORS = 3
 # What an addend puts into the text of a problem.
 ADDEND = ", addend=True"
 
 Clock = Callable[[], float]
+Timed = tuple[Candidate, float]
+"""A kernel and its nanoseconds."""
 
 
 @dataclass(frozen=True)
@@ -183,15 +185,8 @@ class Tuner:
 
     def missing(self, schedule: Schedule) -> list[list[Candidate]]:
         """What must be measured for `schedule`: candidates of each problem, those with the largest share of the work first."""
-        problems = {kernel.symbol: kernel.problem for kernel in schedule.kernels}
-        work: dict[Problem, int] = {}
-        for step in schedule.calls:
-            problem = problems[step.symbol]
-            work[problem] = work.get(problem, 0) + step.macs
         found = []
-        for problem in sorted(work, key=lambda problem: -work[problem]):
-            if not measurable(problem):
-                continue
+        for problem in _by_work(schedule):
             choices = candidates(problem, self.target)
             wanted = choices[: self.tuning.wanted(len(choices))]
             heat = self.heats.get(repr(problem))
@@ -210,16 +205,33 @@ class Tuner:
             CheckFailed: two kernels of one problem compute different results.
             StoreError: times cannot be kept.
         """
-        return self.measure_candidates(profile, self.missing(schedule), schedule.name, len(schedule.weights), say)
+        known = self.known(_by_work(schedule))
+        return self.measure_candidates(profile, self.missing(schedule), known, schedule.name, len(schedule.weights), say)
+
+    def known(self, problems: Iterable[Problem]) -> list[Timed]:
+        """The chosen kernels of the first problems that today's bevel has measured on the device, as anchors."""
+        found: list[Timed] = []
+        for problem in problems:
+            heat, choice = self.heats.get(repr(problem)), self.choose(problem, self.target)
+            if heat is not None and choice is not None and heat.covers([choice]) and len(found) < ANCHORS:
+                found.append((Candidate(problem, choice), heat.times[kernel_of(choice)][0]))
+        return found
 
     def measure_candidates(
-        self, profile: Profile, missing: Sequence[Sequence[Candidate]], model: str, weight_bytes: int, say: Progress
+        self,
+        profile: Profile,
+        missing: Sequence[Sequence[Candidate]],
+        known: Sequence[Timed],
+        model: str,
+        weight_bytes: int,
+        say: Progress,
     ) -> bool:
         """Measure `missing`, candidates of each problem in order of importance; see `measure`.
 
         Args:
             profile: the device.
             missing: what to measure.
+            known: anchors, see `run`.
             model: whose kernels they are, for who waits.
             weight_bytes: constants of the whole model.
             say: progress, in problems.
@@ -237,13 +249,14 @@ class Tuner:
                 def keep(problem: Problem, heat: Heat, noise: float) -> None:
                     store_heat(store, device, self.target, problem, heat, noise)
 
-                self.run(missing, timer, keep, say)
+                self.run(missing, known, timer, keep, say)
         self.decisions.clear()
         return True
 
     def run(
         self,
         missing: Sequence[Sequence[Candidate]],
+        known: Sequence[Timed],
         timer: KernelTimer,
         keep: Callable[[Problem, Heat, float], None],
         say: Progress,
@@ -251,18 +264,21 @@ class Tuner:
     ) -> None:
         """Measure `missing` batch by batch until the budget, what was spent of it before included, ends.
 
-        Neighbours and heat slow a device for minutes. Some kernels of the first batch take part in every other, whose times are
-        divided by how much slower these are than before: problems of different batches are compared where bits are chosen.
+        Neighbours and heat slow a device for minutes. Anchors, kernels that were measured before or else some of the first batch,
+        take part in every batch, whose times are divided by how much slower these have become: problems of different batches
+        are compared where bits are chosen.
 
         Args:
             missing: candidates of each problem, in order of importance.
+            known: anchors and what they took, in ns.
             timer: that measures.
             keep: stores a heat and the noise of its canary.
             say: progress, in problems.
             clock: seconds, for the budget.
         """
         begin, done, longest = clock(), 0, 0.0
-        anchors: list[tuple[Candidate, float]] = []
+        anew = {found[0].problem for found in missing}
+        anchors = [anchor for anchor in known if anchor[0].problem not in anew]
         for batch in _batches(missing):
             before = clock()
             # A batch that would not end in time is not begun.
@@ -270,7 +286,7 @@ class Tuner:
                 break
             say("tune", done, len(missing))
             measured = timer.time([*batch, *([candidate] for candidate, _ in anchors)])
-            level = _level([(before, again.ns) for (_, before), [again] in zip(anchors, measured[len(batch) :], strict=True)])
+            level = _level([(once, again.ns) for (_, once), [again] in zip(anchors, measured[len(batch) :], strict=True)])
             anchors = anchors or _anchors(batch, measured)
             for found, timings in zip(batch, measured, strict=False):
                 times = {kernel_of(c.choice): (t.ns / level, t.spread) for c, t in zip(found, timings, strict=True)}
@@ -296,7 +312,17 @@ def _batches(missing: Sequence[Sequence[Candidate]]) -> Iterator[list[Sequence[C
         yield batch
 
 
-def _anchors(batch: Sequence[Sequence[Candidate]], measured: Sequence[Sequence[Timing]]) -> list[tuple[Candidate, float]]:
+def _by_work(schedule: Schedule) -> list[Problem]:
+    """Problems of `schedule` that can be measured, those with the largest share of the work first."""
+    problems = {kernel.symbol: kernel.problem for kernel in schedule.kernels}
+    work: dict[Problem, int] = {}
+    for step in schedule.calls:
+        problem = problems[step.symbol]
+        work[problem] = work.get(problem, 0) + step.macs
+    return sorted(filter(measurable, work), key=lambda problem: -work[problem])
+
+
+def _anchors(batch: Sequence[Sequence[Candidate]], measured: Sequence[Sequence[Timing]]) -> list[Timed]:
     """The fastest candidates of the first problems, and their times."""
     timed = (zip(found, timings, strict=True) for found, timings in zip(batch, measured, strict=True))
     fastest = (min(pairs, key=lambda pair: pair[1].ns) for pairs in timed)
@@ -305,7 +331,7 @@ def _anchors(batch: Sequence[Sequence[Candidate]], measured: Sequence[Sequence[T
 
 def _level(times: Sequence[tuple[float, float]]) -> float:
     """How much slower the device is than before, by times of the same kernels, first and again."""
-    return median(again / before for before, again in times) if times else 1.0
+    return median(again / once for once, again in times) if times else 1.0
 
 
 @contextmanager
