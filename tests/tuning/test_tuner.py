@@ -17,7 +17,7 @@ from bevel.ir.protocols import Target
 from bevel.tuning.options import FAST, MODES, Tuning
 from bevel.tuning.program import Candidate
 from bevel.tuning.timing import Timing
-from bevel.tuning.tuner import ANCHORS, BATCH, Tuner
+from bevel.tuning.tuner import BATCH, Tuner
 from bevel.tuning.winners import Heat, Kernel, kernel_of, measuring_version, store_heat, stored_heats
 
 TARGET = Target(
@@ -43,15 +43,12 @@ class FakeTimer:
         ns: time of the candidate at each place of the static order.
         spread: of every candidate.
         dies_at: batch that is interrupted.
-        slower: how much slower everything is in every batch.
     """
 
     ns: Sequence[float]
     spread: float = 0.0
     dies_at: int | None = None
-    slower: Sequence[float] = ()
     batches: list[list[Problem]] = field(default_factory=list)
-    known: dict[tuple[Problem, Kernel], float] = field(default_factory=dict)
 
     def clock(self) -> float:
         return float(len(self.batches))
@@ -59,13 +56,8 @@ class FakeTimer:
     def time(self, batch: Sequence[Sequence[Candidate]]) -> list[list[Timing]]:
         if len(self.batches) == self.dies_at:
             raise KeyboardInterrupt
-        slower = self.slower[len(self.batches)] if self.slower else 1.0
         self.batches.append([found[0].problem for found in batch])
-        return [[Timing(slower * self._ns(c, place), self.spread, 9, 0.001) for place, c in enumerate(found)] for found in batch]
-
-    def _ns(self, candidate: Candidate, place: int) -> float:
-        """Of one that was measured before, what it took then."""
-        return self.known.setdefault((candidate.problem, kernel_of(candidate.choice)), self.ns[min(place, len(self.ns) - 1)])
+        return [[Timing(ns, self.spread, 9, 0.001) for _, ns in zip(found, self.ns, strict=False)] for found in batch]
 
 
 def wanted(mode: str, of: Sequence[Problem]) -> list[list[Candidate]]:
@@ -84,7 +76,7 @@ def tuned(timer: FakeTimer, of: Sequence[Problem], tuning: Tuning, store: Store 
         if store is not None:
             store_heat(store, store.device(BOARD), TARGET, problem, heat, noise)
 
-    tuner.run(wanted(tuning.mode, of), tuner.known(of), timer, keep, lambda *_: None, timer.clock)
+    tuner.run(wanted(tuning.mode, of), timer, keep, lambda *_: None, timer.clock)
     return tuner
 
 
@@ -147,7 +139,7 @@ def test_the_budget_ends_it_with_the_largest_problems_done() -> None:
     many = problems(3 * each)
     timer = FakeTimer([3.0, 2.0, 1.0])
     tuner = tuned(timer, many, Tuning("fast", budget_s=2.5))
-    assert timer.batches == [many[:each], many[each : 2 * each] + many[:ANCHORS]]
+    assert timer.batches == [many[:each], many[each : 2 * each]]
     assert tuner.unmeasured == each
     assert set(tuner.heats) == {repr(problem) for problem in many[: 2 * each]}
     assert tuner.satisfied == ()
@@ -155,7 +147,7 @@ def test_the_budget_ends_it_with_the_largest_problems_done() -> None:
     assert len(timer.batches) == 2
     # What one part of a compilation spent, the next cannot.
     tuner.tuning = Tuning("fast", budget_s=2.0)
-    tuner.run(wanted("fast", many[2 * each :]), [], timer, lambda *_: None, lambda *_: None, timer.clock)
+    tuner.run(wanted("fast", many[2 * each :]), timer, lambda *_: None, lambda *_: None, timer.clock)
     assert len(timer.batches) == 2
     whole = tuned(FakeTimer([3.0, 2.0, 1.0]), many, Tuning("fast"))
     assert whole.unmeasured == 0
@@ -165,20 +157,6 @@ def test_the_budget_ends_it_with_the_largest_problems_done() -> None:
     assert whole.knows(known)
     assert not tuner.knows(known)
     assert tuner.knows(dict.fromkeys(known, 0))
-
-
-def test_batches_compare_however_slow_the_device_has_become() -> None:
-    each = BATCH // FAST
-    many = problems(3 * each)
-    tuner = tuned(FakeTimer([3.0, 2.0, 1.0], slower=[1.0, 1.5, 0.9]), many, Tuning("fast"))
-    for problem in many:
-        assert sorted(ns for ns, _ in tuner.heats[repr(problem)].times.values()) == pytest.approx([1.0, 2.0, 3.0])
-    # And from one compilation to the next.
-    known, more = tuner.known(many), problems(3 * each + 1)[-1:]
-    assert len(known) == ANCHORS
-    timer = FakeTimer([3.0, 2.0, 1.0], slower=[1.5], known={(c.problem, kernel_of(c.choice)): ns for c, ns in known})
-    tuner.run(wanted("fast", more), known, timer, lambda *_: None, lambda *_: None, timer.clock)
-    assert sorted(ns for ns, _ in tuner.heats[repr(more[0])].times.values()) == pytest.approx([1.0, 2.0, 3.0])
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:

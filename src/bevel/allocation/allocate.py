@@ -152,8 +152,7 @@ def _measure(costs: Costs, pairs: Sequence[tuple[Work, Work]], calls: Sequence[C
     # Equal work stands together, so that what is compared is measured in one batch.
     ordered = sorted(missing.values(), key=lambda found: -found[0].problem.macs)  # type: ignore[union-attr]
     weights = sum(call.constants.weights.nbytes for call in calls if call.constants is not None)
-    known = tuner.known(dict.fromkeys(eight.problem for _, eight in pairs))
-    tuner.measure_candidates(costs.profile, ordered, known, name, weights, say)
+    tuner.measure_candidates(costs.profile, ordered, name, weights, say)
 
 
 def _settle(choices: Sequence[LayerChoice], called: Callable[[Mapping[str, Bits]], list[Call]], roofline: Roofline) -> None:

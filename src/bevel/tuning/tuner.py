@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 from bevel.backends.kernel import Problem
@@ -27,7 +26,7 @@ from bevel.errors import ToolchainError
 from bevel.ir.protocols import Target
 from bevel.tuning.options import Tuning
 from bevel.tuning.program import Candidate
-from bevel.tuning.timing import DeviceTimer, KernelTimer, Progress, Timing
+from bevel.tuning.timing import DeviceTimer, KernelTimer, Progress
 from bevel.tuning.winners import (
     Heat,
     kernel_of,
@@ -43,14 +42,10 @@ from bevel.tuning.workload import measurable
 # Kernels of one batch, if its problems are not single ones of more: enough to pay for the compilers' start, few enough to lose.
 BATCH = 36
 LOCK_WAIT_S = 600.0
-# Kernels that take part in every batch, so that times of all batches compare.
-ANCHORS = 3
 # What an addend puts into the text of a problem.
 ADDEND = ", addend=True"
 
 Clock = Callable[[], float]
-Timed = tuple[Candidate, float]
-"""A kernel and its nanoseconds."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +180,15 @@ class Tuner:
 
     def missing(self, schedule: Schedule) -> list[list[Candidate]]:
         """What must be measured for `schedule`: candidates of each problem, those with the largest share of the work first."""
+        problems = {kernel.symbol: kernel.problem for kernel in schedule.kernels}
+        work: dict[Problem, int] = {}
+        for step in schedule.calls:
+            problem = problems[step.symbol]
+            work[problem] = work.get(problem, 0) + step.macs
         found = []
-        for problem in _by_work(schedule):
+        for problem in sorted(work, key=lambda problem: -work[problem]):
+            if not measurable(problem):
+                continue
             choices = candidates(problem, self.target)
             wanted = choices[: self.tuning.wanted(len(choices))]
             heat = self.heats.get(repr(problem))
@@ -205,33 +207,16 @@ class Tuner:
             CheckFailed: two kernels of one problem compute different results.
             StoreError: times cannot be kept.
         """
-        known = self.known(_by_work(schedule))
-        return self.measure_candidates(profile, self.missing(schedule), known, schedule.name, len(schedule.weights), say)
-
-    def known(self, problems: Iterable[Problem]) -> list[Timed]:
-        """The chosen kernels of the first problems that today's bevel has measured on the device, as anchors."""
-        found: list[Timed] = []
-        for problem in problems:
-            heat, choice = self.heats.get(repr(problem)), self.choose(problem, self.target)
-            if heat is not None and choice is not None and heat.covers([choice]) and len(found) < ANCHORS:
-                found.append((Candidate(problem, choice), heat.times[kernel_of(choice)][0]))
-        return found
+        return self.measure_candidates(profile, self.missing(schedule), schedule.name, len(schedule.weights), say)
 
     def measure_candidates(
-        self,
-        profile: Profile,
-        missing: Sequence[Sequence[Candidate]],
-        known: Sequence[Timed],
-        model: str,
-        weight_bytes: int,
-        say: Progress,
+        self, profile: Profile, missing: Sequence[Sequence[Candidate]], model: str, weight_bytes: int, say: Progress
     ) -> bool:
         """Measure `missing`, candidates of each problem in order of importance; see `measure`.
 
         Args:
             profile: the device.
             missing: what to measure.
-            known: anchors, see `run`.
             model: whose kernels they are, for who waits.
             weight_bytes: constants of the whole model.
             say: progress, in problems.
@@ -249,14 +234,13 @@ class Tuner:
                 def keep(problem: Problem, heat: Heat, noise: float) -> None:
                     store_heat(store, device, self.target, problem, heat, noise)
 
-                self.run(missing, known, timer, keep, say)
+                self.run(missing, timer, keep, say)
         self.decisions.clear()
         return True
 
     def run(
         self,
         missing: Sequence[Sequence[Candidate]],
-        known: Sequence[Timed],
         timer: KernelTimer,
         keep: Callable[[Problem, Heat, float], None],
         say: Progress,
@@ -264,32 +248,22 @@ class Tuner:
     ) -> None:
         """Measure `missing` batch by batch until the budget, what was spent of it before included, ends.
 
-        Neighbours and heat slow a device for minutes. Anchors, kernels that were measured before or else some of the first batch,
-        take part in every batch, whose times are divided by how much slower these have become: problems of different batches
-        are compared where bits are chosen.
-
         Args:
             missing: candidates of each problem, in order of importance.
-            known: anchors and what they took, in ns.
             timer: that measures.
             keep: stores a heat and the noise of its canary.
             say: progress, in problems.
             clock: seconds, for the budget.
         """
         begin, done, longest = clock(), 0, 0.0
-        anew = {found[0].problem for found in missing}
-        anchors = [anchor for anchor in known if anchor[0].problem not in anew]
         for batch in _batches(missing):
             before = clock()
             # A batch that would not end in time is not begun.
             if self.tuning.budget_s is not None and self.spent_s + before - begin + longest >= self.tuning.budget_s:
                 break
             say("tune", done, len(missing))
-            measured = timer.time([*batch, *([candidate] for candidate, _ in anchors)])
-            level = _level([(once, again.ns) for (_, once), [again] in zip(anchors, measured[len(batch) :], strict=True)])
-            anchors = anchors or _anchors(batch, measured)
-            for found, timings in zip(batch, measured, strict=False):
-                times = {kernel_of(c.choice): (t.ns / level, t.spread) for c, t in zip(found, timings, strict=True)}
+            for found, timings in zip(batch, timer.time(batch), strict=True):
+                times = {kernel_of(c.choice): (t.ns, t.spread) for c, t in zip(found, timings, strict=True)}
                 heat = Heat(now(), self.device, measuring_version(), times, fresh=True)
                 keep(found[0].problem, heat, timings[0].canary_noise)
                 self.heats[repr(found[0].problem)] = heat
@@ -310,28 +284,6 @@ def _batches(missing: Sequence[Sequence[Candidate]]) -> Iterator[list[Sequence[C
         batch.append(found)
     if batch:
         yield batch
-
-
-def _by_work(schedule: Schedule) -> list[Problem]:
-    """Problems of `schedule` that can be measured, those with the largest share of the work first."""
-    problems = {kernel.symbol: kernel.problem for kernel in schedule.kernels}
-    work: dict[Problem, int] = {}
-    for step in schedule.calls:
-        problem = problems[step.symbol]
-        work[problem] = work.get(problem, 0) + step.macs
-    return sorted(filter(measurable, work), key=lambda problem: -work[problem])
-
-
-def _anchors(batch: Sequence[Sequence[Candidate]], measured: Sequence[Sequence[Timing]]) -> list[Timed]:
-    """The fastest candidates of the first problems, and their times."""
-    timed = (zip(found, timings, strict=True) for found, timings in zip(batch, measured, strict=True))
-    fastest = (min(pairs, key=lambda pair: pair[1].ns) for pairs in timed)
-    return [(candidate, timing.ns) for candidate, timing in fastest if timing.blocks][:ANCHORS]
-
-
-def _level(times: Sequence[tuple[float, float]]) -> float:
-    """How much slower the device is than before, by times of the same kernels, first and again."""
-    return median(again / once for once, again in times) if times else 1.0
 
 
 @contextmanager
